@@ -543,6 +543,11 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
         problems.append(f"adapter.head is {adapter.head!r} {why}; it must be {kind.head!r}")
     if not adapter.targets and kind.head == "lm":
         problems.append("adapter.targets is []; name a module: without a head, adapters are all that is trained")
+    text_task = data.terms.text_task if isinstance(data.terms, OutcomeTerms) else None
+    if text_task is not None and not adapter.targets:
+        problems.append(
+            f"adapter.targets is []; name a module: adapters alone learn to write the text of tasks.{text_task}"
+        )
     if adapter.reads is not None and kind.name != "document":
         problems.append(f"adapter.reads with records of kind {kind.name}; remove it: only a document's head chooses")
     return problems
@@ -564,10 +569,12 @@ def _length_problems(draft: StudyDraft) -> list[str]:
 
 
 def _task_problems(draft: StudyDraft) -> list[str]:
-    """Lists sites of tasks that take no part, and tasks of so few sites that a sum would tell what one of them sent."""
+    """Lists sites of tasks that take no part, tasks of so few sites that a sum would tell of one, and too few bins."""
     terms, sites = draft.data.terms, draft.participants.sites
     if not isinstance(terms, OutcomeTerms) or terms.tasks is None:
         return []
+    if draft.evaluation is not None and draft.evaluation.bins < len(terms.tasks):
+        return [f"evaluation.bins is {draft.evaluation.bins}; of {len(terms.tasks)} tasks each needs one"]
     named = {name: task.sites for name, task in terms.tasks.items() if task.sites is not None}
     problems = [
         f"tasks.{name}.sites names {site!r}, which is none of participants.sites"

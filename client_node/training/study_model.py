@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ...kernels.segments import Segments
@@ -13,6 +14,7 @@ from ...models.adapters import AdaptedModel, AdapterConfig, attach
 from ...models.backbones import loading, public_tokens
 from ...models.backbones.family import Backbone
 from ...models.errors import BackboneMismatch, InvalidAdapter, MetricUndefined, TargetMissing
+from ...models.evaluation.binned import bin_of
 from ...models.evaluation.router_statistics import router_statistics, unused_by_layer
 from ...models.heads import PooledHead
 from ...models.heads.signature import require_length, shown, signatures
@@ -58,6 +60,10 @@ class StudyModel:
     def judge(self, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself, see `RecordKind.judge`. PRIVATE: used in charged counts only."""
         return self.kind.judge(self.terms, self.reader, self.adapted, ids, target)
+
+    def bin_of(self, scores: np.ndarray, bins: int) -> npt.NDArray[np.int64]:
+        """[rows], 0 to bins - 1, where scores of `judge` are counted: by size, or of several tasks by the task."""
+        return scores.astype(np.int64) if self.kind.judged(self.terms) == "tasks" else bin_of(scores, bins)
 
     def signature(self, ids: np.ndarray, target: Any, length: int) -> np.ndarray:
         """[length], how the backbone reads one record by itself, the adapters as they started. PRIVATE.

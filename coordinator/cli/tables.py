@@ -200,6 +200,9 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
         for name, words in names.items()
         for value, interval in [estimate_texts(getattr(found.metrics, name))]
     ]
+    for task, estimate in found.tasks.items():
+        value, interval = estimate_texts(estimate)
+        rows.append({"metric": f"{task} right", "value": value, "95 % interval": interval})
     out.print(table_of(f"{found.run}, held-out records of {', '.join(found.sites)}", rows))
     if found.judged not in ("numbers", "tasks"):
         bins = [reliability_row(each) for each in found.metrics.reliability]

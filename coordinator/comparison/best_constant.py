@@ -44,7 +44,7 @@ def best_of_tasks(terms: OutcomeTerms, told: np.ndarray) -> np.ndarray:
     """
     objective, answers = terms.objective(), []
     parts = objective.apart(torch.from_numpy(told))
-    for task, own, (target, is_told) in zip(objective.tasks, (terms.tasks or {}).values(), parts, strict=True):
+    for task, own, (target, is_told) in zip(objective.tasks, terms.head_tasks.values(), parts, strict=True):
         of_task = target[is_told].numpy()
         reach = own.reach - 2 * ROUNDING  # so that both ends of what is covered count as right
         answers.append(best(task.objective, of_task, reach).reshape(-1) if len(of_task) else np.zeros(task.width))

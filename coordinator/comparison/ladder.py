@@ -23,6 +23,7 @@ from ...client_node.study.cost import releases_of_draft, ring_of, solve_noise, w
 from ...client_node.training.study_model import load_study_model
 from ...models.evaluation.metrics import Estimate
 from ...models.heads.objectives import Objective, PointOnScale, SeveralTasks
+from ...models.heads.written import documents
 from ...models.records.kind import SHARE
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
@@ -214,7 +215,8 @@ class Ladder:
     def _inputs_of(self, reading: str, records: Records) -> Inputs:
         if reading == "head":
             assert self.model is not None, "left out"
-            return head_inputs(self.model.adapted, self.model.examples(records).ids)
+            examples = self.model.examples(records)
+            return head_inputs(self.model.adapted, documents(examples.ids, examples.targets))
         if self.draft.data.kind.reads == "text":
             return hashed_inputs(shown_texts(self.draft, records), reading)
         return word_inputs(self.draft, word_ids(self.draft, records))

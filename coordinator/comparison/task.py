@@ -16,7 +16,7 @@ from ...client_node.study import StudyDraft
 from ...client_node.study.cost import provisional
 from ...models.evaluation.metrics import Estimate, auc, exact_match, mean_share
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
-from ...models.records.tasks import OutcomeTerms
+from ...models.records.tasks import OutcomeTerms, is_told
 from ..errors import StudyRefused
 from ..results.export import held_out_policy
 from . import best_constant
@@ -36,17 +36,19 @@ class Target:
     held_out: np.ndarray  # [rows] of all sites; -1 is a value of a completion that no training record has
     within: float = 0.0  # of a point on a scale from -1 to 1: an answer is right if it is as near
     tasks: OutcomeTerms | None = None  # of several: their terms
+    written: np.ndarray | None = None  # [rows] of a text: 1 if it is the most frequent one, 0 if not, NaN for none
 
     def judge(self, outputs: np.ndarray) -> Estimate:
         """Measures the outputs for all held-out records: [rows] or [rows, K].
 
         The interval is over records: DeLong's of an AUC, Wilson's of a share. Of several labels all must be right; of
-        several tasks it is the mean share of a record's that is right.
+        several tasks it is the mean share of a record's that is right. None of these models writes: where a text is a
+        task, it is answered with the most frequent one.
         """
         if self.metric == "AUC":
             return auc(outputs, self.held_out)
         if self.tasks is not None:
-            return mean_share(self.tasks.shares(outputs, self.held_out))
+            return mean_share(self.tasks.shares(outputs, self.held_out, self.written))
         return exact_match(self._is_right(outputs).tolist())
 
     def best_constant(self) -> np.ndarray:
@@ -185,7 +187,19 @@ def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Map
         held_out=told,
         within=best_constant.within(terms),
         tasks=terms if terms.tasks else None,
+        written=None if terms.written is None else _most_frequent(terms.written.column, held_out),
     )
+
+
+def _most_frequent(column: str, held_out: Mapping[str, Records]) -> np.ndarray:
+    """[rows], whether a text is the one that most records tell; NaN where a record tells none."""
+    cells = np.concatenate([records.columns[column] for records in held_out.values()])
+    found = np.full(len(cells), np.nan)
+    told = is_told(cells)
+    if told.any():
+        texts, count = np.unique(cells[told].astype(str), return_counts=True)
+        found[told] = cells[told].astype(str) == texts[count.argmax()]
+    return found
 
 
 def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target | None:

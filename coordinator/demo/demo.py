@@ -494,7 +494,13 @@ def _program_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
 
 
 # A metric of one task of several, beside its name for people.
-_OF_A_TASK = {"auc": "AUC", "accuracy": "accuracy", "mean_absolute_error": "mean error"}
+_OF_A_TASK = {
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "mean_absolute_error": "mean error",
+    "exact_match": "exact match",
+    "perplexity": "perplexity",
+}
 _WHEN = ("private", "nonprivate", "before")
 
 

@@ -1,10 +1,13 @@
 """Computes the metrics and the privacy cost of a run's evaluation, from the noised histogram, which is public."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from ...client_node.study.cost import planned_releases
 from ...models.evaluation.binned import BinnedMetrics, binned_metrics
+from ...models.evaluation.metrics import Estimate
 from ...models.records.kind import Judged
+from ...models.records.tasks import OutcomeTerms
 from ...privacy.accounting import epsilon_pld
 from ..errors import Conflict
 from ..store import Store
@@ -21,6 +24,7 @@ class Measurement:
     noise_std: float  # of each count
     judged: Judged  # a completion is positive if greedy decoding writes it exactly, an answer if it is right
     metrics: BinnedMetrics
+    tasks: Mapping[str, Estimate | None]  # of several: how often each is right; None where noise hides it
     unit: str
     epsilon: float | None  # of the evaluation by itself, by PLD; None in mode "none"
     epsilon_added: float | None  # by the evaluation, to the epsilon of all before it in the run
@@ -53,13 +57,27 @@ def measurement(store: Store, run_id: str) -> Measurement:
         epsilon = epsilon_pld([release], privacy.delta, privacy.collusion)
         added = epsilon_pld([*before, release], privacy.delta, privacy.collusion)
         added -= epsilon_pld(before, privacy.delta, privacy.collusion)
+    by_label = [counts[: len(counts) // 2], counts[len(counts) // 2 :]]
+    terms = study.draft.data.terms
+    names = tuple((terms.tasks or {}) if isinstance(terms, OutcomeTerms) else ())
+    if names:  # a bin counts one task; those behind the last one hold noise alone
+        by_label = [own[: len(names) + len(names) % 2] for own in by_label]
+    metrics = binned_metrics(by_label, noise_std=noise_std)
+    tasks: dict[str, Estimate | None] = dict.fromkeys(names)
+    if names:
+        tasks |= {name: each.positives for name, each in zip(names, metrics.reliability, strict=False)}
+        # Bins are tasks, and not sizes of a score.
+        metrics = replace(
+            metrics, auc=None, auc_tied=None, accuracy=metrics.prevalence, calibration_error=None, reliability=()
+        )
     return Measurement(
         run=run_id,
         rounds=store.last_round(run_id).number,
         sites=sites,
         noise_std=noise_std,
         judged=study.draft.data.judged,
-        metrics=binned_metrics([counts[: len(counts) // 2], counts[len(counts) // 2 :]], noise_std=noise_std),
+        metrics=metrics,
+        tasks=tasks,
         unit=study.draft.data.unit,
         epsilon=epsilon,
         epsilon_added=added,

@@ -27,7 +27,8 @@ from ...kernels.lora import lora_linear
 from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
-from ..heads import PooledHead, completion_losses, pooled
+from ..heads import PooledHead, completion_losses, pooled, pooled_and_last, written
+from ..heads.objectives import SeveralTasks, TextTask
 from . import resuming
 from .factors import LAYER, AdapterConfig, Gates, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
@@ -186,6 +187,12 @@ class AdaptedModel(nn.Module):
         self.frozen_layers = resuming.frozen_layers(model, self.adapters, () if head is None else head.reads or ())
 
     @property
+    def text(self) -> TextTask | None:
+        """What is written behind a record beside what the head learns of it; None if nothing is."""
+        objective = None if self.head is None else self.head.objective
+        return objective.text if isinstance(objective, SeveralTasks) else None
+
+    @property
     def expert_layers(self) -> tuple[int, ...]:
         """Decoder layers, from 0, whose routed experts take adapters."""
         banks = [name for name, adapter in self.adapters.items() if isinstance(adapter, LoRAExperts)]
@@ -226,7 +233,7 @@ class AdaptedModel(nn.Module):
             raise InvalidAdapter("no layer lies below what is trained: there is nothing to keep")
 
         def run() -> None:
-            if self.head is not None:
+            if self.head is not None and self.text is None:
                 pooled(self.model, ids_RT)
             else:
                 self.model.model(input_ids=ids_RT, use_cache=False)
@@ -238,18 +245,45 @@ class AdaptedModel(nn.Module):
 
         Args:
             targets: with a head, [R], what its objective learns; without, bool [R, T], which tokens are a record's
-                completion.
+                completion; with a head and a text behind the record, int64 [R, T], both, see `heads.written`.
             entering_RTD: what `entering` gave for these records; the layers below are then not computed. States behind
                 a record's last token may be any finite numbers. None computes all layers.
         """
         if entering_RTD is not None:
             with resuming.resumed(self.model, entering_RTD, self.frozen_layers):
                 return self.losses(ids_RT, targets)
+        # A collector is there where records of several units share a batch.
+        tile = None if self.slot.collector is None else _FORETOLD
         if self.head is None:
-            # A collector is there where records of several units share a batch.
-            tile = None if self.slot.collector is None else _FORETOLD
             return completion_losses(self.model, ids_RT, targets, tile=tile)
-        return self.head.objective.losses(self.classify(ids_RT), targets)
+        if self.text is None:
+            return self.head.objective.losses(self.classify(ids_RT), targets)
+        of_head_R, is_document_RT, is_written_RT = written.apart(targets)
+        pooled_RN, last_RTD = pooled_and_last(self.model, ids_RT, is_document_RT, self.head.reads)
+        told_R = self.head.objective.losses(self.head(pooled_RN), of_head_R)
+        written_R = completion_losses(self.model, ids_RT, is_written_RT, tile=tile, last_RTD=last_RTD)
+        return told_R + self.text.weight * written_R
+
+    def made_up_targets(self, is_learned_RT: Tensor, *, are_alike: bool = False) -> Tensor:
+        """Makes targets of nobody, for probes, as `losses` takes them.
+
+        Args:
+            is_learned_RT: bool, tokens that a model without a head learns; one with both, only behind the middle of
+                those up to a row's last.
+            are_alike: of what a head learns, True for the same in all rows; else the first and the last of an odd
+                number of rows are alike.
+        """
+        if self.head is None:
+            return is_learned_RT
+        objective, (rows, tokens) = self.head.objective, is_learned_RT.shape
+        of_head_R = objective.made_up(1).expand(rows) if are_alike else objective.made_up(rows)
+        if self.text is None:
+            return of_head_R.to(is_learned_RT.device)
+        is_learned_RT, place_T = is_learned_RT.cpu(), torch.arange(tokens)
+        middle_R = (is_learned_RT * (place_T + 1)).amax(1) // 2
+        is_written_RT = is_learned_RT & (place_T >= middle_R[:, None])
+        joined = written.joined(of_head_R.numpy(), torch.zeros_like(is_written_RT), is_written_RT)
+        return torch.from_numpy(joined).to(next(iter(self.trained.values())).device)
 
     def state(self) -> npt.NDArray[np.float32]:
         """The trained parameters as one vector [dim]."""
@@ -309,6 +343,8 @@ def _refuse_unread(model: Any, head: PooledHead | None, reached: set[int]) -> No
     """Layers above all that a head reads do not run, so that adapters in them would never learn."""
     if head is None or head.reads is None or model.config.num_hidden_layers in head.reads:
         return
+    if isinstance(head.objective, SeveralTasks) and head.objective.text is not None:
+        return  # what is written reads the last state
     if above := sorted(layer for layer in reached if layer >= max(head.reads)):
         raise TargetMissing(
             f"adapters in layer {', '.join(map(str, above))}, counted from 0, lie above the last state that the head "

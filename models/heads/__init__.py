@@ -3,8 +3,8 @@
 `pooled` gives the states that `PooledHead` turns into numbers of a record, of which an objective in `objectives` makes
 a label, a class, several labels, a point of a scale, or several of these. `record_losses` is the loss of a label,
 `foretell` that of the words that a causal model is to write, and `completion_losses` the same for training. Each loss
-is a function of one record alone, as clipping by unit needs it to be. `signature` says how the backbone reads a record,
-whatever is learned of it.
+is a function of one record alone, as clipping by unit needs it to be. `written` joins the targets of a head with those
+of a text behind the record. `signature` says how the backbone reads a record, whatever is learned of it.
 
 A coin flip costs log 2 nats; a sure answer costs little if it is right and much if it is wrong:
 
@@ -16,6 +16,16 @@ A coin flip costs log 2 nats; a sure answer costs little if it is right and much
 """
 
 from .losses import completion_losses, foretell, record_losses
-from .pooling import PooledHead, pooled
+from .pooling import PooledHead, pooled, pooled_and_last
 
-__all__ = ["PooledHead", "completion_losses", "foretell", "objectives", "pooled", "record_losses", "signature"]
+__all__ = [
+    "PooledHead",
+    "completion_losses",
+    "foretell",
+    "objectives",
+    "pooled",
+    "pooled_and_last",
+    "record_losses",
+    "signature",
+    "written",
+]

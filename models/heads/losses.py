@@ -67,7 +67,14 @@ def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
     )
 
 
-def completion_losses(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, tile: int | None = None) -> Tensor:
+def completion_losses(
+    model: Any,
+    ids_RT: Tensor,
+    is_completion_RT: Tensor,
+    *,
+    tile: int | None = None,
+    last_RTD: Tensor | None = None,
+) -> Tensor:
     """[R], the mean loss over the tokens of each completion, as `Foretold.by_record`, for training.
 
     Logits are made for some tokens at a time and turned into the gradient of their states at once, so those of a whole
@@ -77,8 +84,9 @@ def completion_losses(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, t
     Args:
         tile: states that the output matrix is applied to at a time, always as many: how a loss is rounded then does not
             depend on how many tokens the other records have. None: as many as are quick.
+        last_RTD: the model's last states of these tokens, if they are known already.
     """
-    hidden_ND, target_N, row_N, tokens_R = _foretelling(model, ids_RT, is_completion_RT)
+    hidden_ND, target_N, row_N, tokens_R = _foretelling(model, ids_RT, is_completion_RT, last_RTD)
     tokens = len(target_N)
     if tile is not None and tokens:
         spare = -tokens % tile
@@ -88,11 +96,14 @@ def completion_losses(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, t
     return _means(losses_N, row_N, tokens_R)
 
 
-def _foretelling(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _foretelling(
+    model: Any, ids_RT: Tensor, is_completion_RT: Tensor, last_RTD: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Finds the states [N, D] that foretell the tokens of completions, these tokens, their rows, and rows' counts."""
-    hidden_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
+    if last_RTD is None:
+        last_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
     is_foretold = is_completion_RT[:, 1:].bool()
-    hidden_ND, target_N = hidden_RTD[:, :-1][is_foretold], ids_RT[:, 1:][is_foretold]
+    hidden_ND, target_N = last_RTD[:, :-1][is_foretold], ids_RT[:, 1:][is_foretold]
     return hidden_ND, target_N, is_foretold.nonzero()[:, 0], is_foretold.sum(1)
 
 

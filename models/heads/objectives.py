@@ -246,19 +246,33 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class TextTask:
+    """A text that is written behind a record, beside what a head learns of it."""
+
+    name: str
+    asked: str  # what stands before the text, for people
+    weight: float = 1.0  # of its loss, the mean over its tokens
+
+
+@dataclass(frozen=True, slots=True)
 class SeveralTasks(_WholeNumber):
     """Several tasks with a part of the outputs each: the weighted sum of the losses of those that a record tells.
 
     A target holds a digit for each task, the first one lowest: 0 where the record does not tell, else 1 plus the task's
     own. Nothing is divided by how many tasks a record tells, or how many records of a batch tell one: a unit's gradient
     is a function of its own records. A joint head with one loss a task is that of Caruana (1997), Multitask Learning.
+
+    Beside them a text may be written behind the record, see `written`: by the model's own output matrix, so that the
+    head has no outputs for it, and its loss, that of a completion, is added by whoever holds the model.
     """
 
     tasks: tuple[Task, ...]
+    text: TextTask | None = None
 
     def __post_init__(self) -> None:
-        if not self.tasks or len({task.name for task in self.tasks}) < len(self.tasks):
-            raise InvalidAdapter("need one or more tasks, each with a name of its own")
+        names = [task.name for task in self.tasks] + ([] if self.text is None else [self.text.name])
+        if not self.tasks or len(set(names)) < len(names):
+            raise InvalidAdapter("need one or more tasks for the head, each with a name of its own")
         if self.digits > 2**MOST_LABELS:
             raise InvalidAdapter(
                 f"the tasks together tell {math.log2(self.digits):.1f} bits of a record, and at most {MOST_LABELS} "
@@ -276,6 +290,11 @@ class SeveralTasks(_WholeNumber):
         parts = [
             f"Task {_listed((task.name,))[1:-1]}, {task.width} of them: {task.objective.meaning}" for task in self.tasks
         ]
+        if self.text is not None:
+            parts.append(
+                f"Task {_listed((self.text.name,))[1:-1]} is a text, which the model writes behind the record and "
+                f"{_listed((self.text.asked,))[1:-1]}."
+            )
         return f"It gives {self.outputs} numbers, those of its tasks one after another. {' '.join(parts)}"
 
     @property

@@ -102,19 +102,49 @@ def pooled(model: Any, ids_RT: Tensor, reads: tuple[int, ...] | None = None) -> 
         ids_RT: int64, padded on the right with 0.
         reads: the states to read, see `PooledHead`.
     """
-    # A vocabulary may have a word of number 0, so only zeros behind a record's last other word are padding.
-    is_token = (ids_RT > 0).flip(1).cummax(1).values.flip(1)
-    embedded = inputs.embedded(model, ids_RT)
-    attended = is_token.clone()
-    attended[:, 0] = True  # a row that attends to nothing would be nan
+    is_token_RT = _up_to_the_last(ids_RT)
+    attended_RT = is_token_RT.clone()
+    attended_RT[:, 0] = True  # a row that attends to nothing would be nan
+    embedded_RTD = inputs.embedded(model, ids_RT)
     with _layers_told(model, reads or ()) as told:
-        last = model.model(
-            inputs_embeds=embedded, attention_mask=attended.long(), use_cache=False
+        last_RTD = model.model(
+            inputs_embeds=embedded_RTD, attention_mask=attended_RT.long(), use_cache=False
         ).last_hidden_state  # fmt: skip
+    return _mean(ids_RT, is_token_RT, embedded_RTD, last_RTD, reads, told)
+
+
+def pooled_and_last(
+    model: Any, ids_RT: Tensor, is_document_RT: Tensor, reads: tuple[int, ...] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Computes what `pooled` gives of documents, and the last states [R, T, D] of all tokens, in one pass.
+
+    Args:
+        is_document_RT: bool; tokens of which the head reads nothing follow the document's.
+    """
+    embedded_RTD = inputs.embedded(model, ids_RT)
+    with _layers_told(model, reads or (), up_to_the_last=True) as told:
+        last_RTD = model.model(inputs_embeds=embedded_RTD, use_cache=False).last_hidden_state
+    is_token_RT = _up_to_the_last(ids_RT.masked_fill(~is_document_RT, 0))
+    return _mean(ids_RT, is_token_RT, embedded_RTD, last_RTD, reads, told), last_RTD
+
+
+def _up_to_the_last(ids_RT: Tensor) -> Tensor:
+    """bool [R, T]; a vocabulary may have a word of number 0, so only zeros behind the last other word are padding."""
+    return (ids_RT > 0).flip(1).cummax(1).values.flip(1)
+
+
+def _mean(
+    ids_RT: Tensor,
+    is_token_RT: Tensor,
+    embedded_RTD: Tensor,
+    last_RTD: Tensor,
+    reads: tuple[int, ...] | None,
+    told: dict[int, Tensor],
+) -> Tensor:
     if reads is None:
-        states, is_read = [embedded / _EMBEDDING_SCALE, last], _last_line(ids_RT, is_token)
+        states, is_read = [embedded_RTD / _EMBEDDING_SCALE, last_RTD], _last_line(ids_RT, is_token_RT)
     else:
-        states, is_read = [told.get(read, last) if read else embedded for read in reads], is_token
+        states, is_read = [told.get(read, last_RTD) if read else embedded_RTD for read in reads], is_token_RT
     side_by_side = torch.cat(states, dim=-1).masked_fill(~is_read[..., None], 0)
     mean: Tensor = side_by_side.sum(1) / is_read.sum(1, keepdim=True).clamp_min(1)
     return mean
@@ -128,15 +158,15 @@ def _last_line(ids_RT: Tensor, is_token_RT: Tensor) -> Tensor:
 
 
 @contextmanager
-def _layers_told(model: Any, reads: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+def _layers_told(model: Any, reads: tuple[int, ...], *, up_to_the_last: bool = False) -> Iterator[dict[int, Tensor]]:
     """Collects inside what the layers give whose states are read; the last layer's is read behind the norm.
 
-    Layers above all that is read do not run.
+    Layers above all that is read do not run, unless the last is asked for.
     """
     told: dict[int, Tensor] = {}
     last = model.config.num_hidden_layers
     inner = [read for read in reads if 0 < read < last]
-    top = None if not reads or last in reads else max(1, *reads)
+    top = None if up_to_the_last or not reads or last in reads else max(1, *reads)
     with ExitStack() as stack:
         layers = stack.enter_context(_up_to(model, top))
         for read in inner:

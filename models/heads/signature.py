@@ -51,12 +51,12 @@ def shown(ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     Args:
         ids: [T], padded on the right with 0.
-        targets: of the record: its outcome, or bool [T], which tokens are learned.
+        targets: of the record: its outcome, or bool [T], which tokens are learned; or both, see `written`.
     """
     end = int(np.flatnonzero(ids).max(initial=-1)) + 1
-    if targets.ndim:
-        learned = np.flatnonzero(targets)
-        end = min(end, int(learned[0]) if len(learned) else end)
+    if targets.ndim:  # of both, the first number is the outcome
+        behind = 1 + np.flatnonzero(targets[1:])
+        end = min(end, int(behind[0]) if len(behind) else end)
     return ids[: max(1, end)]
 
 

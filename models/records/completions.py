@@ -125,7 +125,8 @@ def last_runs(is_learned: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     backward = is_learned[:, ::-1].astype(np.int64)
     ends = np.diff(backward, axis=1, prepend=0) == 1  # of runs, seen from the end of the row
     is_last = (np.cumsum(ends, axis=1) == 1) & (backward == 1)
-    return np.ascontiguousarray(is_last[:, ::-1])
+    found: npt.NDArray[np.bool_] = is_last[:, ::-1].copy()  # torch takes no view from behind
+    return found
 
 
 def _only(foretold: Any, is_kept_N: "torch.Tensor") -> Any:

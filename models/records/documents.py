@@ -1,14 +1,14 @@
 """Documents: records of free text that a head reads as a whole, to say classes, labels, a number, or several tasks.
 
-The text is what a published template makes of a record's cells; nothing is written. What is learned is what
-`tasks.OutcomeTerms` name.
+The text is what a published template makes of a record's cells. What is learned is what `tasks.OutcomeTerms` name. One
+of several tasks may be a text: then the model writes it behind the document, which the head reads alone.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,11 @@ from pydantic import Field
 
 from ..errors import InvalidPrompt, InvalidSchema
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, SparseModel
-from .kind import Column
-from .outcomes import ReadByHead
-from .tasks import OutcomeTerms
-from .templates import Part, PlainTokenizer, TokenTemplate, columns_of, padded
+from .completions import perplexity_by_unit, text_scores
+from .kind import Column, Examples
+from .outcomes import Outcome, ReadByHead
+from .tasks import OutcomeTerms, WrittenTerms, is_told
+from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded, said
 from .text import Template
 
 Ids = npt.NDArray[np.int64]
@@ -28,9 +29,30 @@ Ids = npt.NDArray[np.int64]
 class DocumentTerms(OutcomeTerms, SparseModel):
     """Terms of documents in a study: the text that is read of a record, and what is learned of it."""
 
+    can_write: ClassVar[bool] = True
+
     text: Template = Field(
         examples=['"{text}"'], description="what the model is shown of a record; names in braces are columns"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Behind:
+    """A text behind a document."""
+
+    template: TokenTemplate  # of a record that tells the text: the document, what is asked, the text
+    column: str
+    asked: int  # tokens of what is asked
+
+    @classmethod
+    def of(cls, text: str, terms: WrittenTerms, tokenizer: PlainTokenizer, max_tokens: int) -> "_Behind":
+        parts = [
+            Part(text, is_learned=False),
+            Part(terms.prompt, is_learned=False),
+            Part(terms.completion, is_learned=True),
+        ]
+        asked = tokenizer.of_template(said(terms.prompt))
+        return cls(TokenTemplate(parts, tokenizer, max_tokens), terms.column, len(asked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +62,7 @@ class DocumentReader:
     template: TokenTemplate
     tokenizer: PlainTokenizer
     outcome: OutcomeTerms
+    behind: _Behind | None = None  # what is written, if anything is
 
     @classmethod
     def of(cls, text: str, tokenizer: Any, max_tokens: int, *, outcome: OutcomeTerms | None = None) -> "DocumentReader":
@@ -50,7 +73,10 @@ class DocumentReader:
         """
         plain = PlainTokenizer(tokenizer)
         template = TokenTemplate([Part(text, is_learned=False)], plain, max_tokens)
-        return cls(template, plain, outcome or OutcomeTerms())
+        outcome = outcome or OutcomeTerms()
+        written = outcome.written
+        behind = None if written is None else _Behind.of(text, written, plain, max_tokens)
+        return cls(template, plain, outcome, behind)
 
     @property
     def words(self) -> int:
@@ -60,16 +86,37 @@ class DocumentReader:
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
-        """Returns ids [rows, longest] and what is learned, [rows]."""
-        return self.encode(columns), self.outcome.targets(columns, labels)
+        """Returns ids [rows, longest] and what is learned: [rows], or with a text [rows, longest], see `heads.written`.
+
+        Of a record that is too long, the document's cells are cut first, so that its text stays whole.
+        """
+        targets = self.outcome.targets(columns, labels)
+        if self.behind is None:
+            return self.encode(columns), targets
+        from ..heads import written
+
+        tells = is_told(columns[self.behind.column])
+        rows: list[Row] = [([], [])] * len(tells)
+        for here, template in ((~tells, self.template), (tells, self.behind.template)):
+            places = np.flatnonzero(here)
+            own = self._rows({name: cells[places] for name, cells in columns.items()}, template)
+            for place, row in zip(places.tolist(), own, strict=True):
+                rows[place] = row
+        ids, is_written = padded(rows)
+        end = np.where(is_written.any(1), is_written.argmax(1), 0)[:, None]  # of what is asked
+        tokens = np.arange(ids.shape[1])
+        return ids, written.joined(targets, (end - self.behind.asked <= tokens) & (tokens < end), is_written)
 
     def encode(self, columns: Mapping[str, Sequence[str] | np.ndarray]) -> Ids:
-        """[rows, longest]; in a record that is too long, the longest cells are cut at their ends."""
+        """[rows, longest], documents alone; of one that is too long, the longest cells are cut at their ends."""
+        return padded(self._rows(columns, self.template))[0]
+
+    def _rows(self, columns: Mapping[str, Sequence[str] | np.ndarray], template: TokenTemplate) -> list[Row]:
         cells = [
             self.tokenizer.of_records([cell.lead + str(text) for text in columns[cell.column]])
-            for cell in self.template.cells
+            for cell in template.cells
         ]
-        return padded([self.template.row(own) for own in zip(*cells, strict=True)])[0]
+        return [template.row(own) for own in zip(*cells, strict=True)]
 
 
 def encoded(template: str, texts: Sequence[str], tokenizer: Any, max_tokens: int) -> Ids:
@@ -109,6 +156,10 @@ class Documents(ReadByHead):
             for name in names
             if not re.fullmatch(FIELD_NAME, name)
         ]
+        if terms.written is not None and terms.text.startswith("{") and not terms.text.startswith("{{"):
+            problems.append(
+                "data.document.text must begin with some words of its own, such as Letter:, where a text is a task"
+            )
         return problems + terms.outcome_problems("data.document", names)
 
     def columns(self, terms: DocumentTerms) -> tuple[Column, ...]:
@@ -122,6 +173,7 @@ class Documents(ReadByHead):
     def facts(self, terms: DocumentTerms) -> dict[str, Any]:
         """Describes the text and what is learned of it."""
         columns = [f"{name} (free text, shown)" for name in columns_of(terms.text, "text")]
+        columns += [] if terms.written is None else [f"{terms.written.column} (free text, learned)"]
         return {"text": terms.text, **terms.outcome_facts(), "columns": columns}
 
     def schema(self, terms: DocumentTerms) -> NoReturn:
@@ -135,3 +187,52 @@ class Documents(ReadByHead):
             InvalidPrompt: the template by itself leaves no room for a record.
         """
         return DocumentReader.of(terms.text, vocabulary, max_tokens, outcome=terms)
+
+    def judge(self, terms: Outcome, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        """Judges what the head gives for the document, and what is written behind it, see `OutcomeTerms.judge`."""
+        from ..heads import written
+
+        told = np.asarray(target)
+        if not (isinstance(terms, DocumentTerms) and told.ndim):
+            return super().judge(terms, reader, adapted, ids, target)
+        document, outputs = self.read_by_head(adapted, written.documents(ids, told))
+        # Of every record, also if it tells no text: workers of a site pass through the model together.
+        exact, _, _ = _texts_of(adapted, Examples(ids[None], told[None], np.zeros(1, np.int64)))
+        is_written = None if np.isnan(exact[0]) else bool(exact[0])
+        return terms.judge(outputs, told[0], document, is_written=is_written)
+
+    def evaluate(self, terms: Outcome, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        """Computes metrics of the outcome; of a text also its exact match, and perplexity by unit."""
+        name = terms.text_task if isinstance(terms, DocumentTerms) else None
+        if not isinstance(terms, DocumentTerms) or name is None:
+            return super().evaluate(terms, reader, adapted, tables)
+        from ..evaluation.metrics import exact_match
+
+        found, targets = terms.scored(adapted, tables)
+        texts = [_texts_of(adapted, examples) for examples in tables]
+        exact = np.concatenate([is_exact for is_exact, _, _ in texts])
+        measured = {"records": len(targets)} | terms.measured(found, targets, exact)
+        told = exact[~np.isnan(exact)]
+        if len(told):
+            by_unit = [(each.units[own[-1] > 0], *(sums[own[-1] > 0] for sums in own[1:]))
+                       for each, own in zip(tables, texts, strict=True)]  # fmt: skip
+            measured[f"exact_match_{name}"] = asdict(exact_match((told > 0).tolist()))
+            measured[f"perplexity_{name}"] = asdict(perplexity_by_unit(by_unit))
+        return measured
+
+
+def _texts_of(
+    adapted: Any, examples: Examples
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Scores the texts behind documents.
+
+    Returns:
+        (is_exact, losses, tokens), each [rows]: 1 or 0, whether the text is written word for word, NaN where there is
+        none; the others as `text_scores`.
+    """
+    from ..heads.written import WRITTEN
+
+    is_written = np.asarray(examples.targets) == WRITTEN
+    is_written[:, 0] = False
+    exact, losses, tokens = text_scores(adapted, Examples(examples.ids, is_written, examples.units))
+    return np.where(tokens > 0, exact, np.nan), losses, tokens

@@ -148,7 +148,8 @@ class RecordKind(Protocol):
     def judge(self, terms: Any, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself: (label, score), the score as a logit. PRIVATE: used in charged counts only.
 
-        The label is NaN if there is nothing to judge.
+        The label is NaN if there is nothing to judge. Of several tasks, the score is the place of the one that was
+        judged.
         """
 
     def evaluate(self, terms: Any, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class Outcome(StrictModel):
     def scored(self, adapted: Any, tables: Sequence[Examples]) -> tuple[np.ndarray, np.ndarray]:
         """Computes the head's outputs for all records, [rows] or [rows, K], beside their targets [rows]."""
         found = np.concatenate([scores(adapted, examples) for examples in tables])
-        return found, np.concatenate([examples.targets for examples in tables])
+        targets = [each.targets if each.targets.ndim == 1 else each.targets[:, 0] for each in tables]
+        return found, np.concatenate(targets)
 
     def details(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         """Computes each label's AUC, if it has both values, or the mean absolute error of a number."""
@@ -229,12 +230,17 @@ class ReadByHead(RecordKind):
 
     def judge(self, terms: Outcome, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges what the head gives for the record at its own length, see `Outcome.judge`."""
+        record, outputs = self.read_by_head(adapted, ids)
+        return terms.judge(outputs, target, record)
+
+    def read_by_head(self, adapted: Any, ids: np.ndarray) -> tuple[bytes, Any]:
+        """Returns the bytes of a record's tokens without padding, and the head's outputs for it, [1] or [1, K]."""
         import torch
 
         length = max(1, int(np.flatnonzero(ids).max(initial=-1)) + 1)  # padding is on the right
         device = next(iter(adapted.trained.values())).device
         own = ids[:length]
-        return terms.judge(adapted.classify(torch.from_numpy(own[None]).to(device)), target, own.tobytes())
+        return own.tobytes(), adapted.classify(torch.from_numpy(own[None]).to(device))
 
     def evaluate(self, terms: Outcome, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes the metrics that go with the outcome, see `Outcome.metrics`."""
@@ -245,8 +251,10 @@ def scores(adapted: Any, examples: Examples) -> np.ndarray:
     """Computes the head's outputs for records, [rows] or [rows, K]."""
     import torch
 
+    from ..heads.written import documents
+
     with torch.no_grad():
-        parts = torch.split(torch.from_numpy(examples.ids), _ROWS)
+        parts = torch.split(torch.from_numpy(documents(examples.ids, examples.targets)), _ROWS)
         found: np.ndarray = torch.cat([adapted.classify(part) for part in parts]).numpy()
     return found
 

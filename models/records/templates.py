@@ -183,6 +183,11 @@ def columns_of(text: str, part: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def said(text: str) -> str:
+    """Returns what a template without names says."""
+    return "".join(literal for literal, _, _, _ in string.Formatter().parse(text))
+
+
 def literally(text: str) -> str:
     """Writes text as a template that says just that."""
     return text.replace("{", "{{").replace("}", "}}")

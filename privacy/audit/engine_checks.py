@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ...models.adapters import AdaptedModel, AdapterLayout
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
+from ...models.heads.written import WRITTEN, joined
 from ..mechanism import adaptive_clipping
 from ..mechanism.batches import BatchShapes, probed_shapes, states_when_asked
 from ..mechanism.sampling import Integers
@@ -284,10 +285,21 @@ def unit_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets) -> Re
 
 
 def _record_loss(adapted: AdaptedModel, tokens_T: Tensor, target: Tensor) -> Tensor:
-    if adapted.head is not None:
+    if adapted.head is None:
+        return _written_loss(adapted, tokens_T, target)
+    if adapted.text is None:
         return _outcome_loss(adapted.head.objective, adapted.classify(tokens_T[None])[0], target)
-    logits_TV = adapted.model(input_ids=tokens_T[None], use_cache=False).logits[0]
-    completed = target.nonzero()[:, 0]
+    is_behind = torch.cat([torch.tensor([False]), target[1:] > 0])
+    document = tokens_T[: int(is_behind.nonzero()[0])] if bool(is_behind.any()) else tokens_T
+    told = _outcome_loss(adapted.head.objective, adapted.classify(document[None])[0], target[0])
+    return told + adapted.text.weight * _written_loss(adapted, tokens_T, is_behind & (target == WRITTEN))
+
+
+def _written_loss(adapted: AdaptedModel, tokens_T: Tensor, is_written_T: Tensor) -> Tensor:
+    logits_TV: Tensor = adapted.model(input_ids=tokens_T[None], use_cache=False).logits[0]
+    completed = is_written_T.nonzero()[:, 0]
+    if not len(completed):
+        return logits_TV.sum() * 0
     return F.cross_entropy(logits_TV[completed - 1], tokens_T[completed])
 
 
@@ -318,12 +330,19 @@ def _outcome_loss(objective: Objective, outputs: Tensor, target: Tensor) -> Tens
 
 
 def unlikely_targets(adapted: AdaptedModel, ids: Integers) -> Targets:
-    """For each record the label that the model finds less likely; of random words, that all but the first follow."""
-    if adapted.head is not None:
+    """For each record the label that the model finds less likely; of random words, that all but the first follow.
+
+    Where both are learned, the words of the second half follow the first, of which the label is.
+    """
+    if adapted.head is None:
+        targets = np.ones(ids.shape, dtype=np.bool_)
+        targets[:, :1] = False
+        return targets
+    if adapted.text is None:
         return wrong_labels(adapted, ids)
-    targets = np.ones(ids.shape, dtype=np.bool_)
-    targets[:, :1] = False
-    return targets
+    half = ids.shape[1] // 2
+    is_written = np.broadcast_to(np.arange(ids.shape[1]) >= half, ids.shape)
+    return joined(wrong_labels(adapted, ids[:, :half]), np.zeros_like(is_written), is_written)
 
 
 @torch.no_grad()
@@ -382,7 +401,7 @@ def _noise_fresh(probe: Probe) -> Iterator[str]:
 
 def _noise(probe: Probe) -> Reals:
     nobody = np.zeros((0, _LENGTH), dtype=np.int64)
-    targets = nobody[:, 0] if probe.adapted.head is not None else nobody > 0
+    targets = probe.adapted.made_up_targets(torch.from_numpy(nobody > 0)).numpy()
     return probe.engine(probe.adapted, nobody, targets, nobody[:, 0], terms=probe.round_terms()).astype(np.float64)
 
 
@@ -513,7 +532,8 @@ def _loop(probe: Probe) -> Iterator[str]:
             probe.loud(size)
         ids, targets = probe.records(6)
         if size is None and probe.adapted.head is not None:
-            targets = np.array([0, 1, 0, 1, 0, 1])
+            labels = np.array([0, 1, 0, 1, 0, 1])
+            targets = labels if targets.ndim == 1 else np.column_stack([labels, targets[:, 1:]])
         units = np.array([0, 1, 2, 3, 3, 4])
         each = unit_gradients(probe.adapted, ids, targets)
         means = np.stack([each[units == unit].mean(0) for unit in range(5)])
@@ -544,7 +564,7 @@ def _batch(probe: Probe) -> Iterator[str]:
         tokens = probe.rng.integers(2, _LENGTH, len(ids))
         tokens[0] = _LENGTH  # one is longer than all others
         ids[np.arange(_LENGTH) >= tokens[:, None]] = 0
-        targets = np.logical_and(targets, ids > 0) if targets.ndim == 2 else targets
+        targets = np.where(ids > 0, targets, 0).astype(targets.dtype) if targets.ndim == 2 else targets
         bits = min(48, max(0, _FINE - round(math.log2(probe.bound))))
         terms, units = replace(probe.quiet(), scale_bits=bits, max_norm=None, weight=1.0), np.arange(len(ids))
         everybody = probe.release(ids, targets, units, terms)

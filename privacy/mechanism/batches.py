@@ -75,6 +75,8 @@ RowStates = Callable[[Integers], Sequence[Tensor]]  # numbers of rows -> of each
 def used_tokens(ids: npt.NDArray[np.int64], targets: npt.NDArray[np.generic]) -> Integers:
     """[rows], the tokens of each record up to the last that counts: what follows it is inert."""
     is_used = targets.astype(bool) if targets.ndim == 2 else ids > 0
+    if targets.ndim == 2 and targets.dtype != np.bool_:  # a head reads the record, which may have no text behind it
+        is_used = is_used | (ids > 0)
     used: Integers = np.where(is_used, np.arange(1, ids.shape[1] + 1), 1).max(axis=1, initial=1)
     return used
 
@@ -284,10 +286,9 @@ def _collected(adapted: AdaptedModel, ids_RT: Tensor) -> Collector:
     rows, length = ids_RT.shape
     ids_RT = ids_RT.to(device)
     collector = Collector(torch.arange(rows, device=device), rows, length)
-    if adapted.head is not None:
-        targets = adapted.head.objective.made_up(1).to(device).expand(rows)
-    else:  # some words of each row, as an output matrix over all of them would be most of the work
-        targets = (ids_RT > 0) & (torch.arange(length, device=device) % 8 == 3)
+    # Some words of each row, as an output matrix over all of them would be most of the work.
+    some_RT = (ids_RT > 0) & (torch.arange(length, device=device) % 8 == 3)
+    targets = adapted.made_up_targets(some_RT, are_alike=True)
     with adapted.slot.filled(collector), torch.enable_grad():
         adapted.losses(ids_RT, targets).sum().backward()  # type: ignore[no-untyped-call]
     return collector

@@ -43,7 +43,8 @@ def refuse_dependence(
 ) -> None:
     """Runs all checks of this module on a model and its own losses; the model is left as it was.
 
-    Without a head, all of a probe but its first word is a completion.
+    Without a head, all of a probe but its first word is a completion; where a text is written behind what a head reads,
+    its second half.
 
     Args:
         words: size of the vocabulary; probes are made of the words 1 to words - 1.
@@ -67,7 +68,7 @@ def refuse_dependence(
     losses = partial(_probe_losses, adapted)
     with _away_from_start(adapted):
         for tokens in lengths:
-            run = losses if adapted.head is None else adapted.classify
+            run = losses if adapted.head is None or adapted.text is not None else adapted.classify
             refuse_mixing(adapted, run, words=words, tokens=tokens)
             refuse_moving_gradients(adapted, losses, words=words, tokens=tokens)
             if are_kept:
@@ -94,9 +95,7 @@ def kept_gap(adapted: AdaptedModel, *, words: int, tokens: int = _TOKENS) -> flo
 
 def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor, entering_RTD: Tensor | None = None) -> Tensor:
     """[R], with targets that are equal in the first and last of an odd number of rows."""
-    head = adapted.head
-    targets = ids_RT > 0 if head is None else head.objective.made_up(len(ids_RT)).to(ids_RT.device)
-    return adapted.losses(ids_RT, targets, entering_RTD)
+    return adapted.losses(ids_RT, adapted.made_up_targets(ids_RT > 0), entering_RTD)
 
 
 def _kept_losses(adapted: AdaptedModel, ids_RT: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ...models.adapters import AdaptedModel
 from .sampling import Integers
@@ -86,8 +87,8 @@ class Alone:
 
 def made_up(adapted: AdaptedModel) -> tuple[Integers, npt.NDArray[np.generic]]:
     """Ids and target of a record that is nobody's, for a process that has to pass and has nothing left to compute."""
-    ids = np.ones(2, dtype=np.int64)
-    return ids, np.zeros((), np.int64) if adapted.head is not None else np.array([False, True])
+    targets = adapted.made_up_targets(torch.tensor([[False, True]]), are_alike=True)
+    return np.ones(2, dtype=np.int64), targets[0].cpu().numpy()
 
 
 def shared_out(rows_of_unit: list[Integers], size: int) -> list[list[Integers]]:

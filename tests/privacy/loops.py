@@ -13,7 +13,7 @@ from confide.kernels.linear import QuantisedLinear, packed_stacks, quantise_line
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.families import family_in
 from confide.models.backbones.packing import linear_layers
-from confide.models.heads.objectives import Objective
+from confide.models.heads.objectives import BinaryLabel, Objective, OneClass, SeveralTasks, Task, TextTask
 from confide.models.heads.pooling import PooledHead
 from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, RowStates, entering_states, used_tokens
 
@@ -184,6 +184,13 @@ def kept_states(
 def given(states: list[torch.Tensor] | None) -> RowStates | None:
     """Hands kept states to a step."""
     return None if states is None else lambda rows: [states[row] for row in rows]
+
+
+def writing_tiny(*, layers: tuple[int, ...] | None = None, reads: tuple[int, ...] | None = None) -> AdaptedModel:
+    """An adapted model whose head learns two tasks of a document, behind which it writes a text."""
+    tasks = (Task("ill", BinaryLabel()), Task("stage", OneClass(("a", "b", "c")), 0.5))
+    objective = SeveralTasks(tasks, text=TextTask("summary", "In short:", 0.7))
+    return adapted_tiny("dense and shared", objective=objective, layers=layers, reads=reads)
 
 
 def completing_tiny(*, dtype: torch.dtype = torch.float32, layers: tuple[int, ...] | None = None) -> AdaptedModel:

@@ -25,7 +25,10 @@ from confide.client_node.training.warm_model import WarmModel
 from confide.models.backbones.moments import take_moments
 from confide.models.errors import BackboneMismatch, TargetMissing
 from confide.models.evaluation.binned import bin_of
+from confide.models.heads.written import ASKED, documents
+from confide.models.heads.written import WRITTEN as WRITTEN_TOKEN
 from confide.models.records.documents import Documents
+from confide.models.records.kind import Examples
 from confide.privacy.mechanism.batches import BatchShapes, probed_shapes
 
 from ...models.tiny import save_text_backbone
@@ -51,6 +54,14 @@ sepsis = { label = "sepsis", weight = 0.5 }
 finding = { label = "finding", classes = ["low", "none", "high"] }
 stay = { number = { column = "days", low = 0.0, high = 30.0, within = 3.0 }, sites = ["svi", "svhc", "other"] }""",
 }
+# With a text behind what is read; a table of it says more of each record.
+WRITTEN = {
+    "written": """[data.document.tasks]
+sepsis = { label = "sepsis" }
+finding = { label = "finding", classes = ["low", "none", "high"] }
+summary = { text = { prompt = "\\nIn short:", completion = " {summary}<|end|>" }, weight = 0.5 }""",
+}
+SUMMARIES = ("tired", "", "sweats, and a fever", "a fever")
 TARGETS = 'targets = ["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'
 ALONE = (TARGETS, "targets = []")
 TOP = (TARGETS, 'targets = ["down_proj", "experts"]\nlayers = [1]')
@@ -71,9 +82,10 @@ def document_desk(site: Site, outcome: str, *changes: tuple[str, str], table: st
     (site.home / "backbone").unlink(missing_ok=True)
     (site.home / "backbone").symlink_to(site.home / "moments", target_is_directory=True)
     (site.home / "patients.csv").write_text(table)
+    text = "Note: {note}" if outcome in WRITTEN else "{note}"
     draft = site.study(
         *DOCUMENT[:3],
-        (DOCUMENT[3][0], f'[data.document]\ntext = "{{note}}"\n{OUTCOMES[outcome]}'),
+        (DOCUMENT[3][0], f'[data.document]\ntext = "{text}"\n{(OUTCOMES | WRITTEN)[outcome]}'),
         ("sample_rate = 0.2", "sample_rate = 1.0"),
         *changes,
     )
@@ -81,15 +93,25 @@ def document_desk(site: Site, outcome: str, *changes: tuple[str, str], table: st
     return Desk(site, of_model(draft, model.backbone_hash, model.adapted), None, None, [])  # type: ignore[arg-type]
 
 
+def with_summaries(table: str = NOTES) -> str:
+    """A table of four records, with what is written of each."""
+    lines = table.splitlines()
+    told = [f'{line},"{summary}"' for line, summary in zip(lines[1:], SUMMARIES, strict=True)]
+    return "\n".join([f"{lines[0]},summary", *told]) + "\n"
+
+
 def examples_of(desk: Desk):
     model = load_study_model(desk.study.draft, desk.site.home / "backbone")
     return model, model.examples(read(load_policy(desk.site.home), desk.study, site=None))
 
 
-@pytest.mark.parametrize("trained", TRAINED)
-@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize(
+    ("outcome", "trained"),
+    [*itertools.product(OUTCOMES, TRAINED), ("written", "all layers"), ("written", "last layer")],
+)
 def test_a_release_is_the_sum_of_clipped_gradients_of_units_by_plain_autograd(site: Site, outcome, trained):
-    desk = document_desk(site, outcome, *NONE, *TRAINED[trained])
+    table = with_summaries() if outcome in WRITTEN else NOTES
+    desk = document_desk(site, outcome, *NONE, *TRAINED[trained], table=table)
     trainer = new_trainer(desk, kept=KeptStates(home=None, study_hash="s", most_bytes=2**20))
     trainer.keep(seconds=60)
     assert trainer.starts_from == ("tokens" if trained == "all layers" else "kept states")
@@ -146,7 +168,9 @@ def test_a_histogram_counts_right_answers_of_units(site: Site, outcome):
                 (found[row][3] > 0) == sepsis[row],
                 abs(15 + 15 * np.clip(found[row][4], -1, 1) - np.clip(days[row], 0, 30)) <= 3,
             ]
-            label, score = right[drawn(examples.ids[row], 3)], 0.0
+            place = drawn(examples.ids[row], 3)
+            want[int(right[place]), place] += 1  # finding, sepsis, stay: a bin counts one task
+            continue
         else:
             answer = 15 + 15 * np.clip(found[row], -1, 1)
             label, score = abs(answer - np.clip(days[row], 0, 30)) <= 3, 0.0
@@ -516,3 +540,143 @@ def test_a_site_that_has_no_task_is_refused_and_missing_sites_are_counted(site: 
     assert site.study(*DOCUMENT[:3], (DOCUMENT[3][0], more)).draft.fewest_told == 3
     with pytest.raises(StudyInvalid, match="of which 1 may be missing in a sum; 3 must be left"):
         site.study(*DOCUMENT[:3], (DOCUMENT[3][0], more), ("max_dropouts = 0", "max_dropouts = 1"))
+
+
+def test_a_text_stands_behind_the_document_and_what_is_asked_and_a_record_that_tells_none_has_neither(site: Site):
+    desk = document_desk(site, "written", *NONE, TOP, table=with_summaries())
+    model, examples = examples_of(desk)
+    words = model.reader.tokenizer
+    assert examples.targets.shape == examples.ids.shape
+    assert examples.targets.dtype == np.int64
+    notes = ["feels tired, <|end|> gains weight", "", "sweats", "sweats and sweats"]
+    for row, (note, summary) in enumerate(zip(notes, SUMMARIES, strict=True)):
+        document = [*words.of_template("Note:"), *words.of_records([f" {note}"])[0]]
+        asked = words.of_template("\nIn short:") if summary else []
+        text = [*words.of_records([f" {summary}"])[0], *words.of_template("<|end|>")] if summary else []
+        whole = [*document, *asked, *text]
+        assert examples.ids[row, : len(whole)].tolist() == whole
+        assert not examples.ids[row, len(whole) :].any()
+        marks = [0] * len(document) + [ASKED] * len(asked) + [WRITTEN_TOKEN] * len(text)
+        assert examples.targets[row, 1 : len(whole)].tolist() == marks[1:]
+        assert documents(examples.ids, examples.targets)[row, : len(whole)].tolist() == document + [0] * (
+            len(whole) - len(document)
+        )
+    encoded = model.reader.encode(read(load_policy(site.home), desk.study, site=None).columns)
+    np.testing.assert_array_equal(documents(examples.ids, examples.targets)[:, : encoded.shape[1]], encoded)
+    assert examples.targets[:, 0].tolist() == [
+        model.adapted.head.objective.joined([np.array([finding]), np.array([sepsis])], [np.ones(1, bool)] * 2)[0]
+        for finding, sepsis in ((0, 0), (1, 0), (2, 1), (2, 1))
+    ]
+
+
+def test_a_long_document_makes_room_for_its_text(site: Site):
+    long = with_summaries().replace("sweats and sweats", "sweats " * 40)
+    model, examples = examples_of(document_desk(site, "written", *NONE, TOP, table=long))
+    assert examples.ids.shape[1] == 64  # max_tokens
+    text = model.reader.tokenizer.of_template(" a fever<|end|>")
+    assert (examples.targets[3, 1:] == WRITTEN_TOKEN).sum() == len(text)
+    assert (documents(examples.ids, examples.targets)[3] > 0).sum() > 20
+
+
+def test_what_is_written_is_counted_and_measured_as_one_of_the_tasks(site: Site):
+    measured = ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]")
+    table = with_summaries(NOTES.replace("p1,sweats", "p4,sweats"))
+    desk = document_desk(site, "written", *NONE, TOP, measured, table=table)
+    trainer, policy = new_trainer(desk), load_policy(site.home)
+    model, examples = examples_of(desk)
+    rng, seen = np.random.default_rng(1), set()
+    for _ in range(6):
+        state = rng.normal(0, 3, desk.study.dim).astype(np.float32)
+        counts = trainer.histogram(state, lambda: read(policy, desk.study, site=None), 41, site_noise=0) / 2**20
+        model.adapted.load_state(state)
+        exact, right = [], []
+        read_alone = documents(examples.ids, examples.targets)
+        for row, (finding, sepsis) in enumerate(((0, 0), (1, 0), (2, 1), (2, 1))):
+            document = torch.from_numpy(read_alone[row][read_alone[row] > 0])[None]
+            with torch.no_grad():
+                outputs = model.adapted.classify(document)[0].numpy()
+                logits = model.adapted.model(torch.from_numpy(examples.ids[row : row + 1]), use_cache=False).logits[0]
+            places = np.flatnonzero(examples.targets[row] == WRITTEN_TOKEN)
+            places = places[places > 0]
+            own = [outputs[:3].argmax() == finding, (outputs[3] > 0) == sepsis]
+            if len(places):
+                exact.append(bool((logits.argmax(-1).numpy()[places - 1] == examples.ids[row, places]).all()))
+                own.append(exact[-1])
+            right.append(own)
+        drawn_right = [own[drawn(read_alone[row], len(own))] for row, own in enumerate(right)]
+        want = np.zeros((2, BINS))
+        for row, own in enumerate(right):
+            place = drawn(read_alone[row], len(own))
+            want[int(own[place]), place] += 1
+        np.testing.assert_array_equal(counts.reshape(2, BINS), want)
+        found = model.evaluate([examples])
+        assert found["records"] == 4
+        assert found["accuracy"]["value"] == pytest.approx(np.mean([np.mean(own) for own in right]))
+        assert found["exact_match_summary"]["value"] == pytest.approx(np.mean(exact))
+        assert found["perplexity_summary"]["value"] > 1
+        seen.add(sum(drawn_right))
+    assert len(seen) > 1
+
+
+def test_a_text_s_exact_match_is_one_for_a_model_that_writes_it(site: Site, monkeypatch):
+    desk = document_desk(site, "written", *NONE, TOP, table=with_summaries())
+    model, examples = examples_of(desk)
+    flat = examples.ids.copy()
+    flat[examples.targets == WRITTEN_TOKEN] = 7
+    flat[:, 0] = examples.ids[:, 0]
+
+    def always(hidden):
+        logits = torch.zeros(*hidden.shape[:-1], 300)
+        logits[..., 7] = 1
+        return logits
+
+    monkeypatch.setattr(model.adapted.model, "lm_head", torch.nn.Identity())
+    monkeypatch.setattr("confide.models.heads.losses._logits", lambda _, hidden: always(hidden))
+    found = model.evaluate([Examples(flat, examples.targets, examples.units)])
+    assert found["exact_match_summary"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('text = "Note: {note}"', 'text = "{note}"'), "data.document.text must begin with some words of its own"),
+        (("{summary}", "{note}"), "completion holds 'note', also a column of the record"),
+        (("{summary}", "short"), "completion must hold one column's name in braces"),
+        (("In short:", "In short {finding}:"), "prompt holds 'finding' in braces"),
+        (("{summary}", "{summary!r}"), "braces hold a column's name and nothing else"),
+        (("weight = 0.5", 'weight = 0.5, label = "sepsis"'), "tasks.summary.label stands beside data.document.tasks"),
+        (("sepsis = {", 'other = { text = { prompt = "a", completion = "{b}" } }\nsepsis = {'), "keep one text"),
+        (('sepsis = { label = "sepsis" }\nfinding', "#"), "the only task; a study of one text is [data.text]"),
+        ((TARGETS, "targets = []"), "adapters alone learn to write the text of tasks.summary"),
+    ],
+)
+def test_a_text_that_contradicts_the_rest_of_a_study_is_refused(site: Site, change, said):
+    terms = f'[data.document]\ntext = "Note: {{note}}"\n{WRITTEN["written"]}'
+    changes = [(DOCUMENT[3][0], terms.replace(*change)), *([change] if change[0] == TARGETS else [])]
+    with pytest.raises(StudyInvalid, match=re.escape(said)):
+        site.study(*DOCUMENT[:3], *changes)
+
+
+def test_records_of_fields_cannot_have_a_text_behind_them(site: Site):
+    text = 'tasks.summary = { text = { prompt = "In short:", completion = "{summary}" } }'
+    with pytest.raises(StudyInvalid, match="a backbone of records writes none"):
+        site.study(('label = "diagnosis"\n', f'tasks.ill = {{ label = "diagnosis" }}\n{text}\n'))
+
+
+def test_a_person_who_approves_sees_what_is_written(site: Site):
+    study = document_desk(site, "written", TOP, table=with_summaries()).study
+    facts = study_facts(study)["Data"]
+    assert facts["task summary"] == "weight 0.5, at all sites: text ' {summary}<|end|>' after '\\nIn short:'"
+    assert "summary (free text, learned)" in facts["columns"]
+    assert Study.parse(study.canonical()) == study
+
+
+def test_a_site_that_a_text_is_not_at_trains_on_none(site: Site):
+    where = ("weight = 0.5 }", 'weight = 0.5, sites = ["svi", "svhc", "other"] }')
+    desk = document_desk(site, "written", *NONE, TOP, where, table=with_summaries())
+    policy = load_policy(site.home)
+    model = load_study_model(desk.study.draft, site.home / "backbone")
+    there, elsewhere = (model.examples(read(policy, desk.study, site=name)) for name in ("svi", "rest"))
+    assert (there.targets[:, 1:] == WRITTEN_TOKEN).any()
+    assert not elsewhere.targets[:, 1:].any()
+    assert elsewhere.targets[:, 0].tolist() == there.targets[:, 0].tolist()

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from confide.client_node.errors import StudyInvalid
 from confide.coordinator.errors import Conflict
 from confide.coordinator.results.metrics import measurement
 from confide.coordinator.store.store import Store
@@ -87,3 +88,44 @@ def test_a_measurement_without_privacy_has_no_noise_and_no_epsilon(empty_store, 
     found = measurement(empty_store, RUN)
     assert (found.noise_std, found.epsilon, found.epsilon_added, found.delta) == (0.0, None, None, None)
     assert found.metrics.records.value == COUNTS.sum()
+
+
+THREE = (
+    'label = "diagnosis"\n',
+    'tasks = { ill = { label = "diagnosis" }, age = { label = "old" }, '
+    'stay = { number = { column = "days", low = 0.0, high = 9.0, within = 1.0 } } }\n',
+)
+
+
+def test_a_measurement_of_several_tasks_tells_each_of_them(empty_store, make_study):
+    counts = np.zeros((2, 10))
+    counts[:, 0], counts[:, 1], counts[:, 2] = (300, 700), (100, 900), (5, 1)  # age, ill, stay: by their names
+    study = make_study(EVALUATION, THREE)
+    with_evaluation(empty_store, study, number=41, counts=json.dumps((counts + 1e-9).ravel().tolist()))
+    found = measurement(empty_store, RUN)
+    assert [*found.tasks] == ["age", "ill", "stay"]
+    assert found.tasks["age"].value == pytest.approx(0.7)
+    assert found.tasks["ill"].value == pytest.approx(0.9)
+    assert found.tasks["ill"].low < 0.9 < found.tasks["ill"].high
+    assert found.tasks["stay"] is None  # six records in noise of a std of 4.6
+    assert found.metrics.prevalence.value == pytest.approx(1601 / 2006)
+    assert found.metrics.records.value == pytest.approx(2006)
+    assert (found.metrics.auc, found.metrics.calibration_error, found.metrics.reliability) == (None, None, ())
+
+
+def test_bins_of_no_task_add_their_noise_to_no_figure(empty_store, make_study):
+    counts = np.full((2, 10), 1e6)
+    counts[:, :4] = [[10, 10, 10, 0], [90, 90, 90, 0]]
+    with_evaluation(empty_store, make_study(EVALUATION, THREE), number=41, counts=json.dumps(counts.ravel().tolist()))
+    assert measurement(empty_store, RUN).metrics.prevalence.value == pytest.approx(0.9)
+
+
+def test_every_task_needs_a_bin(make_study):
+    many = ", ".join(f't{place} = {{ label = "c{place}" }}' for place in range(12))
+    with pytest.raises(StudyInvalid, match=r"evaluation\.bins is 10; of 12 tasks each needs one"):
+        make_study(EVALUATION, (THREE[0], f"tasks = {{ {many} }}\n"))
+
+
+def test_a_measurement_of_one_thing_has_no_tasks(empty_store, make_study):
+    with_evaluation(empty_store, make_study(EVALUATION), number=41)
+    assert measurement(empty_store, RUN).tasks == {}

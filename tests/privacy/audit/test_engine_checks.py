@@ -23,7 +23,7 @@ from confide.privacy.mechanism.batches import states_when_asked
 from confide.privacy.mechanism.site_round import LocalSteps, ReleaseTerms
 
 from ...models.tiny import VOCABULARY, random_ids
-from ..loops import adapted_tiny, clipped_loop, completing_tiny, labels_for
+from ..loops import adapted_tiny, clipped_loop, completing_tiny, labels_for, writing_tiny
 from ..sabotage import ADAPTIVE_ENGINES, ENGINES, noise_in_one_local_step
 
 TASKS = SeveralTasks(
@@ -77,6 +77,13 @@ def test_the_true_engine_passes_whatever_a_head_learns_of_states_read_apart(obje
     found = check_engine(site_round, adapted, VOCABULARY, TERMS)
     assert found.findings == ()
     assert found.checks == tuple(CHECKS)
+    assert found.reached == found.blocks
+
+
+@pytest.mark.slow
+def test_the_true_engine_passes_where_a_text_is_written_behind_what_a_head_reads():
+    found = check_engine(site_round, writing_tiny(), VOCABULARY, TERMS)
+    assert found.findings == ()
     assert found.reached == found.blocks
 
 

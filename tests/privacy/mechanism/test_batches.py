@@ -13,6 +13,7 @@ from confide.kernels.linear import PackedMatrix, QuantisedLinear
 from confide.kernels.products import TILE, Factor, add_product, prepacks, product, tiles_agree, tiles_seen
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.heads import objectives, record_losses
+from confide.models.heads.written import joined
 from confide.privacy.audit.engine_checks import made_up_state
 from confide.privacy.errors import BatchMalformed
 from confide.privacy.mechanism import batches, clipping, site_round
@@ -21,7 +22,7 @@ from confide.privacy.mechanism.clipping import grid_of
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart
 
-from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny, given, kept_states, packed_tiny
+from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny, given, kept_states, packed_tiny, writing_tiny
 from ..sabotage import padded_to_the_longest, products_by_group
 
 TERMS = ReleaseTerms(**{**PLAIN, "clip_norm": 1.0, "max_rows_per_batch": 64, "max_records_per_unit": 4})
@@ -40,6 +41,11 @@ def records(adapted, units, seed=0):
     ids[np.arange(12) >= rng.integers(3, 13, len(ids))[:, None]] = 0
     is_completion = (ids > 0) & (np.arange(12) >= rng.integers(1, 3, len(ids))[:, None])
     targets = rng.integers(0, 2, len(ids)) if adapted.head is not None else is_completion
+    if adapted.text is not None:  # some records have none behind them
+        first = rng.choice([3, 5, 12], len(ids))[:, None]
+        is_behind = (ids > 0) & (np.arange(12) >= first)
+        is_asked = is_behind & (np.arange(12) == first)
+        targets = joined(rng.integers(0, adapted.head.objective.digits, len(ids)), is_asked, is_behind & ~is_asked)
     return ids, targets, sizes
 
 
@@ -53,6 +59,7 @@ def clipped(adapted, state, ids, targets, sizes, units, *, shapes, terms=TERMS):
 
 MODELS = {name: lambda name=name: adapted_tiny(name) for name in TARGETS if name not in ("output", "all, causal")}
 MODELS["completions"] = completing_tiny
+MODELS["labels and a text"] = writing_tiny
 for form in FROZEN_FORMATS:
     MODELS[form.__name__] = lambda form=form: adapted_tiny(base=packed_tiny(form))
 MODELS["A and B"] = lambda: adapted_tiny(freeze_a=False)
@@ -92,6 +99,7 @@ LAST = {
     "completions": lambda: completing_tiny(layers=(1,)),
     "head": lambda: adapted_tiny("head", layers=(1,)),
     "experts": lambda: adapted_tiny("experts", layers=(1,)),
+    "labels and a text": lambda: writing_tiny(layers=(1,), reads=(1, 2)),
 }
 
 
@@ -338,6 +346,8 @@ def test_tokens_that_count_end_at_a_record_s_last_word_or_completion():
     is_completion = np.array([[False, True, False, False], [False, True, True, False], [False] * 4])
     assert used_tokens(ids, is_completion).tolist() == [2, 3, 1]
     assert used_tokens(ids[:0], np.zeros(0)).tolist() == []
+    behind = np.array([[9, 0, 0, 2], [9, 0, 0, 0], [0, 0, 0, 0]])  # a head reads a record to its end, text or not
+    assert used_tokens(ids, behind).tolist() == [4, 4, 1]
 
 
 @pytest.mark.parametrize("clip_norm", [1e-6, 0.3, 1.0, 1.5, 1e6])

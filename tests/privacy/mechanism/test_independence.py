@@ -22,7 +22,17 @@ from confide.privacy.mechanism.independence import (
 )
 
 from ...models.tiny import VOCABULARY, tiny_deepseek
-from ..loops import CAUSAL, DTYPES, TARGETS, adapted_tiny, completing_tiny, labels_for, packed_tiny, row_losses
+from ..loops import (
+    CAUSAL,
+    DTYPES,
+    TARGETS,
+    adapted_tiny,
+    completing_tiny,
+    labels_for,
+    packed_tiny,
+    row_losses,
+    writing_tiny,
+)
 
 NORM = "model.layers.0.post_attention_layernorm"
 EXPERTS = "model.layers.1.mlp.experts"
@@ -186,6 +196,14 @@ def test_longrope_with_equal_factors_has_one_set_of_angles():
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_the_true_model_that_writes_completions_passes(dtype):
     refuse_dependence(completing_tiny(dtype=dtype), words=VOCABULARY)
+
+
+@pytest.mark.parametrize("leak", ["PerTensorScale", "LeaksForward", "LeaksBackward"])
+def test_a_model_that_writes_behind_what_its_head_reads_passes_unless_it_mixes_rows(leak):
+    adapted = writing_tiny(reads=(0, 1))
+    refuse_dependence(adapted, words=VOCABULARY)
+    with pytest.raises(UnitsCoupled, match="mixes rows"):
+        refuse_dependence(put_after(adapted, "model.norm", globals()[leak]()), words=VOCABULARY)  # none the head reads
 
 
 @pytest.mark.parametrize("leak", ["PerTensorScale", "LeaksForward", "LeaksBackward"])
