@@ -112,6 +112,10 @@ def adapter_ask(
     ] = "{text}",
     max_tokens: Annotated[int, typer.Option(min=2, help="Of text: longer requests are cut.")] = 4096,
     longest: Annotated[int, typer.Option(min=1, max=4096, help="Tokens that are written.")] = 64,
+    then: Annotated[
+        str | None,
+        typer.Option(help="Where heads answer, write a text too, behind the request and this: a study's text task."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer requests with the adapters of several studies, chosen or mixed for each request. Trains nothing.
@@ -131,7 +135,7 @@ def adapter_ask(
         found = ask(
             backbone, directories, requests, rule=by.value, weights=parse_weights(weights),
             floor=FLOOR if floor is None else floor, template=template, max_tokens=max_tokens, longest=longest,
-            progress=progress,
+            then=then, progress=progress,
         )  # fmt: skip
     show_answers(found, as_json)
 

@@ -236,8 +236,11 @@ def show_answers(found: "Answers", as_json: bool) -> None:
         row: dict[str, Any] = {"#": number, **{study: f"{share:.2f}" for study, share in shares.items()}}
         if each.weights is not None:
             row["(backbone)"] = f"{max(0.0, 1 - sum(each.weights)):.2f}"
-        outputs = "" if each.outputs is None else ", ".join(f"{value:.4g}" for value in each.outputs)
-        rows.append({**row, "(answer)": escape(each.text) if each.text is not None else outputs})
+        if each.outputs is not None:
+            row["(answer)"] = ", ".join(f"{value:.4g}" for value in each.outputs)
+        if each.text is not None:
+            row["(answer)" if each.outputs is None else "(text)"] = escape(each.text)
+        rows.append(row)
     out.print(table_of("Answers, and each study's share in them", rows))
     if found.meaning:
         out.print(found.meaning, highlight=False, markup=False)

@@ -16,6 +16,7 @@ from ...models.backbones.loading import RecordBackbone, TextBackbone
 from ...models.decoding.writing import write
 from ...models.records import RecordSchema, cells, documents
 from ...models.records.fields import AnyField, CategoricalField, NumericField
+from ...models.records.templates import PlainTokenizer
 from ...models.structure.inputs import words_of
 from ..errors import Conflict
 
@@ -57,6 +58,7 @@ class Answers:
                     "weights": None if each.weights is None else dict(zip(self.studies, each.weights, strict=True)),
                     "backbone": None if each.weights is None else max(0.0, 1 - sum(each.weights)),
                     "answer": each.text if each.outputs is None else list(each.outputs),
+                    **({} if each.outputs is None or each.text is None else {"text": each.text}),
                     "spent": spent,
                 }
                 for each in self.answers
@@ -75,6 +77,7 @@ def ask(
     template: str = "{text}",
     max_tokens: int = 4096,
     longest: int = 64,
+    then: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
     """Answers the requests in a file with exported adapters of one backbone.
@@ -89,23 +92,41 @@ def ask(
         template: of text, what the studies show around it, with one name in braces; control words count here alone.
         max_tokens: of text, longer requests are cut, as in the studies.
         longest: tokens that are written.
+        then: of studies whose heads answer and of which one task is a text, what stands between a request and the text.
+            None writes nothing where heads answer. Its control words count.
 
     Raises:
-        Conflict: the file has no requests, too many, or columns that the backbone does not read.
+        Conflict: the file has no requests, too many, or columns that the backbone does not read; or the backbone reads
+            records, and `then` is given.
         InvalidRelease, InvalidBackbone, BackboneMismatch, CombinationRefused: see `compose`.
         DataInvalid: a cell does not fit.
     """
     composition = compose(backbone, directories)
     ids = _ids(composition.backbone, requests, template, max_tokens)
-    words = words_of(composition.backbone.tokenizer) if isinstance(composition.backbone, TextBackbone) else ()
+    words: Sequence[str] = ()
+    asked: list[int] = []
+    if isinstance(composition.backbone, TextBackbone):
+        words = words_of(composition.backbone.tokenizer)
+        asked = PlainTokenizer(composition.backbone.tokenizer).of_template(then or "")
+    elif then is not None:
+        raise Conflict("the backbone reads records and writes no text; leave out --then")
+    is_written = composition.head is None or then is not None
     facts = [adapter.provenance for adapter in composition.adapters]
     sources = [*facts[0].backbone_sources, *(source for each in facts for source in each.sources)]
     answers: list[Answer | None] = [None] * len(ids)
     done = 0
     for places in _by_length(ids):
         some = torch.tensor([ids[place] for place in places])
-        for place, answer in zip(places, _answer(composition, some, words, rule, weights, floor, longest), strict=True):
-            answers[place] = answer
+        gates = _gates(composition, some, rule, weights, floor)
+        outputs = None if composition.head is None else composition.classify(some, gates).tolist()
+        behind = [[*ids[place], *asked] for place in places]
+        texts = _written(composition, behind, words, gates, longest) if is_written else None
+        for row, place in enumerate(places):
+            answers[place] = Answer(
+                None if gates is None else tuple(gates[row].tolist()),
+                None if texts is None else texts[row],
+                None if outputs is None else tuple(outputs[row]),
+            )
         done += len(places)
         progress(done, len(ids))
     return Answers(
@@ -122,33 +143,31 @@ def ask(
     )
 
 
-def _answer(
-    composition: Composition,
-    ids_RT: torch.Tensor,
-    words: Sequence[str],
-    rule: Rule,
-    weights: Sequence[float] | None,
-    floor: float,
-    longest: int,
-) -> list[Answer]:
+def _gates(
+    composition: Composition, ids_RT: torch.Tensor, rule: Rule, weights: Sequence[float] | None, floor: float
+) -> torch.Tensor | None:
     if rule == "arrow":
-        gates = None
-    elif rule == "fixed":
-        gates = composition.fixed(len(ids_RT), weights)
-    else:
-        gates = composition.by_prototypes(ids_RT, floor=floor)
-    shares = [None] * len(ids_RT) if gates is None else [tuple(row) for row in gates.tolist()]
-    if composition.head is not None:
-        outputs = composition.classify(ids_RT, gates).tolist()
-        return [Answer(share, None, tuple(row)) for share, row in zip(shares, outputs, strict=True)]
+        return None
+    if rule == "fixed":
+        return composition.fixed(len(ids_RT), weights)
+    return composition.by_prototypes(ids_RT, floor=floor)
+
+
+def _written(
+    composition: Composition,
+    ids: Sequence[list[int]],
+    words: Sequence[str],
+    gates: torch.Tensor | None,
+    longest: int,
+) -> list[str]:
     backbone = composition.backbone
     if not isinstance(backbone, TextBackbone):
         raise Conflict("the adapters have no heads that all learn the same, and the backbone writes no text")
     end = backbone.tokenizer.eos_token_id
     with composition.answering(gates) as adapted:
-        written = write(adapted.model, ids_RT.tolist(), words, ends=() if end is None else (end,), longest=longest)
-    texts = backbone.tokenizer.batch_decode([list(each.ids) for each in written], skip_special_tokens=True)
-    return [Answer(share, text, None) for share, text in zip(shares, texts, strict=True)]
+        written = write(adapted.model, ids, words, ends=() if end is None else (end,), longest=longest)
+    texts: list[str] = backbone.tokenizer.batch_decode([list(each.ids) for each in written], skip_special_tokens=True)
+    return texts
 
 
 def _unlike(names: Sequence[str]) -> tuple[str, ...]:

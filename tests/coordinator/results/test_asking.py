@@ -19,6 +19,7 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import backbone_hash, build, load, load_text, save
 from confide.models.backbones.moments import take_moments
 from confide.models.errors import CombinationRefused, InvalidBackbone
+from confide.models.heads.objectives import BinaryLabel, OneClass, SeveralTasks, Task, TextTask
 from confide.models.records.documents import DocumentReader
 from confide.models.records.fields import FlagField, NumericField, RecordSchema, united
 
@@ -211,6 +212,68 @@ def test_text_is_read_as_the_studies_read_it(text_parts, tmp_path):
     end = backbone.tokenizer.eos_token_id
     assert not any(end in row for row in want)  # a request does not end its own turn
     assert max(map(len, want)) == 12
+
+
+@pytest.fixture(scope="module")
+def written_parts(text_parts, tmp_path_factory):
+    """Two adapters whose heads tell of a document and whose text stands behind it."""
+    folder, backbone = tmp_path_factory.mktemp("written"), text_parts[0]
+    objective = SeveralTasks(
+        (Task("ill", BinaryLabel()), Task("stage", OneClass(("a", "b")))), text=TextTask("summary", "\nIn short:")
+    )
+    for number, (name, card) in enumerate((("one", CARD), ("two", OTHER))):
+        loaded = load_text(backbone)
+        config = AdapterConfig(rank=2, alpha=8.0, targets=("o_proj",), seed="s")
+        adapted = attach(loaded.model, config, loaded.head(objective, (0, 2)))
+        adapted.load_state(torch.randn(adapted.layout.dim, generator=torch.Generator().manual_seed(number)).numpy())
+        export(adapted, backbone, folder / name, replace(card, backbone_hash=content_hash(backbone)))
+    return backbone, (folder / "one", folder / "two")
+
+
+def test_what_heads_answer_stays_the_same_and_a_text_is_written_behind_it_where_one_is_asked_for(
+    written_parts, tmp_path
+):
+    backbone, adapters = written_parts
+    requests = tmp_path / "requests.txt"
+    requests.write_text("a cough\nno legs\na fever\n")
+    heads, both = (
+        ask(backbone, adapters, requests, rule="fixed", template="Note: {text}", longest=7, then=then)
+        for then in (None, "\nIn short:")
+    )
+    assert [each.outputs for each in heads.answers] == [each.outputs for each in both.answers]
+    assert {each.text for each in heads.answers} == {None}
+    assert "summary" in both.meaning
+    assert "In short:" in both.meaning
+    composition = compose(backbone, adapters)
+    for request, answer in zip(requests.read_text().split("\n"), both.answers, strict=False):
+        tokenizer = composition.backbone.tokenizer
+        ids = tokenizer(f"Note: {request}\nIn short:", add_special_tokens=False).input_ids
+        start = len(ids)
+        with composition.answering(composition.fixed(1)) as adapted:
+            for _ in range(7):
+                logits = adapted.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+                ids.append(int(logits.argmax()))
+                if ids[-1] == tokenizer.eos_token_id:
+                    break
+        assert answer.text == tokenizer.decode(ids[start:], skip_special_tokens=True)
+    plain = both.to_dict()["answers"][0]
+    assert (plain["answer"], plain["text"]) == ([*both.answers[0].outputs], both.answers[0].text)
+    assert "text" not in heads.to_dict()["answers"][0]
+
+
+def test_the_command_shows_what_heads_say_beside_what_is_written(written_parts, tmp_path):
+    backbone, (one, two) = written_parts
+    (tmp_path / "requests.txt").write_text("a cough\n")
+    words = [*map(str, ("adapter", "ask", backbone, one, two, "--requests", tmp_path / "requests.txt"))]
+    found = CliRunner().invoke(app, [*words, "--by", "fixed", "--then", "\nIn short:", "--longest", "3"])
+    assert found.exit_code == 0, found.output
+    assert "(text)" in found.output
+    assert "(answer)" in found.output
+
+
+def test_a_backbone_of_records_is_not_asked_for_a_text(backbone_dir, exports, tmp_path):
+    with pytest.raises(Conflict, match="reads records and writes no text; leave out --then"):
+        ask(backbone_dir, exports, table(tmp_path, "sex\nF\n"), then=":")
 
 
 def test_only_where_prototypes_choose_is_one_said_to_be_lost(backbone_dir, pair, exports, tmp_path):
