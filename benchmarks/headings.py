@@ -17,9 +17,11 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from federated_arms import changed, keep_first, spread
 from outlook import cost_of, with_noise_for
 from rows import Rows
@@ -28,14 +30,14 @@ from utility import make_backbone
 from confide.client_node.study import StudyDraft, load_draft
 from confide.client_node.study.cost import ring_of
 from confide.client_node.training.study_model import StudyModel, load_study_model
-from confide.coordinator.comparison.federated import federate, made_ready
+from confide.coordinator.comparison.federated import Ready, federate, made_ready
 from confide.coordinator.comparison.task import Task, read_task
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 EPSILON = 3.0  # of all rounds of the one study, by PLD
 SAMPLED, ROUNDS, TEXTS = 0.06, 30, 7281
 JOINT, CLASS, TEXT = "one study of both", "a study of the class", "a study of the text"
-SHARED, QUIET = ", half of the budget", ", no privacy"
+SHARED, QUIET, NOTHING = ", half of the budget", ", no privacy", "nothing trained"
 ASKED, WRITTEN = "\\nHeading:", " {heading}\\n"
 METRICS = {
     "chapter": ("accuracy_chapter", "accuracy"),
@@ -48,7 +50,7 @@ def drafts(folder: Path) -> dict[str, StudyDraft]:
     """The three studies, made of that of examples/chapters."""
     plain = (EXAMPLES / "chapters" / "study.toml").read_text()
     shown = 'text = "Diagnosis: {text}"\n'
-    task = f'\n[data.document.tasks.heading]\ntext = {{ prompt = "{ASKED}", completion = "{WRITTEN}" }}\n'
+    task = f'\n[data.document.tasks.heading]\ntext = {{ prompt = "{ASKED}", completion = "{WRITTEN}", longest = 24 }}\n'
     both = shown + task + '\n[data.document.tasks.chapter]\nlabel = "chapter"\n'
     texts = {
         JOINT: plain.replace('text = "{text}"\nlabel = "chapter"\n', both)
@@ -106,15 +108,29 @@ def arms(plain: dict[str, StudyDraft], backbone: Path) -> dict[str, tuple[StudyD
     return found
 
 
-def trained(draft: StudyDraft, backbone: Path, task: Task, seed: int) -> StudyModel:
-    """Trains a study's rounds in one process."""
-    model = load_study_model(draft, backbone)
-    examples = {site: model.examples(records) for site, records in task.train.items()}
-    arrays = {site: (each.ids, each.targets, each.units) for site, each in examples.items()}
-    mode, bits = draft.privacy.mode, ring_of(draft, model.adapted.layout.dim).scale_bits
-    ready = made_ready(draft, model.adapted, arrays, mode=mode)
-    federate(draft, model.adapted, arrays, mode=mode, scale_bits=bits, seed=seed, ready=ready)
-    return model
+@dataclass(slots=True)
+class Bench:
+    """Things that the runs of a study share: its model, and what no trained number moves, computed once."""
+
+    backbone: Path
+    task: Task
+    model: StudyModel
+    ready: Ready | None = None
+
+    @classmethod
+    def of(cls, draft: StudyDraft, backbone: Path, records: Path) -> "Bench":
+        """Reads records and loads the model."""
+        return cls(backbone, read_task(draft, records), load_study_model(draft, backbone))
+
+    def train(self, draft: StudyDraft, seed: int) -> None:
+        """Trains a study's rounds in one process, from where every run starts."""
+        adapted, mode = self.model.adapted, draft.privacy.mode
+        examples = {site: self.model.examples(records) for site, records in self.task.train.items()}
+        arrays = {site: (each.ids, each.targets, each.units) for site, each in examples.items()}
+        adapted.load_state(np.zeros(adapted.layout.dim))
+        self.ready = self.ready or made_ready(draft, adapted, arrays, mode=mode)
+        bits = ring_of(draft, adapted.layout.dim).scale_bits
+        federate(draft, adapted, arrays, mode=mode, scale_bits=bits, seed=seed, ready=self.ready)
 
 
 def judged(model: StudyModel, task: Task) -> dict[str, float]:
@@ -160,17 +176,22 @@ def main() -> None:
         args.seeds = [0]
         plain = {name: changed(draft, "rounds", rounds=2) for name, draft in plain.items()}
     rows = Rows(folder / "results.jsonl")
-    chosen = {"nothing trained": (plain[JOINT], None), **arms(plain, backbone)}
-    for seed in args.seeds:
+    chosen = {NOTHING: (plain[JOINT], None), **arms(plain, backbone)}
+    torch.set_num_threads(1)  # which states are kept then depends on no arm's mode
+    for name in plain:
+        bench: Bench | None = None
         for arm, (draft, epsilon) in chosen.items():
-            is_first = arm == "nothing trained"
-            if rows.of({"arm": arm, "seed": seed}) or (is_first and seed != args.seeds[0]):
+            if arm.removesuffix(SHARED).removesuffix(QUIET) != name and (arm, name) != (NOTHING, JOINT):
                 continue
-            task, started = read_task(draft, records), time.perf_counter()
-            model = load_study_model(draft, backbone) if is_first else trained(draft, backbone, task, seed)
-            found = judged(model, task)
-            row = {"arm": arm, "seed": seed, "epsilon": epsilon, "found": found}
-            rows.add(row | {"seconds": round(time.perf_counter() - started)}, json.dumps(found))
+            for seed in args.seeds[: 1 if arm == NOTHING else None]:
+                if rows.of({"arm": arm, "seed": seed}):
+                    continue
+                bench, started = bench or Bench.of(plain[name], backbone, records), time.perf_counter()
+                if arm != NOTHING:
+                    bench.train(draft, seed)
+                found = judged(bench.model, bench.task)
+                row = {"arm": arm, "seed": seed, "epsilon": epsilon, "found": found}
+                rows.add(row | {"seconds": round(time.perf_counter() - started)}, json.dumps(found))
     print(table([row for row in rows.of({}) if row["seed"] in args.seeds]))
 
 

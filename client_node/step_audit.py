@@ -93,9 +93,12 @@ def _charged(home: Path, study: Study) -> Release | None:
 
 
 def _first(study: Study, records: Records) -> Records:
-    """Takes the first record that tells anything that is learned."""
+    """Takes the first record that tells something the head learns, whose gradient can be made steep; or else any."""
     terms, rows = study.draft.data.terms, len(records.units)
-    tells = terms.tells(records.columns, rows) if isinstance(terms, OutcomeTerms) else np.ones(rows, dtype=np.bool_)
+    tells = np.ones(rows, dtype=np.bool_)
+    if isinstance(terms, OutcomeTerms):
+        of_head = terms.tells(records.columns, rows, of_head=True)
+        tells = of_head if of_head.any() else terms.tells(records.columns, rows)
     if not tells.any():
         raise NothingToAudit("the table has no record to try the step on")
     return _repeated(records, 1, first=int(tells.argmax()))
@@ -121,6 +124,12 @@ def _steep(study: Study, policy: SitePolicy, site: str, one: Records) -> tuple[n
         gradient = _gradient(study, model, site, one, state[: layout.dim])
         if np.isfinite(gradient).all() and np.linalg.norm(gradient) > 4 * clip:
             break
+    else:
+        if not np.linalg.norm(gradient) > clip:  # NaN fails too
+            raise NothingToAudit(
+                "at none of the numbers that were tried a record of this table has a gradient above the clip norm, so "
+                "clipping would not be seen"
+            )
     if study.dim > layout.dim:  # an adaptive clip counts the unit among those above it
         count = np.full(study.dim - layout.dim, -COUNT_WEIGHT / 2)
         gradient = np.concatenate([gradient / np.linalg.norm(gradient), count])

@@ -573,8 +573,6 @@ def _task_problems(draft: StudyDraft) -> list[str]:
     terms, sites = draft.data.terms, draft.participants.sites
     if not isinstance(terms, OutcomeTerms) or terms.tasks is None:
         return []
-    if draft.evaluation is not None and draft.evaluation.bins < len(terms.tasks):
-        return [f"evaluation.bins is {draft.evaluation.bins}; of {len(terms.tasks)} tasks each needs one"]
     named = {name: task.sites for name, task in terms.tasks.items() if task.sites is not None}
     problems = [
         f"tasks.{name}.sites names {site!r}, which is none of participants.sites"
@@ -596,7 +594,10 @@ def _task_problems(draft: StudyDraft) -> list[str]:
         if len(own) - missing < fewest
     ]
     place = "data" if draft.data.kind.name == INLINE else f"data.{draft.data.kind.name}"
-    return [f"{place}.{problem}" for problem in problems]
+    problems = [f"{place}.{problem}" for problem in problems]
+    if draft.evaluation is not None and draft.evaluation.bins < len(terms.tasks):
+        problems.append(f"evaluation.bins is {draft.evaluation.bins}; of {len(terms.tasks)} tasks each needs one")
+    return problems
 
 
 def _rate_problems(draft: StudyDraft) -> list[str]:

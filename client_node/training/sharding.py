@@ -12,6 +12,7 @@ whole.
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.autograd.variable import Variable
 
 from ...kernels.linear import packed_stacks
 from ...models.adapters import AdaptedModel
+from ...models.heads import losses
 
 _SILENCE = timedelta(minutes=30)  # until a worker that is alive must come to a gathering; one that ends fails it
 
@@ -71,6 +73,7 @@ class ShardedWeights:
         sharded = dict.fromkeys(matrix for own in matrices.values() for matrix in own)
         self.matrices: tuple[Any, ...] = tuple(sharded)  # DeepSpeed adds attributes of its own
         self._whole: tuple[list[nn.Parameter], Any] | None = None
+        self._held: list[nn.Parameter] | None = None  # matrices that stay whole through several calls
         for parameter in adapted.parameters():
             if parameter not in sharded:
                 parameter.data = parameter.data.to(device)
@@ -112,13 +115,25 @@ class ShardedWeights:
                 with saved_tensors_hooks(lambda saved: _packed(saved, own), _unpacked):
                     output = inner(*args, **kwargs)
             finally:
-                self._part()
+                if self._held is not own:
+                    self._part()
             for tensor in output if isinstance(output, tuple) else (output,):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
                     tensor.register_hook(gather_for_backward)  # type: ignore[no-untyped-call]
             return output
 
+        @contextmanager
+        def whole() -> Iterator[None]:
+            self._make_whole(own)
+            self._held = own
+            try:
+                yield
+            finally:
+                self._held = None
+                self._part()
+
         block.forward = forward
+        setattr(block, losses.WHOLE, whole)
 
     def _make_whole(self, own: list[nn.Parameter]) -> None:
         if self._whole is None or self._whole[0] is not own:

@@ -202,6 +202,8 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
     ]
     for task, estimate in found.tasks.items():
         value, interval = estimate_texts(estimate)
+        if estimate is None and not found.noise_std:
+            value = "no record was asked for it"
         rows.append({"metric": f"{task} right", "value": value, "95 % interval": interval})
     out.print(table_of(f"{found.run}, held-out records of {', '.join(found.sites)}", rows))
     if found.judged not in ("numbers", "tasks"):

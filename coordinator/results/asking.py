@@ -16,7 +16,7 @@ from ...models.backbones.loading import RecordBackbone, TextBackbone
 from ...models.decoding.writing import write
 from ...models.records import RecordSchema, cells, documents
 from ...models.records.fields import AnyField, CategoricalField, NumericField
-from ...models.records.templates import PlainTokenizer
+from ...models.records.text import Requests
 from ...models.structure.inputs import words_of
 from ..errors import Conflict
 
@@ -107,7 +107,7 @@ def ask(
     asked: list[int] = []
     if isinstance(composition.backbone, TextBackbone):
         words = words_of(composition.backbone.tokenizer)
-        asked = PlainTokenizer(composition.backbone.tokenizer).of_template(then or "")
+        asked = Requests(composition.backbone.tokenizer, max_tokens).stated(then or "")
     elif then is not None:
         raise Conflict("the backbone reads records and writes no text; leave out --then")
     is_written = composition.head is None or then is not None

@@ -36,8 +36,9 @@ from .combining import stack
 from .factors import LAYER, AdapterConfig, Pair
 from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, attach
 from .peft_import import Released, read
+from .provenance import Source as Source
 from .provenance import Spent as Spent
-from .provenance import added_up
+from .provenance import added_up as added_up
 
 TEMPERATURE = 0.05  # of cosines: an adapter that is nearer by this counts e times as much
 FLOOR = 0.25  # cosine at which the backbone alone counts as much as an adapter
@@ -178,8 +179,11 @@ class Composition:
         return reacts.masked_fill(~present, -torch.inf).softmax(1)[:, owner]
 
 
-def compose(backbone: Path, directories: Sequence[Path]) -> Composition:
+def compose(backbone: Path, directories: Sequence[Path], *, with_heads: bool = True) -> Composition:
     """Loads a backbone and puts the adapters of several exports on it, to be chosen from for each request.
+
+    Args:
+        with_heads: False to leave out the adapters' heads, which then need not learn the same.
 
     Raises:
         InvalidRelease: a directory is not what an export wrote.
@@ -196,9 +200,10 @@ def compose(backbone: Path, directories: Sequence[Path]) -> Composition:
     loaded: loading.RecordBackbone | loading.TextBackbone = load(
         backbone, expected_hash=facts.backbone_hash, segments=None if sizes is None else Segments(*sizes)
     )
-    head, weights_K = _heads(adapters, loaded)
+    head, weights_K = _heads(adapters, loaded) if with_heads else (None, None)
     places = _places(whole)
-    adapted = _attached(loaded.model, whole, places, head)
+    # Heads alone adapt nothing, and a model with neither would not be one to attach to.
+    adapted = _attached(loaded.model, whole, places, head if head is not None or places else loaded.head())
     owners: dict[nn.Module, Tensor] = {
         adapted.adapters[name]: _owner(keys, adapters, whole.rank) for name, keys in places.items()
     }

@@ -188,7 +188,7 @@ class AdaptedModel(nn.Module):
 
     @property
     def text(self) -> TextTask | None:
-        """What is written behind a record beside what the head learns of it; None if nothing is."""
+        """The text that is written behind a record beside what the head learns of it; None if there is none."""
         objective = None if self.head is None else self.head.objective
         return objective.text if isinstance(objective, SeveralTasks) else None
 

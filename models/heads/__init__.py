@@ -15,7 +15,7 @@ A coin flip costs log 2 nats; a sure answer costs little if it is right and much
 [0.693, 0.018, 4.018]
 """
 
-from .losses import completion_losses, foretell, record_losses
+from .losses import completion_losses, foretell, record_losses, word_logits
 from .pooling import PooledHead, pooled, pooled_and_last
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "pooled_and_last",
     "record_losses",
     "signature",
+    "word_logits",
     "written",
 ]

@@ -5,6 +5,7 @@ A unit's loss is the mean over its own records, a batch's the sum over units. No
 Legend: `R` rows (records), `T` tokens, `N` tokens of completions, `D` model width, `V` words.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _QUICK = 256  # tokens whose logits are made at a time; more of them take memory and no less time
+WHOLE = "confide_whole"  # of a module whose matrices are gathered: a context in which they stay so
 REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
 
 
@@ -58,7 +60,7 @@ def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
         is_completion_RT: bool; the first token of a row is never one.
     """
     hidden_ND, target_N, row_N, tokens_R = _foretelling(model, ids_RT, is_completion_RT)
-    logits_NV = _logits(model, hidden_ND)
+    logits_NV = word_logits(model, hidden_ND)
     return Foretold(
         row_N=row_N,
         losses_N=F.cross_entropy(logits_NV, target_N, reduction="none"),
@@ -92,7 +94,9 @@ def completion_losses(
         spare = -tokens % tile
         hidden_ND, target_N = F.pad(hidden_ND, (0, 0, 0, spare)), F.pad(target_N, (0, spare))
     parts = zip(*(torch.split(part, tile or _QUICK) for part in (hidden_ND, target_N)), strict=True)
-    losses_N = torch.cat([_written(model, hidden, target) for hidden, target in parts])[:tokens]
+    # Where workers gather the matrix, they do so once, however many tokens each has.
+    with getattr(model.lm_head, WHOLE, nullcontext)():
+        losses_N = torch.cat([_written(model, hidden, target) for hidden, target in parts])[:tokens]
     return _means(losses_N, row_N, tokens_R)
 
 
@@ -107,7 +111,8 @@ def _foretelling(
     return hidden_ND, target_N, is_foretold.nonzero()[:, 0], is_foretold.sum(1)
 
 
-def _logits(model: Any, hidden_ND: Tensor) -> Tensor:
+def word_logits(model: Any, hidden_ND: Tensor) -> Tensor:
+    """[N, V], at least float32, the logits of words that follow last states, as the model itself would scale them."""
     logits_NV: Tensor = model.lm_head(hidden_ND)
     divisor = _divisor(model)
     if divisor != 1:
@@ -130,7 +135,7 @@ def _written(model: Any, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
     head = model.lm_head
     is_plain = type(head) is nn.Linear and not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
     if not is_plain:
-        return F.cross_entropy(_logits(model, hidden_ND), target_N, reduction="none")
+        return F.cross_entropy(word_logits(model, hidden_ND), target_N, reduction="none")
     return cast(Tensor, _Written.apply(hidden_ND, target_N, model))  # type: ignore[no-untyped-call]
 
 
@@ -139,7 +144,7 @@ class _Written(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, target_N: Tensor, model: Any) -> Tensor:
-        logits_NV, weight_VD = _logits(model, hidden_ND), model.lm_head.weight
+        logits_NV, weight_VD = word_logits(model, hidden_ND), model.lm_head.weight
         target_N1 = target_N[:, None]
         most_N1, word_N1 = logits_NV.max(-1, keepdim=True)
         chances_NV = logits_NV.softmax(-1)

@@ -38,21 +38,18 @@ class DocumentTerms(OutcomeTerms, SparseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Behind:
-    """A text behind a document."""
+    """The place behind a document: what is asked, and the text that answers it."""
 
-    template: TokenTemplate  # of a record that tells the text: the document, what is asked, the text
+    template: TokenTemplate
     column: str
     asked: int  # tokens of what is asked
+    longest: int  # tokens that are kept for both
 
     @classmethod
-    def of(cls, text: str, terms: WrittenTerms, tokenizer: PlainTokenizer, max_tokens: int) -> "_Behind":
-        parts = [
-            Part(text, is_learned=False),
-            Part(terms.prompt, is_learned=False),
-            Part(terms.completion, is_learned=True),
-        ]
-        asked = tokenizer.of_template(said(terms.prompt))
-        return cls(TokenTemplate(parts, tokenizer, max_tokens), terms.column, len(asked))
+    def of(cls, terms: WrittenTerms, tokenizer: PlainTokenizer) -> "_Behind":
+        parts = [Part(terms.prompt, is_learned=False), Part(terms.completion, is_learned=True)]
+        template = TokenTemplate(parts, tokenizer, terms.longest)
+        return cls(template, terms.column, len(tokenizer.of_template(said(terms.prompt))), terms.longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +68,13 @@ class DocumentReader:
         Raises:
             InvalidPrompt: the template by itself leaves no room for a record.
         """
-        plain = PlainTokenizer(tokenizer)
-        template = TokenTemplate([Part(text, is_learned=False)], plain, max_tokens)
-        outcome = outcome or OutcomeTerms()
-        written = outcome.written
-        behind = None if written is None else _Behind.of(text, written, plain, max_tokens)
+        plain, outcome = PlainTokenizer(tokenizer), outcome or OutcomeTerms()
+        behind = None if outcome.written is None else _Behind.of(outcome.written, plain)
+        # A document has the same room whatever is told of it, or its head could read off how long its text is.
+        room = max_tokens if behind is None else max_tokens - behind.longest
+        template = TokenTemplate([Part(text, is_learned=False)], plain, room)
+        if behind is not None and not template.begins_by_itself:
+            raise InvalidPrompt("data.document.text must begin with words of its own, where a text is a task")
         return cls(template, plain, outcome, behind)
 
     @property
@@ -88,24 +87,24 @@ class DocumentReader:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
         """Returns ids [rows, longest] and what is learned: [rows], or with a text [rows, longest], see `heads.written`.
 
-        Of a record that is too long, the document's cells are cut first, so that its text stays whole.
+        Of a record that is too long, the document's cells are cut, and a text to the tokens that are kept for it.
         """
         targets = self.outcome.targets(columns, labels)
         if self.behind is None:
             return self.encode(columns), targets
         from ..heads import written
 
-        tells = is_told(columns[self.behind.column])
-        rows: list[Row] = [([], [])] * len(tells)
-        for here, template in ((~tells, self.template), (tells, self.behind.template)):
-            places = np.flatnonzero(here)
-            own = self._rows({name: cells[places] for name, cells in columns.items()}, template)
-            for place, row in zip(places.tolist(), own, strict=True):
-                rows[place] = row
+        documents = self._rows(columns, self.template)
+        tells, rows = is_told(columns[self.behind.column]), []
+        texts = iter(self._rows({name: cells[tells] for name, cells in columns.items()}, self.behind.template))
+        for (document, _), is_there in zip(documents, tells, strict=True):
+            tokens, is_text = next(texts) if is_there else ([], [])
+            rows.append(([*document, *tokens], [False] * len(document) + is_text))
         ids, is_written = padded(rows)
-        end = np.where(is_written.any(1), is_written.argmax(1), 0)[:, None]  # of what is asked
-        tokens = np.arange(ids.shape[1])
-        return ids, written.joined(targets, (end - self.behind.asked <= tokens) & (tokens < end), is_written)
+        start = np.array([len(document) for document, _ in documents], dtype=np.int64)[:, None]
+        place, behind = np.arange(ids.shape[1]), tells[:, None]
+        is_asked = behind & (start <= place) & (place < start + self.behind.asked)
+        return ids, written.joined(targets, is_asked, is_written)
 
     def encode(self, columns: Mapping[str, Sequence[str] | np.ndarray]) -> Ids:
         """[rows, longest], documents alone; of one that is too long, the longest cells are cut at their ends."""
@@ -156,10 +155,16 @@ class Documents(ReadByHead):
             for name in names
             if not re.fullmatch(FIELD_NAME, name)
         ]
-        if terms.written is not None and terms.text.startswith("{") and not terms.text.startswith("{{"):
-            problems.append(
-                "data.document.text must begin with some words of its own, such as Letter:, where a text is a task"
-            )
+        if terms.written is not None:
+            if not terms.text.replace("{{", "").partition("{")[0].strip():
+                problems.append(
+                    "data.document.text must begin with some words of its own, such as Letter:, where a text is a task"
+                )
+            if terms.written.longest >= max_tokens:
+                problems.append(
+                    f"data.document.tasks.{terms.text_task}.text.longest is {terms.written.longest}; it must be below "
+                    f"data.max_tokens, {max_tokens}, of which the document has the rest"
+                )
         return problems + terms.outcome_problems("data.document", names)
 
     def columns(self, terms: DocumentTerms) -> tuple[Column, ...]:

@@ -22,7 +22,7 @@ from ..errors import InvalidPrompt
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, FieldName, Frozen, Label, Name, SparseModel, StrictModel, Unique
 from .kind import Column, Judged
 from .outcomes import MOST_CLASSES, NumberTerms, Outcome
-from .templates import columns_of
+from .templates import columns_of, said
 from .text import Template
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class WrittenTerms(StrictModel):
     completion: Template = Field(
         examples=['" {summary}"'], description="what the model learns to write; a name in braces is the column"
     )
+
+    longest: int = Field(
+        ge=2, le=2**16, examples=["64"],
+        description="tokens that are kept for both of max_tokens; a longer text is cut, and the document has the rest",
+    )  # fmt: skip
 
     @property
     def column(self) -> str:
@@ -83,7 +88,7 @@ class TaskTerms(SparseModel):
         description="instead of label: a column of numbers",
     )  # fmt: skip
     text: WrittenTerms | None = Field(
-        default=None, examples=['{ prompt = "\\nIn short:", completion = " {summary}" }'],
+        default=None, examples=['{ prompt = "\\nIn short:", completion = " {summary}", longest = 64 }'],
         description="instead of label, of documents alone: a text that the model writes",
     )  # fmt: skip
     weight: float = Field(
@@ -256,9 +261,9 @@ class OutcomeTerms(Outcome):
             return super().judge(outputs, target)
         return self._several.judge(outputs, target, record, is_written)
 
-    def tells(self, columns: Mapping[str, np.ndarray], rows: int) -> npt.NDArray[np.bool_]:
-        """bool [rows], which records tell anything that is learned."""
-        return np.ones(rows, dtype=np.bool_) if self.tasks is None else self._several.tells(columns)
+    def tells(self, columns: Mapping[str, np.ndarray], rows: int, *, of_head: bool = False) -> npt.NDArray[np.bool_]:
+        """bool [rows], which records tell anything that is learned, or that the head learns."""
+        return np.ones(rows, dtype=np.bool_) if self.tasks is None else self._several.tells(columns, of_head=of_head)
 
     def shares(self, found: np.ndarray, targets: np.ndarray, written: np.ndarray | None = None) -> np.ndarray:
         """Computes the share of its tasks that is right, for every record that tells any; of several tasks alone.
@@ -315,7 +320,9 @@ class _Several:
         from ..heads.objectives import SeveralTasks, Task, TextTask
 
         texts = [
-            TextTask(name, task.text.prompt, task.weight) for name, task in self.tasks.items() if task.text is not None
+            TextTask(name, said(task.text.prompt), task.weight)
+            for name, task in self.tasks.items()
+            if task.text is not None
         ]
         return SeveralTasks(
             tuple(Task(name, task.outcome.objective(), task.weight) for name, task in self.of_head.items()),
@@ -326,18 +333,19 @@ class _Several:
         return tuple(task.learned_column() for task in self.tasks.values())
 
     def facts(self) -> dict[str, Any]:
-        said = {}
+        found = {}
         for name, task in self.tasks.items():
             if task.text is not None:
-                kind, what = "text", f"{task.text.completion!r} after {task.text.prompt!r}"
+                kind, what = "text", f"{task.text.completion!r} after {said(task.text.prompt)!r}"
             else:
                 ((kind, what),) = task.outcome.outcome_facts().items()
             where = "all sites" if task.sites is None else ", ".join(task.sites)
-            said[f"task {name}"] = f"weight {task.weight:g}, at {where}: {kind} {what}"
-        return said
+            found[f"task {name}"] = f"weight {task.weight:g}, at {where}: {kind} {what}"
+        return found
 
-    def tells(self, columns: Mapping[str, np.ndarray]) -> npt.NDArray[np.bool_]:
-        told: npt.NDArray[np.bool_] = np.any([is_told(columns[name]) for name in self.columns], axis=0)
+    def tells(self, columns: Mapping[str, np.ndarray], *, of_head: bool) -> npt.NDArray[np.bool_]:
+        names = [task.column for task in (self.of_head if of_head else self.tasks).values()]
+        told: npt.NDArray[np.bool_] = np.any([is_told(columns[name]) for name in names], axis=0)
         return told
 
     def targets(self, columns: Mapping[str, np.ndarray]) -> npt.NDArray[np.int64]:

@@ -139,9 +139,25 @@ class TokenTemplate:
             raise InvalidPrompt(f"the template takes {used} tokens, and a record has {max_tokens} in all")
         self._room = max_tokens - used  # for the cells of a record
 
+    @property
+    def begins_by_itself(self) -> bool:
+        """True if the first token is the template's own, whatever a record says."""
+        pieces, _ = self._parts[0]
+        return bool(pieces[0].ids)
+
     def fits(self, cells: Sequence[list[int]]) -> bool:
         """True if no cell would have to be cut."""
         return sum(map(len, cells)) <= self._room
+
+    def filled(self, cells: Sequence[list[int]]) -> list[int]:
+        """Puts the tokens of a record's cells in their places, and cuts none."""
+        rest = iter(cells)
+        return [
+            token
+            for pieces, _ in self._parts
+            for piece in pieces
+            for token in (*piece.ids, *(next(rest) if piece.cell is not None else ()))
+        ]
 
     def row(self, cells: Sequence[list[int]]) -> Row:
         """Puts the tokens of a record's cells in their places.

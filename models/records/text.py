@@ -193,6 +193,61 @@ class PromptEncoder:
         return int.from_bytes(digest.digest(), "little") % len(self._styles)
 
 
+class Requests:
+    """Tokenizes what a model is asked for: templates say control words, and what people write is read as plain text."""
+
+    def __init__(self, tokenizer: Any, longest: int) -> None:
+        """Prepares the core of `tokenizer`, a transformers tokenizer in Rust.
+
+        Args:
+            longest: tokens that the model reads.
+        """
+        self._tokenizer, self._longest = tokenizer, longest
+        self._plain = PlainTokenizer(tokenizer)
+        self._chats: dict[tuple[Role, ...], TokenTemplate] = {}
+
+    @property
+    def words(self) -> int:
+        """Size of the vocabulary: one more than the largest id."""
+        return self._plain.words
+
+    def plain(self, text: str) -> list[int]:
+        """Tokenizes what people write."""
+        return self._plain.of_records([text])[0]
+
+    def stated(self, text: str) -> list[int]:
+        """Tokenizes what a study states, control words included."""
+        return self._plain.of_template(text)
+
+    def chat(self, roles: Sequence[Role], texts: Sequence[str]) -> list[int]:
+        """Tokenizes a conversation up to where an assistant goes on, without white space at the ends of turns.
+
+        Raises:
+            InvalidPrompt: the checkpoint has no chat template, or one that such turns do not fit.
+        """
+        asked = self._asked(tuple(roles))
+        cells = self._plain.of_records([cell.lead + texts[int(cell.column[1:])].strip() for cell in asked.cells])
+        return asked.filled(cells)
+
+    def _asked(self, roles: tuple[Role, ...]) -> TokenTemplate:
+        """The chat template around turns of these roles, without the answer."""
+        if roles not in self._chats:
+            template = ChatTemplate(self._tokenizer, self._plain, None)
+            names = [f"{{t{place}}}" for place in range(len(roles))]
+            parts = template.parts([*roles, "assistant"], [*names, "{answer}"])
+            # The last learned part is the answer, and nothing behind it was said yet.
+            last = max(place for place, part in enumerate(parts) if part.is_learned)
+            while len(self._chats) >= MAX_TURNS:
+                self._chats.pop(next(iter(self._chats)))
+            self._chats[roles] = TokenTemplate(parts[:last], self._plain, self._longest, must_fit=False)
+        return self._chats[roles]
+
+
+def is_asked(roles: Sequence[str]) -> bool:
+    """True if turns of these roles end with a user's, after which an assistant may go on."""
+    return is_conversation([*roles, "assistant"])
+
+
 def _all_columns(templates: Sequence[AnyTemplate]) -> tuple[str, ...]:
     """Columns of all styles, those that are shown first, each once."""
     shown = (name for each in templates for name in each.prompt_columns)

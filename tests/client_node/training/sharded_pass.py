@@ -18,7 +18,9 @@ from confide.models.backbones.families import family_in
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
 from confide.models.backbones.packing import PACK_OF, linear_layers
+from confide.models.heads.objectives import BinaryLabel, SeveralTasks, Task, TextTask
 from confide.models.heads.pooling import PooledHead
+from confide.models.heads.written import joined
 from confide.models.records.fields import FlagField, NumericField, RecordSchema
 
 SCHEMA = RecordSchema((NumericField("TSH", (0.4, 1.0, 2.0, 4.0)),), (FlagField("sick"),))
@@ -32,7 +34,12 @@ TARGETS = {
     "fp8": ("q_a_proj", "experts"),
     "bfloat16": ("down_proj",),
     "text": ("o_proj", "experts"),  # no head: the output matrix is the embedding, so two blocks share it
+    "uneven text": ("o_proj", "experts"),  # one worker has more tokens to write than are computed at a time
+    "no text": ("o_proj", "experts"),  # another has none
+    "text behind a document": ("o_proj", "experts"),
 }
+WRITERS = ("text", "uneven text", "no text")
+FIRST = {"uneven text": (0, 6), "no text": (8, 0), "text behind a document": (8, 1)}  # token learned, by worker
 PACKS = {name: pack for name, pack in PACK_OF.items() if name in TARGETS}
 ALL_PACKED = ("nf4", "fp8", "bfloat16")  # linear layers as well, adapted or not
 
@@ -45,18 +52,28 @@ def adapted_model(case: str) -> AdaptedModel:
         quantise(model, PACKS[case])
     if case in ALL_PACKED:
         quantise_linear(model, linear_layers(family_in(model), model), PACKS[case])
-    adapted = attach(model, config, None if case == "text" else PooledHead(torch.zeros(64), torch.eye(64)))
+    tasks = SeveralTasks((Task("ill", BinaryLabel()),), text=TextTask("summary", ":"))
+    objective = tasks if case == "text behind a document" else None
+    head = None if case in WRITERS else PooledHead(torch.zeros(64), torch.eye(64), objective=objective)
+    adapted = attach(model, config, head)
     adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
     return adapted
 
 
-def gradients(adapted: AdaptedModel, between: list[int], look) -> torch.Tensor:
-    """All gradients of one batch; `between` gets what `look` sees after forward."""
+def gradients(adapted: AdaptedModel, between: list[int], look, first: int = 3) -> torch.Tensor:
+    """All gradients of one batch; `between` gets what `look` sees after forward.
+
+    Args:
+        first: tokens behind this place are written, where any are.
+    """
     words = len(SCHEMA.words())
     ids = torch.randint(1, words, (6, 9), generator=torch.Generator().manual_seed(1))
     collector = Collector(torch.arange(6), 6, 9)
     with adapted.slot.filled(collector):
-        targets = torch.arange(6) % 2 if adapted.head is not None else (torch.arange(9) > 3).expand(6, 9)
+        is_written = (torch.arange(9) > first).expand(6, 9)
+        targets = torch.arange(6) % 2 if adapted.head is not None else is_written
+        if adapted.text is not None:
+            targets = torch.from_numpy(joined(1 + targets.numpy(), torch.zeros_like(is_written), is_written))
         loss = adapted.losses(ids, targets).sum()
         between.append(look())
         loss.backward()
@@ -64,12 +81,12 @@ def gradients(adapted: AdaptedModel, between: list[int], look) -> torch.Tensor:
     return torch.cat([sums[parameter].flatten() for parameter in adapted.trained.values()])
 
 
-def report(case: str, device: torch.device, *, offload: bool) -> dict[str, object]:
-    adapted = adapted_model(case)
+def report(case: str, device: torch.device, *, offload: bool, worker_id: int) -> dict[str, object]:
+    adapted, first = adapted_model(case), FIRST.get(case, (3, 3))[worker_id]
     stacks = [stack for module in adapted.modules() for stack in packed_stacks(module)]
     frozen = sum(p.nbytes for p in adapted.model.parameters() if not p.requires_grad and p.ndim > 1)
     frozen += sum(stack.nbytes for stack in stacks)
-    want = gradients(adapted, [], lambda: 0)
+    want = gradients(adapted, [], lambda: 0, first)
     weights = ShardedWeights(adapted, device, offload=offload)
     gathered: list[StorageWeakRef] = []
     whole: list[int] = []
@@ -99,7 +116,7 @@ def report(case: str, device: torch.device, *, offload: bool) -> dict[str, objec
     between: list[int] = []
     rest = [whole_bytes()]
     for _ in range(2):
-        got = gradients(adapted, between, kept)
+        got = gradients(adapted, between, kept, first)
         rest.append(whole_bytes())
     return {
         "frozen": frozen,
@@ -120,8 +137,9 @@ def report(case: str, device: torch.device, *, offload: bool) -> dict[str, objec
 def main() -> None:
     worker_id, num_workers, meeting, result = sys.argv[1:]
     device = join(int(worker_id), int(num_workers), Path(meeting))
-    reports = {case: report(case, device, offload=False) for case in TARGETS}
-    reports["offloaded"] = report("everywhere", device, offload=True)
+    number = int(worker_id)
+    reports = {case: report(case, device, offload=False, worker_id=number) for case in TARGETS}
+    reports["offloaded"] = report("everywhere", device, offload=True, worker_id=number)
     Path(result).write_text(json.dumps(reports))
 
 

@@ -59,7 +59,7 @@ WRITTEN = {
     "written": """[data.document.tasks]
 sepsis = { label = "sepsis" }
 finding = { label = "finding", classes = ["low", "none", "high"] }
-summary = { text = { prompt = "\\nIn short:", completion = " {summary}<|end|>" }, weight = 0.5 }""",
+summary = { text = { prompt = "\\nIn short:", completion = " {summary}<|end|>", longest = 34 }, weight = 0.5 }""",
 }
 SUMMARIES = ("tired", "", "sweats, and a fever", "a fever")
 TARGETS = 'targets = ["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'
@@ -543,7 +543,8 @@ def test_a_site_that_has_no_task_is_refused_and_missing_sites_are_counted(site: 
 
 
 def test_a_text_stands_behind_the_document_and_what_is_asked_and_a_record_that_tells_none_has_neither(site: Site):
-    desk = document_desk(site, "written", *NONE, TOP, table=with_summaries())
+    wide = ("max_tokens = 64", "max_tokens = 96")
+    desk = document_desk(site, "written", *NONE, TOP, wide, table=with_summaries())
     model, examples = examples_of(desk)
     words = model.reader.tokenizer
     assert examples.targets.shape == examples.ids.shape
@@ -569,13 +570,61 @@ def test_a_text_stands_behind_the_document_and_what_is_asked_and_a_record_that_t
     ]
 
 
-def test_a_long_document_makes_room_for_its_text(site: Site):
-    long = with_summaries().replace("sweats and sweats", "sweats " * 40)
-    model, examples = examples_of(document_desk(site, "written", *NONE, TOP, table=long))
-    assert examples.ids.shape[1] == 64  # max_tokens
-    text = model.reader.tokenizer.of_template(" a fever<|end|>")
-    assert (examples.targets[3, 1:] == WRITTEN_TOKEN).sum() == len(text)
-    assert (documents(examples.ids, examples.targets)[3] > 0).sum() > 20
+def test_a_document_has_the_same_room_whatever_text_is_told_of_it(site: Site):
+    seen = []
+    for summary in ("", "a", "a fever and sweats, and much more of it than there is room for"):
+        long = f'patient_id,note,finding,sepsis,summary\np1,{"sweats " * 40},low,0,"{summary}"\n'
+        model, examples = examples_of(document_desk(site, "written", *NONE, TOP, table=long))
+        seen.append(documents(examples.ids, examples.targets)[0])
+        assert (seen[-1] > 0).sum() == 64 - 34
+        assert (examples.ids[0] > 0).sum() <= 64
+    assert (examples.ids[0] > 0).sum() == 64  # a text that is too long is cut
+    assert len({own[:30].tobytes() for own in seen}) == 1
+    assert model.reader.encode({"note": ["sweats " * 40]})[0].tolist() == seen[0][:30].tolist()  # as in use
+
+
+def test_a_table_without_a_record_is_no_error(site: Site):
+    measured = ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]")
+    empty = "patient_id,note,finding,sepsis,summary\n"
+    desk = document_desk(site, "written", *NONE, TOP, measured, table=empty)
+    trainer, policy = new_trainer(desk), load_policy(site.home)
+    state = np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32)
+    assert not trainer.release(state, 1).any()
+    assert not trainer.histogram(state, lambda: read(policy, desk.study, site=None), 41, site_noise=0).any()
+
+
+def test_a_text_of_no_token_leaves_what_is_asked_behind_the_document(site: Site, monkeypatch):
+    model, _ = examples_of(document_desk(site, "written", *NONE, TOP, table=with_summaries()))
+    template = model.reader.behind.template
+    monkeypatch.setattr(type(template), "row", lambda self, cells: ([7, 8, 9], [False] * 3))
+    monkeypatch.setattr(type(model.reader), "encode", None)
+    columns = {"note": np.array(["x"]), "summary": np.array(["?"], object), "finding": np.array([None]),
+               "sepsis": np.array([-1])}  # fmt: skip
+    monkeypatch.setattr(
+        type(model.reader), "_rows",
+        lambda self, columns, of: [([5, 6], [False] * 2) if of is self.template else ([7, 8, 9], [False] * 3)],
+    )  # fmt: skip
+    ids, targets = model.reader.examples(columns, None)
+    assert documents(ids, targets)[0].tolist() == [5, 6, 0, 0, 0]
+
+
+def test_braces_in_a_prompt_are_told_as_they_are_read(site: Site):
+    braced = ("\\nIn short:", "\\n{{In short}}:")
+    desk = document_desk(site, "written", *NONE, TOP, braced, table=with_summaries())
+    model, examples = examples_of(desk)
+    asked = model.reader.tokenizer.of_template("\n{In short}:")
+    assert examples.ids[0, examples.targets[0] == ASKED].tolist() == asked
+    assert '"\\n{In short}:"' in model.adapted.head.objective.meaning
+    assert "'\\n{In short}:'" in study_facts(desk.study)["Data"]["task summary"]
+
+
+def test_a_step_is_tried_on_a_record_that_tells_what_the_head_learns(site: Site):
+    table = "patient_id,note,finding,sepsis,summary\np1,a,,,of it\np2,b,low,,\n"
+    desk = document_desk(site, "written", *NONE, TOP, table=table)
+    records = read(load_policy(site.home), desk.study, site="svi")
+    assert _first(desk.study, records).columns["finding"].tolist() == ["low"]
+    alone = Records({name: column[:1] for name, column in records.columns.items()}, records.units[:1], None)
+    assert _first(desk.study, alone).columns["summary"].tolist() == ["of it"]
 
 
 def test_what_is_written_is_counted_and_measured_as_one_of_the_tasks(site: Site):
@@ -631,7 +680,7 @@ def test_a_text_s_exact_match_is_one_for_a_model_that_writes_it(site: Site, monk
         return logits
 
     monkeypatch.setattr(model.adapted.model, "lm_head", torch.nn.Identity())
-    monkeypatch.setattr("confide.models.heads.losses._logits", lambda _, hidden: always(hidden))
+    monkeypatch.setattr("confide.models.heads.losses.word_logits", lambda _, hidden: always(hidden))
     found = model.evaluate([Examples(flat, examples.targets, examples.units)])
     assert found["exact_match_summary"]["value"] == 1.0
 
@@ -645,7 +694,13 @@ def test_a_text_s_exact_match_is_one_for_a_model_that_writes_it(site: Site, monk
         (("In short:", "In short {finding}:"), "prompt holds 'finding' in braces"),
         (("{summary}", "{summary!r}"), "braces hold a column's name and nothing else"),
         (("weight = 0.5", 'weight = 0.5, label = "sepsis"'), "tasks.summary.label stands beside data.document.tasks"),
-        (("sepsis = {", 'other = { text = { prompt = "a", completion = "{b}" } }\nsepsis = {'), "keep one text"),
+        (
+            ("sepsis = {", 'other = { text = { prompt = "a", completion = "{b}", longest = 9 } }\nsepsis = {'),
+            "keep one text",
+        ),
+        (('text = "Note: {note}"', 'text = " {note}"'), "data.document.text must begin with some words of its own"),
+        (("longest = 34", "longest = 64"), "tasks.summary.text.longest is 64; it must be below data.max_tokens, 64"),
+        ((", longest = 34", ""), "longest is missing"),
         (('sepsis = { label = "sepsis" }\nfinding', "#"), "the only task; a study of one text is [data.text]"),
         ((TARGETS, "targets = []"), "adapters alone learn to write the text of tasks.summary"),
     ],
@@ -658,7 +713,7 @@ def test_a_text_that_contradicts_the_rest_of_a_study_is_refused(site: Site, chan
 
 
 def test_records_of_fields_cannot_have_a_text_behind_them(site: Site):
-    text = 'tasks.summary = { text = { prompt = "In short:", completion = "{summary}" } }'
+    text = 'tasks.summary = { text = { prompt = "In short:", completion = "{summary}", longest = 20 } }'
     with pytest.raises(StudyInvalid, match="a backbone of records writes none"):
         site.study(('label = "diagnosis"\n', f'tasks.ill = {{ label = "diagnosis" }}\n{text}\n'))
 
