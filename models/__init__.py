@@ -15,7 +15,7 @@ LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the mod
 ((512,), False)
 """
 
-__all__ = ["adapters", "backbones", "decoding", "evaluation", "heads", "records", "structure"]
+__all__ = ["adapters", "backbones", "decoding", "evaluation", "heads", "records", "serving", "structure"]
 
 if "." not in __name__:
     raise ImportError("this folder is the package confide.models: write `import confide.models`, not `import models`")

@@ -16,7 +16,9 @@ ModelError
  ├─ InvalidAdapter      an adapter or head setting is out of range
  ├─ TargetMissing       no module of the backbone has a target's name
  ├─ UnsupportedModule   the kernels do not compute a target of this kind or layout
- └─ StateMismatch       a state or tensor set does not fit the layout
+ ├─ StateMismatch       a state or tensor set does not fit the layout
+ ├─ Busy                a served model has as many requests as it may
+ └─ ServiceRefused      the service would be open to strangers, or cannot listen
 """
 
 
@@ -90,3 +92,11 @@ class StateMismatch(ModelError, ValueError):
 
 class RowsUnknown(ModelError):
     """Per-row gradients of a model that was not called through its `AdaptedModel`, or not in training mode."""
+
+
+class Busy(ModelError):
+    """A served model that has as many requests as it may have, or is ending."""
+
+
+class ServiceRefused(ModelError):
+    """Settings with which a service would be open to strangers, or an address or file that it cannot use."""

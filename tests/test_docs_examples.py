@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 import torch
 
@@ -23,7 +24,9 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import backbone_hash
 from confide.models.heads import PooledHead
 from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.serving.served import Served
 
+from .models.serving.conftest import listening, make_parts
 from .models.tiny import byte_tokenizer, tiny_deepseek
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +58,7 @@ def run(page):
 
 
 def test_every_page_with_an_example_has_a_test():
-    assert {*BLOCKS} == {"docs/backbones.md", "docs/kernels.md", "docs/ml-engineer.md"}
+    assert {*BLOCKS} == {"docs/backbones.md", "docs/kernels.md", "docs/ml-engineer.md", "docs/serving.md"}
     assert {*COMMANDS} == {"docs/operator.md"}
 
 
@@ -109,6 +112,22 @@ def test_noise_is_solved_and_an_exported_adapter_is_loaded_by_peft(folder, capsy
     one = torch.tensor([[0.0, 1.0]])
     found = names["composition"].classify(names["requests"], one)[:, 0]
     torch.testing.assert_close(found, names["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.process
+def test_a_served_adapter_answers_its_client(folder, monkeypatch, capsys):
+    backbone, (one, two) = make_parts(folder)
+    with listening(Served(backbone, [one, two])) as port:  # any port that is free, and the name that the adapter has
+        made = openai.OpenAI
+        monkeypatch.setattr(
+            openai, "OpenAI", lambda *, base_url, **rest: made(base_url=base_url.replace("8000", str(port)), **rest)
+        )
+        monkeypatch.setitem(BLOCKS, "docs/serving.md", [
+            block.replace('"diagnoses"', '"thyroid"') for block in BLOCKS["docs/serving.md"]
+        ])  # fmt: skip
+        names = run("docs/serving.md")
+    assert capsys.readouterr().out.endswith(f"{names['answer'].choices[0].message.content}\n")
+    assert names["answer"].usage.completion_tokens <= 8
 
 
 @pytest.mark.process

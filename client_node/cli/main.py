@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, data, doctor, setup, site, study
+from . import budget, data, doctor, service, setup, site, study
 from .application import REFUSED, JsonOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
@@ -26,6 +26,9 @@ app.command(
     "init",
     epilog=epilog("client-node init patients.csv", "client-node init patients.csv --study study.toml"),
 )(setup.init)
+app.command("serve", epilog=epilog("client-node serve diagnoses", "client-node serve one two --port 9000"))(
+    service.serve
+)
 app.command("doctor", epilog=epilog("client-node doctor", "client-node doctor --json"))(doctor.doctor)
 
 

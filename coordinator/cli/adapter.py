@@ -1,4 +1,4 @@
-"""The commands `coordinator adapter`: export, merge, combine, ask and evaluate trained adapters."""
+"""The commands `coordinator adapter`: export, merge, combine, ask, serve and evaluate trained adapters."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,6 +7,18 @@ from typing import Annotated
 import typer
 
 from ...client_node.cli.application import JsonOption, epilog, group
+from ...client_node.cli.service import (
+    AdaptersArgument,
+    CertificateOption,
+    HostOption,
+    KeyOption,
+    PortOption,
+    RowsOption,
+    SecondsOption,
+    TokenOption,
+    WaitingOption,
+    serve_adapters,
+)
 from ..errors import Conflict
 from .model_tables import bar, reading, show_answers, show_combined, show_evaluation, show_routing, show_written
 from .options import DEFAULT_HOME, HomeOption, OverrideOption, PageOption, TextOption, TokensOption
@@ -138,6 +150,32 @@ def adapter_ask(
             then=then, progress=progress,
         )  # fmt: skip
     show_answers(found, as_json)
+
+
+@app.command(
+    "serve",
+    epilog=epilog("coordinator adapter serve backbone one two", "coordinator adapter serve backbone one --port 9000"),
+)
+def adapter_serve(
+    backbone: Annotated[Path, typer.Argument(help="Folder of the backbone that the adapters are for.")],
+    adapters: AdaptersArgument,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    token_file: TokenOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    rows: RowsOption = 16,
+    waiting: WaitingOption = 128,
+    seconds: SecondsOption = 120.0,
+) -> None:
+    """Serve adapters on a backbone that reads text, over OpenAI's API, until stopped.
+
+    A tool that speaks that API names an adapter as its model. Nothing that is asked or answered is logged or kept.
+    """
+    from ...models.serving.server import Address, Bounds
+
+    address = Address(host=host, port=port, token_file=token_file, certificate=certificate, key=key)
+    serve_adapters(backbone, adapters, address, Bounds(rows=rows, waiting=waiting, seconds=seconds))
 
 
 @app.command("evaluate", epilog=epilog("coordinator adapter evaluate RUN --data held-out.csv --unit-column id"))

@@ -49,7 +49,7 @@ COMMANDS = (
     "run+rounds run+watch run+stop run+abandon run+resume run+metrics backbone+build backbone+import backbone+list "
     "backbone+moments "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
-    "adapter+merge adapter+combine adapter+ask adapter+evaluate adapter+routing audit+privacy demo"
+    "adapter+merge adapter+combine adapter+ask adapter+serve adapter+evaluate adapter+routing audit+privacy demo"
 )
 
 

@@ -1,0 +1,505 @@
+"""Answers HTTP requests as OpenAI's API does: completions, conversations, a list of models; and what heads say.
+
+    GET  /v1/models             what is served, with the epsilons of each model
+    POST /v1/completions        goes on with a text
+    POST /v1/chat/completions   answers a conversation, by the checkpoint's own chat template
+    POST /v1/classify           what a model's head gives for documents
+    GET  /healthz, /metrics     for those who watch: no token, nothing of any request
+
+An error is a JSON object `error` with `message`, `type` and `code`. No message repeats what was asked.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import math
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ..errors import Busy, CombinationRefused, InvalidPrompt
+from ..records.text import is_asked
+from .engine import End, Engine, Event, Order, Ticket, Token
+from .schema import MAX_BODY, Chat, Completion, Question
+from .served import Model, Served
+
+_HELD_BACK = "\ufffd"  # a letter of which only some bytes are written yet
+_BODY_S = 30.0  # for a whole request to arrive
+
+
+class _Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, message: str, code: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.retry_after = status, code, retry_after
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counts since the start; nothing of them is of one request."""
+
+    answered: Counter[tuple[str, int]] = field(default_factory=Counter)  # by path and status
+    seconds: float = 0.0  # of texts that were written, waiting included
+    texts: int = 0
+
+
+class Service:
+    """The service's state, and its ASGI app.
+
+    Args:
+        token: that a request must show as a bearer's; None: whoever reaches it may ask.
+        seconds: after which a request is ended.
+    """
+
+    def __init__(self, served: Served, engine: Engine, *, token: str | None, seconds: float) -> None:
+        self._served, self._engine, self._seconds = served, engine, seconds
+        self._token = None if token is None else hashlib.sha256(token.encode()).digest()
+        self._started = int(time.time())
+        self.counts = Counts()
+        posts = {
+            "/v1/completions": self._complete,
+            "/v1/chat/completions": self._chat,
+            "/v1/classify": self._classify,
+        }
+        self.app = Starlette(
+            routes=[
+                Route("/healthz", self._health, methods=["GET"]),
+                Route("/metrics", self._metrics, methods=["GET"]),
+                Route("/v1/models", self._guarded(self._list), methods=["GET"]),
+                *(Route(path, self._guarded(answer), methods=["POST"]) for path, answer in posts.items()),
+            ],
+            exception_handlers={404: _not_there, 405: _not_there},
+        )
+
+    def _guarded(self, answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def guarded(request: Request) -> Response:
+            try:
+                self._recognise(request)
+                response: Response = await answer(request)
+            except _Refused as err:
+                response = _error(err)
+            except ClientDisconnect:
+                response = Response(status_code=499)  # nobody is there to read it
+            self.counts.answered[request.url.path, response.status_code] += 1
+            return response
+
+        return guarded
+
+    def _recognise(self, request: Request) -> None:
+        if self._token is None:
+            return
+        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+        is_known = hmac.compare_digest(hashlib.sha256(shown.encode()).digest(), self._token)
+        if scheme.lower() != "bearer" or not is_known:
+            raise _Refused(401, "show the service's token: Authorization: Bearer TOKEN", "invalid_api_key")
+
+    async def _health(self, request: Request) -> Response:
+        is_well = self._engine.is_alive
+        return JSONResponse({"status": "ok" if is_well else "ended"}, 200 if is_well else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        running, waiting = self._engine.load
+        lines = [
+            "# TYPE confide_requests_total counter",
+            *(
+                f'confide_requests_total{{path="{path}",status="{status}"}} {count}'
+                for (path, status), count in sorted(self.counts.answered.items())
+            ),
+            "# TYPE confide_texts_running gauge",
+            f"confide_texts_running {running}",
+            "# TYPE confide_requests_waiting gauge",
+            f"confide_requests_waiting {waiting}",
+            "# TYPE confide_tokens_total counter",
+            f'confide_tokens_total{{kind="prompt"}} {self._engine.read}',
+            f'confide_tokens_total{{kind="written"}} {self._engine.written}',
+            "# TYPE confide_text_seconds summary",
+            f"confide_text_seconds_sum {self.counts.seconds:.6f}",
+            f"confide_text_seconds_count {self.counts.texts}",
+        ]
+        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    async def _list(self, request: Request) -> Response:
+        models = [self._described(model) for model in self._served.models.values()]
+        return JSONResponse({"object": "list", "data": models})
+
+    def _described(self, model: Model) -> dict[str, Any]:
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "confide",
+            "studies": [source.study for source in model.sources],
+            "spent": [each._asdict() for each in model.spent],
+            "without_privacy": list(model.unbounded),
+            "classifies": model.head is not None,
+            "meaning": model.meaning,
+        }
+
+    async def _complete(self, request: Request) -> Response:
+        asked = await _read(request, Completion)
+        model = self._model(asked.model)
+        ids = self._served.prompt(asked.prompt)
+        if not ids:
+            raise _Refused(400, "prompt is empty, and the backbone has no word that begins a text", "invalid_prompt")
+        order = self._order(model, asked, ids, asked.max_tokens)
+        return await self._answered(request, asked, order, _AsText(model.name, asked, self._served))
+
+    async def _chat(self, request: Request) -> Response:
+        asked = await _read(request, Chat)
+        model, roles = self._model(asked.model), [message.role for message in asked.messages]
+        if not is_asked(roles):
+            raise _Refused(
+                400, "messages are a system's, if any, then a user's and an assistant's in turn, and end with a user's",
+                "invalid_messages",
+            )  # fmt: skip
+        try:
+            ids = self._served.requests.chat(roles, [message.content for message in asked.messages])
+        except InvalidPrompt as err:
+            raise _Refused(400, str(err), "no_chat_template") from None
+        order = self._order(model, asked, ids, asked.longest)
+        return await self._answered(request, asked, order, _AsChat(model.name, asked, self._served))
+
+    async def _classify(self, request: Request) -> Response:
+        asked = await _read(request, Question)
+        model = self._model(asked.model)
+        try:
+            documents = self._served.documents(asked.texts, asked.template, self._served.longest)
+            found = await self._in_time(
+                asyncio.wrap_future(self._engine.call(lambda _: self._served.classify(model, documents)))
+            )
+        except InvalidPrompt as err:
+            raise _Refused(400, str(err), "invalid_template") from None
+        except CombinationRefused as err:
+            raise _Refused(400, str(err), "no_head") from None
+        except Busy as err:
+            raise self._busy(err) from None
+        rows = [{"object": "outputs", "index": place, "outputs": row} for place, row in enumerate(found)]
+        spent = [each._asdict() for each in model.spent]
+        return JSONResponse(
+            {"object": "list", "model": model.name, "meaning": model.meaning, "data": rows, "spent": spent}
+        )
+
+    def _model(self, name: str) -> Model:
+        if name not in self._served.models:
+            raise _Refused(
+                404, f"no such model; there are {', '.join(self._served.models)}", "model_not_found"
+            )  # fmt: skip
+        return self._served.models[name]
+
+    def _order(self, model: Model, asked: Completion | Chat, ids: list[int], longest: int) -> Order:
+        room = self._served.longest - len(ids)
+        if room < 1:
+            raise _Refused(
+                400,
+                f"the request has {len(ids):,} tokens, and the model reads {self._served.longest:,} with the answer",
+                "context_length_exceeded",
+            )
+        return Order(
+            ids=ids,
+            weights=model.weights,
+            longest=min(longest, room),
+            ends=self._served.ends,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            seed=None if asked.seed is None else asked.seed % 2**64,
+            logprobs=asked.told or 0,
+        )
+
+    async def _answered(self, request: Request, asked: Completion | Chat, order: Order, form: "_Form") -> Response:
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop, began = asyncio.get_running_loop(), time.perf_counter()
+
+        def tell(event: Event) -> None:
+            with suppress(RuntimeError):  # the server has ended, and nobody listens
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        try:
+            ticket = self._engine.submit(order, tell)
+        except Busy as err:
+            raise self._busy(err) from None
+        pieces = self._pieces(ticket, events, form, began)
+        if asked.stream:
+            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+            return StreamingResponse(
+                _stream(pieces, form, order, with_usage=with_usage),
+                media_type="text/event-stream",
+                headers={"cache-control": "no-store"},
+            )
+        gone = asyncio.create_task(_until_gone(request))
+        try:
+            writing = asyncio.create_task(_all(pieces))
+            done, _ = await asyncio.wait({gone, writing}, return_when=asyncio.FIRST_COMPLETED)
+            if writing not in done:
+                writing.cancel()
+                raise ClientDisconnect
+            reason = writing.result()
+        finally:
+            gone.cancel()
+            ticket.cancel()
+        if reason in ("failed", "cancelled"):
+            raise _Refused(503, "the model could not write this; the server goes on", "not_written")
+        if reason == "late":
+            raise _Refused(504, f"not written within {self._seconds:g} s; ask for fewer tokens", "timeout")
+        return JSONResponse(form.whole(order, reason))
+
+    async def _pieces(
+        self, ticket: Ticket, events: "asyncio.Queue[Event]", form: "_Form", began: float
+    ) -> AsyncGenerator[tuple[str, str | None]]:
+        """Yields (text that is new, None) as it is written, and at the end ("", the reason)."""
+        try:
+            while True:
+                left = self._seconds - (time.perf_counter() - began)
+                try:
+                    event = await asyncio.wait_for(events.get(), max(0.001, left))
+                except TimeoutError:
+                    yield form.rest(), None
+                    yield "", "late"
+                    return
+                if isinstance(event, End):
+                    yield form.rest(), None
+                    yield "", event.reason
+                    return
+                piece, is_stopped = form.take(event)
+                if piece:
+                    yield piece, None
+                if is_stopped:
+                    yield "", "stop"
+                    return
+        finally:
+            ticket.cancel()
+            self.counts.texts += 1
+            self.counts.seconds += time.perf_counter() - began
+
+    def _busy(self, err: Busy) -> _Refused:
+        running, waiting = self._engine.load
+        usual = self.counts.seconds / self.counts.texts if self.counts.texts else 1.0
+        after = math.ceil(min(60.0, max(1.0, usual * waiting / max(1, running))))
+        return _Refused(429, f"{err}; try again in {after} s", "rate_limit_exceeded", after)
+
+    async def _in_time(self, future: "asyncio.Future[Any]") -> Any:
+        try:
+            return await asyncio.wait_for(future, self._seconds)
+        except TimeoutError:
+            raise _Refused(504, f"not answered within {self._seconds:g} s", "timeout") from None
+
+
+class _Form:
+    """A text as it grows, and the objects in which OpenAI's API tells of it."""
+
+    object_whole, object_piece, prefix = "", "", ""
+
+    def __init__(self, model: str, asked: Completion | Chat, served: Served) -> None:
+        self._model, self._served = model, served
+        self._stops, self._told = asked.stops, asked.told
+        self._id, self._created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
+        self._ids: list[int] = []
+        self._tokens: list[Token] = []
+        self._said = ""  # what was given out
+        self._text = ""  # what is written, held back parts included
+
+    @property
+    def said(self) -> str:
+        """What was given out so far."""
+        return self._said
+
+    @property
+    def count(self) -> int:
+        """Tokens that were written."""
+        return len(self._ids)
+
+    def take(self, token: Token) -> tuple[str, bool]:
+        """Takes a token; returns the text that can be given out now, and whether a stop ended it."""
+        self._ids.append(token.id)
+        if self._told is not None:
+            self._tokens.append(token)
+        self._text = self._served.text(self._ids)
+        places = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
+        if places:
+            self._text = self._text[: min(places)]
+            return self.rest(), True
+        safe = self._text.rstrip(_HELD_BACK)
+        # The beginning of a stop is held back until it is known what follows.
+        held = max((_overlap(safe, stop) for stop in self._stops), default=0)
+        return self._give(safe[: len(safe) - held]), False
+
+    def rest(self) -> str:
+        """Returns what was held back; the text is at its end."""
+        return self._give(self._text)
+
+    def _give(self, text: str) -> str:
+        piece = text[len(self._said) :]
+        self._said += piece
+        return piece
+
+    def _object(self, name: str, choices: list[dict[str, Any]], usage: Mapping[str, int] | None) -> dict[str, Any]:
+        found = {
+            "id": self._id, "object": name, "created": self._created, "model": self._model, "choices": choices,
+        }  # fmt: skip
+        return found if usage is None else {**found, "usage": dict(usage)}
+
+    def usage(self, order: Order) -> dict[str, int]:
+        """Counts tokens as OpenAI's API does."""
+        prompt, written = len(order.ids), self.count
+        return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
+    def whole(self, order: Order, reason: str) -> dict[str, Any]:
+        """The answer as one object."""
+        choice = {
+            "index": 0,
+            "finish_reason": reason,
+            "logprobs": self._logprobs(self._tokens),
+            **self._body(self.said),
+        }
+        return self._object(self.object_whole, [choice], self.usage(order))
+
+    def piece(self, text: str, reason: str | None) -> dict[str, Any]:
+        """A part of a stream."""
+        told, self._tokens = self._tokens, []
+        choice = {"index": 0, "finish_reason": reason, "logprobs": self._logprobs(told), **self._delta(text, reason)}
+        return self._object(self.object_piece, [choice], None)
+
+    def last(self, order: Order) -> dict[str, Any]:
+        """The part of a stream that counts tokens."""
+        return self._object(self.object_piece, [], self.usage(order))
+
+    def _word(self, token: int) -> str:
+        return self._served.text([token])
+
+    def _body(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _delta(self, text: str, reason: str | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+
+class _AsText(_Form):
+    object_whole = object_piece = "text_completion"
+    prefix = "cmpl"
+
+    def _body(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _delta(self, text: str, reason: str | None) -> dict[str, Any]:
+        return {"text": text}
+
+    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        if self._told is None:
+            return None
+        return {
+            "tokens": [self._word(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self._word(word): logprob for word, logprob in token.likeliest} for token in tokens],
+            "text_offset": [],
+        }
+
+
+class _AsChat(_Form):
+    object_whole, object_piece, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def _body(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}}
+
+    def _delta(self, text: str, reason: str | None) -> dict[str, Any]:
+        return {"delta": {} if reason is not None else {"role": "assistant", "content": text}}
+
+    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        if self._told is None:
+            return None
+        return {"content": [self._token(token) for token in tokens]}
+
+    def _token(self, token: Token) -> dict[str, Any]:
+        def said(word: int, logprob: float) -> dict[str, Any]:
+            text = self._word(word)
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        return said(token.id, token.logprob) | {"top_logprobs": [said(*each) for each in token.likeliest]}
+
+
+async def _all(pieces: AsyncGenerator[tuple[str, str | None]]) -> str:
+    """Waits for the end, and returns its reason."""
+    found = "failed"
+    async with aclosing(pieces):
+        async for _, reason in pieces:
+            found = reason or found
+    return found
+
+
+async def _stream(
+    pieces: AsyncGenerator[tuple[str, str | None]], form: _Form, order: Order, *, with_usage: bool
+) -> AsyncIterator[str]:
+    async with aclosing(pieces):  # a client that goes away ends what is written for it
+        async for text, reason in pieces:
+            if reason in ("failed", "cancelled", "late"):
+                yield _line({"error": {"message": "the text broke off", "type": "server_error", "code": reason}})
+            elif text or reason is not None:
+                yield _line(form.piece(text, reason))
+    if with_usage:
+        yield _line(form.last(order))
+    yield "data: [DONE]\n\n"
+
+
+def _line(found: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
+
+
+async def _until_gone(request: Request) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.1)
+
+
+async def _read(request: Request, form: type[pydantic.BaseModel]) -> Any:
+    # A web page of elsewhere can send no such type without being asked whether it may.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise _Refused(415, "send JSON: Content-Type: application/json", "not_json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY:
+                    raise _Refused(413, f"a request may have {MAX_BODY:,} bytes", "too_large")
+    except TimeoutError:
+        raise _Refused(408, f"the request did not arrive within {_BODY_S:g} s", "too_slow") from None
+    try:
+        return form.model_validate_json(bytes(body))
+    except pydantic.ValidationError as err:
+        raise _Refused(400, _problem(err), "invalid_request") from None
+
+
+def _problem(err: pydantic.ValidationError) -> str:
+    """Names the first problem by its place and kind; never by the value."""
+    first = err.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(ascii(part)[1:-1][:40] for part in first["loc"] if isinstance(part, str)) or "the body"
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not served here"
+    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _error(err: _Refused) -> Response:
+    kind = "invalid_request_error" if err.status < 500 else "server_error"
+    headers = {} if err.retry_after is None else {"retry-after": str(err.retry_after)}
+    return JSONResponse({"error": {"message": str(err), "type": kind, "code": err.code}}, err.status, headers)
+
+
+async def _not_there(request: Request, _: Exception) -> Response:
+    return _error(_Refused(404, "there is no such address here; see docs/serving.md", "not_found"))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest beginning of `stop`, not all of it, that `text` ends with."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

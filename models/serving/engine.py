@@ -1,0 +1,253 @@
+"""The thread that writes: orders wait in a queue, begin as soon as a row is free, and end at any step.
+
+An order is written by itself as it would be alone, greedily to the same token: `rows` says how. What is drawn at random
+follows from the order's own seed.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from ..adapters.composing import Composition
+from ..errors import Busy
+from .rows import Row, Rows
+
+Reason = Literal["stop", "length", "cancelled", "failed"]
+Found = TypeVar("Found")
+
+
+class Token(NamedTuple):
+    """A token that was written."""
+
+    id: int
+    logprob: float  # natural logarithm of the model's own probability, before temperature
+    likeliest: tuple[tuple[int, float], ...]  # as many words as were asked for, with theirs
+
+
+class End(NamedTuple):
+    """The end of a text: "stop" by a word that ends one, "length" where it was cut."""
+
+    reason: Reason
+
+
+Event = Token | End
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """A text that is to be written. Its repr is empty of what was asked."""
+
+    ids: Sequence[int] = field(repr=False)  # of the prompt, one or more
+    weights: tuple[float, ...]  # of the adapters, one each; all 0: the backbone by itself
+    longest: int  # tokens
+    ends: frozenset[int]  # words that end a text
+    temperature: float = 0.0  # 0 takes the likeliest word
+    top_p: float = 1.0  # draws among the likeliest words that together have this probability
+    seed: int | None = None  # None: another text each time
+    logprobs: int = 0  # likeliest words that are told of each token
+
+
+class Ticket:
+    """An order that was taken."""
+
+    def __init__(self, order: Order, tell: Callable[[Event], None]) -> None:
+        self.order, self.tell = order, tell
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Stops writing at the next step; the text ends with "cancelled"."""
+        self.is_cancelled = True
+
+
+@dataclass(slots=True, eq=False)
+class _Writing:
+    ticket: Ticket
+    row: Row
+    rng: np.random.Generator
+    count: int = 0  # tokens that were written
+
+
+class Engine:
+    """A model that writes in a thread of its own; `stop` ends it.
+
+    Attributes:
+        written: tokens that were written since the start.
+        read: tokens of prompts.
+    """
+
+    def __init__(self, composition: Composition, *, words: int, rows: int, waiting: int) -> None:
+        """Starts the thread.
+
+        Args:
+            words: of the tokenizer; tables of embeddings may have more rows, which are never written.
+            rows: texts that are written together.
+            waiting: orders that may wait; more are refused.
+        """
+        self._composition, self._most_rows, self._most_waiting = composition, rows, waiting
+        self._words = words
+        self._rows = Rows(composition)
+        self._writing: list[_Writing] = []
+        self._waiting: deque[Ticket] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._changed = threading.Condition()
+        self._is_ending = False
+        self.written = self.read = 0
+        self._thread = threading.Thread(target=self._run, name="confide-serving", daemon=True)
+        self._thread.start()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(texts that are being written, orders and questions that wait)."""
+        return len(self._writing), len(self._waiting) + len(self._calls)
+
+    @property
+    def is_alive(self) -> bool:
+        """True if orders are still taken."""
+        return self._thread.is_alive() and not self._is_ending
+
+    def submit(self, order: Order, tell: Callable[[Event], None]) -> Ticket:
+        """Takes an order; `tell` hears each token and the end, in the engine's thread.
+
+        Raises:
+            Busy: too many wait already, or the engine has ended.
+        """
+        ticket = Ticket(order, tell)
+        with self._changed:
+            self._refuse_if_busy()
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def call(self, compute: Callable[[Composition], Found]) -> "Future[Found]":
+        """Runs something else with the model, between two steps.
+
+        Raises:
+            Busy: as `submit`.
+        """
+        future: Future[Found] = Future()
+        with self._changed:
+            self._refuse_if_busy()
+            self._calls.append((lambda: compute(self._composition), future))
+            self._changed.notify()
+        return future
+
+    def stop(self) -> None:
+        """Ends all texts as cancelled, and then the thread."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _refuse_if_busy(self) -> None:
+        if not self.is_alive or len(self._waiting) + len(self._calls) >= self._most_waiting:
+            raise Busy(f"{self._most_waiting} requests wait already" if self.is_alive else "the server is ending")
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_ending or self._waiting or self._calls or self._writing)
+                if self._is_ending:
+                    break
+                calls, self._calls = self._calls, deque()
+                room = self._most_rows - len(self._writing)
+                begin = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            for compute, future in calls:
+                _answer(compute, future)
+            for ticket in begin:
+                self._begin(ticket)
+            self._step()
+        for ticket in (*(each.ticket for each in self._writing), *self._waiting):
+            ticket.tell(End("cancelled"))
+        for _, future in self._calls:
+            future.set_exception(Busy("the server is ending"))
+
+    def _begin(self, ticket: Ticket) -> None:
+        if ticket.is_cancelled:
+            ticket.tell(End("cancelled"))
+            return
+        order = ticket.order
+        seed = int.from_bytes(os.urandom(16)) if order.seed is None else order.seed
+        writing = _Writing(ticket, Row(order.weights), np.random.default_rng(seed))
+        try:
+            logits_V = self._rows.begin(writing.row, order.ids)
+        except Exception as err:  # of whatever a request makes a model do: others are written on
+            self._fail([writing], err)
+            return
+        self.read += len(order.ids)
+        self._writing.append(writing)
+        if self._write(writing, logits_V):
+            self._leave([writing])
+
+    def _step(self) -> None:
+        gone = [each for each in self._writing if each.ticket.is_cancelled]
+        for each in gone:
+            each.ticket.tell(End("cancelled"))
+        self._leave(gone)
+        if not self._writing:
+            return
+        try:
+            found = self._rows.step()
+        except Exception as err:
+            self._fail(self._writing, err)
+            self._writing = []
+            self._rows.clear()
+            return
+        of_row = {id(each.row): each for each in self._writing}
+        self._leave([of_row[id(row)] for row, logits_V in found if self._write(of_row[id(row)], logits_V)])
+
+    def _write(self, writing: _Writing, logits_V: Tensor) -> bool:
+        """Writes the next token of a text; True if that is its end."""
+        order = writing.ticket.order
+        logprobs_V = logits_V[: self._words].double().log_softmax(0)
+        token = _chosen(logprobs_V, order, writing.rng)
+        if token in order.ends:
+            writing.ticket.tell(End("stop"))
+            return True
+        top = logprobs_V.topk(order.logprobs) if order.logprobs else None
+        likeliest = () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        writing.row.last = token
+        writing.count += 1
+        self.written += 1
+        writing.ticket.tell(Token(token, float(logprobs_V[token]), likeliest))
+        if writing.count >= order.longest:
+            writing.ticket.tell(End("length"))
+            return True
+        return False
+
+    def _leave(self, ended: Sequence[_Writing]) -> None:
+        if ended:
+            self._rows.end([each.row for each in ended])
+            self._writing = [each for each in self._writing if each not in ended]
+
+    @staticmethod
+    def _fail(writing: Sequence[_Writing], err: Exception) -> None:
+        del err  # it may tell of what was asked
+        for each in writing:
+            each.ticket.tell(End("failed"))
+
+
+def _answer(compute: Callable[[], Any], future: "Future[Any]") -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(compute())
+    except Exception as err:
+        future.set_exception(err)
+
+
+def _chosen(logprobs_V: Tensor, order: Order, rng: np.random.Generator) -> int:
+    if not order.temperature:
+        return int(logprobs_V.argmax())
+    chances_V = (logprobs_V / order.temperature).softmax(0)
+    sorted_V, places_V = chances_V.sort(descending=True)
+    # The likeliest words whose chances together first reach top_p; always one.
+    kept = int((sorted_V.cumsum(0) - sorted_V < order.top_p).sum())
+    chances = (sorted_V[: max(1, kept)] / sorted_V[: max(1, kept)].sum()).numpy()
+    return int(places_V[int(np.searchsorted(chances.cumsum(), rng.random(), side="right").clip(0, len(chances) - 1))])

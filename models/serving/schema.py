@@ -1,0 +1,116 @@
+"""The form of a request: the part of OpenAI's API that is served, and limits of every field.
+
+What is not served is refused by name, and never left out silently: an answer that ignores half of a question is worse
+than none.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_BODY = 1 << 20  # bytes
+MAX_TEXT = 1 << 19  # characters
+MOST_TEXTS = 256  # documents of a question
+
+Words = Annotated[str, Field(max_length=MAX_TEXT)]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(max_length=1000)
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream: things that it tells beside its text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    include_usage: bool = False
+
+
+class ResponseFormat(BaseModel):
+    """The form of an answer; text alone is served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["text"]
+
+
+class _Writes(_Request):
+    max_tokens: int = Field(default=16, ge=1, le=2**20)
+    temperature: float = Field(default=1.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    n: Literal[1] = 1
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=1000)  # is not read
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, fields: Any) -> Any:
+        """Takes a null as if the field was left out, as clients write it."""
+        return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Completion(_Writes):
+    """A text to go on with."""
+
+    prompt: Words
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: Literal[False] = False
+
+    @property
+    def told(self) -> int | None:
+        """Number of likeliest words that are told of each token; None: not even its own probability."""
+        return self.logprobs
+
+
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: Words
+
+
+class Chat(_Writes):
+    """A conversation to answer."""
+
+    messages: list[Message] = Field(min_length=1, max_length=63)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**20)
+    max_tokens: int = Field(default=256, ge=1, le=2**20)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+
+    @property
+    def told(self) -> int | None:
+        """Number of likeliest words that are told of each token; None: not even its own probability."""
+        return self.top_logprobs if self.logprobs else None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the answer."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class Question(_Request):
+    """Documents that a head reads."""
+
+    input: Words | Annotated[list[Words], Field(min_length=1, max_length=MOST_TEXTS)]
+    template: str = Field(default="{text}", min_length=1, max_length=16_384)  # of the study, with one name in braces
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The documents."""
+        return (self.input,) if isinstance(self.input, str) else tuple(self.input)

@@ -1,0 +1,132 @@
+"""Things that are served: a backbone, adapters by name with their studies' guarantees, and the tokens of a request.
+
+A request's words are read as plain text: only the checkpoint's chat template and a study's own template say control
+words, so nobody who asks can end a turn or begin another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..adapters.composing import Composition, Source, Spent, added_up, compose
+from ..backbones.loading import TextBackbone
+from ..errors import BackboneMismatch, CombinationRefused
+from ..heads import PooledHead, pooled
+from ..records.documents import encoded
+from ..records.text import Requests
+
+BACKBONE = "backbone"  # its name beside those of adapters
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model that can be asked for."""
+
+    name: str
+    weights: tuple[float, ...]  # of all adapters: its own is 1; the backbone's are all 0
+    sources: tuple[Source, ...]  # studies that are in it, those of the backbone included
+    spent: tuple[Spent, ...]  # for one person in all of these, by unit
+    head: PooledHead | None  # None: it writes, and does not classify
+    meaning: str  # of the head's outputs
+
+    @property
+    def unbounded(self) -> tuple[str, ...]:
+        """Studies without privacy that are in it."""
+        return tuple(dict.fromkeys(source.study for source in self.sources if source.mode == "none"))
+
+
+class Served:
+    """A backbone that reads text, with adapters that are asked for by name."""
+
+    def __init__(self, backbone: Path, adapters: Sequence[Path]) -> None:
+        """Loads the backbone and puts the adapters on it.
+
+        Args:
+            backbone: its folder.
+            adapters: folders that `coordinator adapter export` wrote, one or more.
+
+        Raises:
+            InvalidRelease: a folder is not what an export wrote; one without its card is none.
+            InvalidBackbone, BackboneMismatch: the backbone is broken, has another hash than the adapters are for, or
+                reads records.
+            CombinationRefused: the adapters do not fit together, or to the backbone.
+        """
+        self.composition: Composition = compose(backbone, adapters, with_heads=False)
+        if not isinstance(self.composition.backbone, TextBackbone):
+            raise BackboneMismatch(
+                "the backbone reads records, which are not served: answer a table with coordinator adapter ask"
+            )
+        self._backbone = self.composition.backbone
+        self.tokenizer: Any = self._backbone.tokenizer
+        end = self.tokenizer.eos_token_id
+        self.ends = frozenset() if end is None else frozenset({int(end)})
+        self.longest = int(getattr(self._backbone.model.config, "max_position_embeddings", None) or 2**17)
+        self.requests = Requests(self.tokenizer, self.longest)
+        self.models: Mapping[str, Model] = {model.name: model for model in self._models()}
+
+    def prompt(self, text: str) -> list[int]:
+        """Tokenizes what a text begins with; one that is empty begins as the model's own texts do, if they do."""
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        return self.requests.plain(text) or ([] if start is None else [int(start)])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Returns the text of tokens, without control words."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def documents(self, texts: Sequence[str], template: str, max_tokens: int) -> list[list[int]]:
+        """Tokenizes documents as a study reads them.
+
+        Raises:
+            InvalidPrompt: the template has not one name in braces, or leaves no room.
+        """
+        rows = (encoded(template, [text], self.tokenizer, max_tokens)[0] for text in texts)
+        return [row[: max(1, int(np.flatnonzero(row).max(initial=0)) + 1)].tolist() for row in rows]
+
+    @torch.inference_mode()
+    def classify(self, model: Model, documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Computes the outputs of a model's head for each document; those of one length together.
+
+        Raises:
+            CombinationRefused: the model has no head.
+        """
+        if model.head is None:
+            raise CombinationRefused(f"model {model.name} has no head: it writes, and does not classify")
+        found: list[list[float]] = [[]] * len(documents)
+        lengths: dict[int, list[int]] = {}
+        for place, own in enumerate(documents):
+            lengths.setdefault(len(own), []).append(place)
+        for places in lengths.values():
+            ids_RT = torch.tensor([list(documents[place]) for place in places])
+            with self.composition.answering(torch.tensor([model.weights] * len(places))) as adapted:
+                outputs = model.head(pooled(adapted.model, ids_RT, model.head.reads))
+            for place, row in zip(places, outputs.reshape(len(places), -1).tolist(), strict=True):
+                found[place] = row
+        return found
+
+    def _models(self) -> list[Model]:
+        released = self.composition.adapters
+        earlier = released[0].provenance.backbone_sources
+        nobody = (0.0,) * len(released)
+        found = [Model(BACKBONE, nobody, earlier, tuple(added_up(earlier)), None, "")]
+        names = ["+".join(dict.fromkeys(source.study for source in each.provenance.sources)) for each in released]
+        for place, (name, each) in enumerate(zip(names, released, strict=True)):
+            sources = (*earlier, *each.provenance.sources)
+            head = None if each.head is None else self._head(each.head)
+            weights = tuple(float(other == place) for other in range(len(released)))
+            # Two runs of one study are told apart by their order.
+            unlike = f"{name}-{names[:place].count(name) + 1}" if names.count(name) > 1 or name == BACKBONE else name
+            found.append(Model(unlike, weights, sources, tuple(added_up(sources)), head, each.meaning))
+        return found
+
+    def _head(self, tensors: Mapping[str, torch.Tensor]) -> PooledHead:
+        reads = tuple(int(number) for number in tensors["reads"]) if "reads" in tensors else None
+        own = self._backbone.head(None, reads)
+        if not (torch.equal(own.center, tensors["center"]) and torch.equal(own.whiten, tensors["whiten"])):
+            raise CombinationRefused("an adapter's head does not read the pooled states of this backbone")
+        own.weight = torch.nn.Parameter(tensors["weight"], requires_grad=False)
+        return own

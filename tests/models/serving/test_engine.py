@@ -1,0 +1,266 @@
+import queue
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from confide.models.errors import BackboneMismatch, Busy, CombinationRefused, InvalidRelease
+from confide.models.heads import pooled
+from confide.models.serving.engine import End, Engine, Order, Token, _chosen
+from confide.models.serving.rows import Row, Rows
+from confide.models.serving.served import Served
+
+from ..adapters.test_combining import backbone_dir
+from ..adapters.test_composing import exports, pair, places
+
+__all__ = ["backbone_dir", "exports", "pair", "places"]  # fixtures
+PROMPTS = ("a cough", "the patient has two legs and a fever", "x", "nothing at all", "feels tired", "a fever, again")
+
+
+def alone(served, name, ids, longest, ends=frozenset()):
+    """Greedy decoding of one prompt, all tokens read anew for each word."""
+    ids, start, lasting = list(ids), len(ids), served.models[name].weights
+    with served.composition.answering(torch.tensor([lasting])) as adapted:
+        for _ in range(longest):
+            logits = adapted.model(torch.tensor([ids]), use_cache=False).logits[0, -1, : served.requests.words]
+            if int(logits.argmax()) in ends:
+                break
+            ids.append(int(logits.argmax()))
+    return ids[start:]
+
+
+class Heard:
+    """What an order was told."""
+
+    def __init__(self):
+        self.events, self.ended = [], threading.Event()
+
+    def __call__(self, event):
+        self.events.append(event)
+        if isinstance(event, End):
+            self.ended.set()
+
+    @property
+    def ids(self):
+        assert self.ended.wait(30)
+        return [event.id for event in self.events if isinstance(event, Token)]
+
+    @property
+    def reason(self):
+        assert self.ended.wait(30)
+        return self.events[-1].reason
+
+
+@pytest.fixture
+def engine(served):
+    found = Engine(served.composition, words=served.requests.words, rows=3, waiting=8)
+    yield found
+    found.stop()
+
+
+def order(served, name, text, longest=8, **terms):
+    terms = {"ends": frozenset()} | terms
+    return Order(ids=served.prompt(text), weights=served.models[name].weights, longest=longest, **terms)
+
+
+def test_texts_of_several_models_that_begin_and_end_at_any_step_are_those_written_one_by_one(served, other, engine):
+    asked = [
+        (name, prompt, longest)
+        for place, prompt in enumerate(PROMPTS)
+        for name, longest in ((("thyroid", "loans", "backbone")[place % 3], 3 + 5 * place),)
+    ]
+    heard = []
+    for name, prompt, longest in asked:
+        heard.append(Heard())
+        engine.submit(order(served, name, prompt, longest), heard[-1])
+    for (name, prompt, longest), found in zip(asked, heard, strict=True):
+        assert found.ids == alone(other, name, other.prompt(prompt), longest)
+        assert found.reason == "length"
+    assert engine.written == sum(longest for _, _, longest in asked)
+    assert engine.read == sum(len(other.prompt(prompt)) for prompt in PROMPTS)
+    deadline = time.monotonic() + 30  # the last one is told before it leaves
+    while engine.load != (0, 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_models_differ(other):
+    texts = {tuple(alone(other, name, other.prompt("a cough"), 12)) for name in other.models}
+    assert len(texts) == 3
+
+
+def test_a_word_that_ends_a_text_is_not_written(served, other, engine):
+    whole = alone(other, "thyroid", served.prompt("a cough"), 12)
+    end = whole[4]
+    heard = Heard()
+    engine.submit(order(served, "thyroid", "a cough", 12, ends=frozenset({end})), heard)
+    assert heard.ids == whole[: whole.index(end)]
+    assert heard.reason == "stop"
+
+
+def test_probabilities_are_the_model_s_own(served, other, engine):
+    heard = Heard()
+    engine.submit(order(served, "loans", "a cough", 3, logprobs=4, temperature=1.7, seed=5), heard)
+    ids = served.prompt("a cough")
+    for event, token in zip(heard.events, heard.ids, strict=False):
+        with other.composition.answering(torch.tensor([other.models["loans"].weights])) as adapted:
+            logits = adapted.model(torch.tensor([ids]), use_cache=False).logits[0, -1, : served.requests.words]
+        want = logits.double().log_softmax(0)
+        assert event.logprob == pytest.approx(float(want[token]), abs=1e-4)
+        top = want.topk(4)
+        assert [word for word, _ in event.likeliest] == top.indices.tolist()
+        assert [value for _, value in event.likeliest] == pytest.approx(top.values.tolist(), abs=1e-4)
+        ids = [*ids, token]
+
+
+def test_what_is_drawn_follows_from_the_seed_and_not_from_who_asks_beside(served, other, engine):
+    def drawn(seed, beside=(), **terms):
+        heard = [Heard() for _ in (None, *beside)]
+        engine.submit(order(served, "thyroid", "a cough", 12, temperature=1.5, seed=seed, **terms), heard[0])
+        for other, prompt in zip(heard[1:], beside, strict=True):
+            engine.submit(order(served, "loans", prompt, 9, temperature=1.5), other)
+        return heard[0].ids
+
+    assert drawn(1) == drawn(1, beside=PROMPTS[:2])
+    assert drawn(1) != drawn(2)
+    assert drawn(None) != drawn(None)
+    assert drawn(1, top_p=1e-9) == alone(other, "thyroid", served.prompt("a cough"), 12)  # the likeliest word alone
+
+
+def test_draws_have_the_chances_that_temperature_and_top_p_give_them(served):
+    logprobs = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
+    rng = np.random.default_rng(0)
+    terms = {"ids": (1,), "weights": (1.0,), "longest": 1, "ends": frozenset()}
+    for temperature, top_p, kept in ((1.0, 1.0, 4), (2.0, 1.0, 4), (1.0, 0.79, 2), (1.0, 0.81, 3)):
+        asked = Order(**terms, temperature=temperature, top_p=top_p)
+        counts = np.bincount([_chosen(logprobs, asked, rng) for _ in range(4000)], minlength=4)
+        chances = np.exp(logprobs.numpy() / temperature)
+        chances[kept:] = 0
+        assert not counts[kept:].any()
+        np.testing.assert_allclose(counts / 4000, chances / chances.sum(), atol=0.03)
+
+
+def test_more_than_may_wait_are_refused_and_those_that_are_cancelled_make_room(served, engine):
+    heard = [Heard() for _ in range(3)]
+    running = [engine.submit(order(served, "thyroid", "x", 10_000), each) for each in heard]
+    while engine.load[0] < 3:
+        time.sleep(0.01)
+    waiting = [Heard() for _ in range(8)]
+    tickets = [engine.submit(order(served, "loans", "x", 2), each) for each in waiting]
+    with pytest.raises(Busy, match="8 requests wait already"):
+        engine.submit(order(served, "loans", "x", 2), Heard())
+    tickets[0].cancel()
+    for ticket in running:
+        ticket.cancel()
+    assert [each.reason for each in heard] == ["cancelled"] * 3
+    assert [each.reason for each in waiting] == ["cancelled", *["length"] * 7]
+    assert waiting[0].ids == []
+
+
+def test_what_fails_ends_those_it_was_computed_with_and_no_others(served, engine, monkeypatch):
+    begin = Rows.begin
+
+    def failing(self, row, ids):
+        if list(ids) == served.prompt("x"):
+            raise RuntimeError("of a prompt")
+        return begin(self, row, ids)
+
+    monkeypatch.setattr(Rows, "begin", failing)
+    heard = [Heard(), Heard()]
+    engine.submit(order(served, "thyroid", "x"), heard[0])
+    engine.submit(order(served, "thyroid", "a cough"), heard[1])
+    assert [each.reason for each in heard] == ["failed", "length"]
+    monkeypatch.setattr(Rows, "step", lambda self: (_ for _ in ()).throw(RuntimeError))
+    broken = Heard()
+    engine.submit(order(served, "thyroid", "a cough"), broken)
+    assert broken.reason == "failed"
+    monkeypatch.undo()
+    again = Heard()
+    engine.submit(order(served, "thyroid", "a cough"), again)
+    assert again.ids == heard[1].ids
+
+
+def test_a_question_is_answered_between_two_steps_and_its_error_is_its_own(served, other, engine):
+    writing = Heard()
+    ticket = engine.submit(order(served, "thyroid", "a cough", 10_000), writing)
+    model, documents = served.models["loans"], served.documents(["a fever", "a cough", "two"], "Note: {text}", 64)
+    found = engine.call(lambda _: served.classify(model, documents)).result(30)
+    with pytest.raises(CombinationRefused, match="thyroid has no head"):
+        engine.call(lambda _: served.classify(served.models["thyroid"], documents)).result(30)
+    ticket.cancel()
+    assert writing.reason == "cancelled"
+    for row, document in zip(found, documents, strict=True):
+        with other.composition.answering(torch.tensor([model.weights])) as adapted:
+            want = model.head(pooled(adapted.model, torch.tensor([document]), model.head.reads))[0]
+        assert row == pytest.approx(want.tolist(), abs=1e-5)
+
+
+def test_an_engine_that_ends_tells_everybody(served):
+    engine = Engine(served.composition, words=served.requests.words, rows=1, waiting=4)
+    heard = [Heard(), Heard()]
+    for each in heard:
+        engine.submit(order(served, "thyroid", "x", 10_000), each)
+    held = threading.Event()
+    engine.stop()
+    assert [each.reason for each in heard] == ["cancelled"] * 2
+    with pytest.raises(Busy, match="is ending"):
+        engine.submit(order(served, "thyroid", "x"), Heard())
+    with pytest.raises(Busy, match="is ending"):
+        engine.call(lambda _: held.set())
+    assert not engine.is_alive
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_that_share_a_cache_write_what_rows_of_their_own_write(other, monkeypatch, shared):
+    monkeypatch.setattr("confide.models.serving.rows._can_share", lambda cache: shared)
+    rows, written, waiting = Rows(other.composition), {}, queue.SimpleQueue()
+    names = list(other.models)
+    for place, prompt in enumerate(PROMPTS):
+        waiting.put((place, names[place % 3], prompt, 4 + 7 * (place % 4)))
+    of_row = {}
+    while len(rows) or not waiting.empty():
+        while len(rows) < 4 and not waiting.empty():
+            place, name, prompt, longest = waiting.get()
+            row = Row(other.models[name].weights)
+            row.last = int(rows.begin(row, other.prompt(prompt)).argmax())
+            of_row[id(row)] = place, longest, row
+            written[place] = [row.last]
+        for row, logits in rows.step():
+            row.last = int(logits.argmax())
+            written[of_row[id(row)][0]].append(row.last)
+        rows.end([row for place, longest, row in of_row.values() if len(written[place]) == longest])
+        of_row = {key: each for key, each in of_row.items() if len(written[each[0]]) < each[1]}
+    assert len(rows._groups) == 0
+    for place, prompt in enumerate(PROMPTS):
+        assert written[place] == alone(other, names[place % 3], other.prompt(prompt), 4 + 7 * (place % 4))
+
+
+def test_what_is_served_says_whose_it_is_and_what_it_may_tell(served):
+    assert [*served.models] == ["backbone", "thyroid", "loans"]
+    thyroid, loans = served.models["thyroid"], served.models["loans"]
+    assert served.models["backbone"].spent == ()
+    assert (thyroid.spent[0].epsilon, thyroid.spent[0].unit) == (2.914, "patient")
+    assert (thyroid.head, loans.head is not None) == (None, True)
+    assert loans.meaning.startswith("It gives a logit for each class")
+    assert served.longest == served.composition.backbone.model.config.max_position_embeddings
+
+
+def test_two_runs_of_one_study_have_names_of_their_own(parts):
+    backbone, (one, two) = parts
+    assert [*Served(backbone, [one, two, one]).models] == ["backbone", "thyroid-1", "loans", "thyroid-2"]
+
+
+def test_a_backbone_of_records_is_not_served(backbone_dir, exports):
+    with pytest.raises(BackboneMismatch, match="coordinator adapter ask"):
+        Served(backbone_dir, exports)
+
+
+def test_a_folder_without_a_card_is_not_served(parts, tmp_path):
+    backbone, (one, _) = parts
+    shutil.copytree(one, tmp_path / "bare")
+    (tmp_path / "bare" / "confide.json").unlink()
+    with pytest.raises(InvalidRelease, match=r"confide\.json cannot be read"):
+        Served(backbone, [tmp_path / "bare"])

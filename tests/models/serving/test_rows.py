@@ -1,0 +1,78 @@
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from confide.models.backbones.families import FAMILIES
+from confide.models.heads import word_logits
+from confide.models.serving.rows import Row, Rows
+
+from ..backbones.test_families import COMMON, SETTINGS
+from ..tiny import VOCABULARY
+
+# Of the others, some layers remember a window of tokens or a state.
+SHARE = {"llama", "deepseek_v2", "deepseek_v3", "mixtral, no window", "qwen2, no window"}
+KINDS = SETTINGS | {
+    "mixtral, no window": SETTINGS["mixtral"] | {"sliding_window": None},
+    "qwen2, no window": {},
+}
+
+
+def model_of(kind):
+    family = FAMILIES[kind.partition(",")[0]]
+    model = family.model_class()(family.config_class()(**COMMON | KINDS[kind])).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim > 1 and "conv1d" not in name and "A_log" not in name:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * tensor.shape[-1] ** -0.5)
+    return model
+
+
+@contextmanager
+def answering(_):
+    yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_of_every_family_are_those_of_reading_everything_anew(kind):
+    model, rng = model_of(kind), np.random.default_rng(1)
+    rows = Rows(SimpleNamespace(adapted=SimpleNamespace(model=model), answering=answering))
+    prompts = [rng.integers(1, VOCABULARY, size).tolist() for size in (3, 14, 1, 22)]
+    longest, written = (9, 4, 12, 6), [[] for _ in prompts]
+    texts: dict[int, Row] = {}
+    for step in range(20):
+        if step % 2 == 0 and step // 2 < len(prompts):  # a text begins at every other step
+            place, row = step // 2, Row((1.0,))
+            row.last = int(rows.begin(row, prompts[place]).argmax())
+            written[place].append(row.last)
+            texts[place] = row
+        places = {id(row): place for place, row in texts.items()}
+        for row, logits in rows.step():
+            row.last = int(logits.argmax())
+            written[places[id(row)]].append(row.last)
+        ended = [place for place in texts if len(written[place]) == longest[place]]
+        rows.end([texts.pop(place) for place in ended])
+        if kind in SHARE:
+            assert len(rows._groups) <= 1
+    assert not len(rows)
+    for prompt, found in zip(prompts, written, strict=True):
+        ids = list(prompt)
+        for token in found:
+            with torch.no_grad():
+                states = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state
+                logits = word_logits(model, states[:, -1])[0]
+            assert int(logits.argmax()) == token
+            ids.append(token)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_families_share_a_cache(kind):
+    model = model_of(kind)
+    rows = Rows(SimpleNamespace(adapted=SimpleNamespace(model=model), answering=answering))
+    for ids in ([1, 2, 3], [4, 5]):
+        rows.begin(Row((1.0,)), ids)
+    assert (len(rows._groups) == 1) == (kind in SHARE)

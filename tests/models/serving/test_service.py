@@ -1,0 +1,372 @@
+"""The service as its users meet it: through the real `openai` client, and as bytes over a socket."""
+
+import json
+import socket
+import ssl
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import openai
+import pytest
+import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from confide.models.adapters.composing import Spent
+from confide.models.errors import ServiceRefused
+from confide.models.heads import pooled
+from confide.models.serving import server
+from confide.models.serving.schema import MAX_BODY
+from confide.models.serving.server import Address, Bounds, require_closed
+
+from .conftest import listening
+
+pytestmark = pytest.mark.process  # openai's client asks the machine's name of a process
+
+
+@pytest.fixture
+def client(port):
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def greedy(other, name, ids, longest):
+    ids, start = list(ids), len(ids)
+    with other.composition.answering(torch.tensor([other.models[name].weights])) as adapted:
+        for _ in range(longest):
+            logits = adapted.model(torch.tensor([ids]), use_cache=False).logits[0, -1, : other.requests.words]
+            ids.append(int(logits.argmax()))
+            if ids[-1] in other.ends:
+                return ids[start:-1], "stop"
+    return ids[start:], "length"
+
+
+def test_a_completion_is_the_text_that_the_adapter_writes(client, other):
+    for name in ("thyroid", "loans", "backbone"):
+        for longest in (3, 20):
+            found = client.completions.create(model=name, prompt="a cough", max_tokens=longest, temperature=0)
+            ids, reason = greedy(other, name, other.prompt("a cough"), longest)
+            assert found.choices[0].text == other.text(ids)
+            assert found.choices[0].finish_reason == reason
+            assert found.usage.prompt_tokens == len(other.prompt("a cough"))
+            assert found.usage.completion_tokens == len(ids)
+            assert (found.model, found.object, found.choices[0].logprobs) == (name, "text_completion", None)
+
+
+def test_a_stream_adds_up_to_the_text_and_counts_its_tokens(client):
+    terms = {"model": "thyroid", "prompt": "a cough", "max_tokens": 24, "temperature": 0}
+    whole = client.completions.create(**terms)
+    parts = list(client.completions.create(**terms, stream=True, stream_options={"include_usage": True}))
+    assert "".join(part.choices[0].text for part in parts if part.choices) == whole.choices[0].text
+    assert parts[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert parts[-1].usage == whole.usage
+    assert len({part.id for part in parts}) == 1
+    assert len(parts) > 4
+
+
+def test_a_conversation_is_asked_as_the_checkpoint_s_template_writes_it(client, other):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a cough <|end|> two"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": " and a fever? "},
+    ]
+    found = client.chat.completions.create(model="loans", messages=messages, max_tokens=9, temperature=0)
+    ids = other.requests.chat([each["role"] for each in messages], [each["content"] for each in messages])
+    said = other.tokenizer.decode(ids)
+    assert said == (
+        "<|start|>system\nBe brief.<|end|>\n<|start|>user\na cough <|end|> two<|end|>\n"
+        "<|start|>assistant\nYes.<|end|>\n<|start|>user\nand a fever?<|end|>\n<|start|>assistant\n"
+    )
+    end = other.tokenizer.eos_token_id
+    assert ids.count(end) == 4  # what a person writes ends no turn
+    want, reason = greedy(other, "loans", ids, 9)
+    assert (found.choices[0].message.content, found.choices[0].finish_reason) == (other.text(want), reason)
+    assert found.choices[0].message.role == "assistant"
+    parts = list(
+        client.chat.completions.create(model="loans", messages=messages, max_tokens=9, temperature=0, stream=True)
+    )
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == found.choices[0].message.content
+    assert parts[-1].choices[0].finish_reason == reason
+
+
+def test_one_turn_without_a_system_s_is_a_conversation_too(client):
+    found = client.chat.completions.create(
+        model="thyroid", messages=[{"role": "user", "content": "a cough"}], max_completion_tokens=2, seed=4
+    )
+    assert found.usage.completion_tokens <= 2
+
+
+def test_probabilities_come_with_the_words(client):
+    found = client.completions.create(model="thyroid", prompt="a", max_tokens=3, temperature=0, logprobs=2)
+    told = found.choices[0].logprobs
+    assert len(told.tokens) == len(told.token_logprobs) == found.usage.completion_tokens
+    for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert top[token] == logprob == max(top.values())
+    chat = client.chat.completions.create(
+        model="thyroid", messages=[{"role": "user", "content": "a"}], max_tokens=2, temperature=0, logprobs=True,
+        top_logprobs=3,
+    )  # fmt: skip
+    for token in chat.choices[0].logprobs.content:
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == token.top_logprobs[0].logprob < 0
+    bare = client.chat.completions.create(
+        model="thyroid", messages=[{"role": "user", "content": "a"}], max_tokens=2, temperature=0, logprobs=True
+    )
+    assert [token.top_logprobs for token in bare.choices[0].logprobs.content] == [[]] * bare.usage.completion_tokens
+
+
+def test_a_stop_ends_a_text_before_it_and_no_part_of_it_is_streamed(client):
+    terms = {"model": "backbone", "prompt": "a cough", "max_tokens": 30, "temperature": 0}
+    whole = client.completions.create(**terms).choices[0].text
+    stop = whole[5:8]
+    want = whole[: whole.index(stop)]
+    for stops in (stop, ["not there", stop]):
+        found = client.completions.create(**terms, stop=stops).choices[0]
+        assert (found.text, found.finish_reason) == (want, "stop")
+        parts = [part.choices[0] for part in client.completions.create(**terms, stop=stops, stream=True)]
+        assert "".join(part.text for part in parts) == want
+        assert parts[-1].finish_reason == "stop"
+
+
+def test_models_are_listed_with_what_they_may_tell_of_a_person(client, port):
+    listed = {model.id: model for model in client.models.list()}
+    assert [*listed] == ["backbone", "thyroid", "loans"]
+    assert listed["thyroid"].spent == [Spent("patient", 1, 2.914, 1e-5)._asdict()]
+    assert listed["backbone"].spent == []
+    assert (listed["thyroid"].classifies, listed["loans"].classifies) == (False, True)
+
+
+def test_documents_are_classified_by_the_head_of_the_model(port, other):
+    texts = ["a fever", "a cough", "two legs and a fever"]
+    found = httpx.post(
+        f"http://127.0.0.1:{port}/v1/classify", json={"model": "loans", "input": texts, "template": "Note: {text}"}
+    ).json()
+    model = other.models["loans"]
+    assert found["meaning"] == model.meaning
+    assert found["spent"] == [each._asdict() for each in model.spent]
+    for text, row in zip(texts, found["data"], strict=True):
+        (ids,) = other.documents([text], "Note: {text}", 64)
+        with other.composition.answering(torch.tensor([model.weights])) as adapted, torch.no_grad():
+            want = model.head(pooled(adapted.model, torch.tensor([ids]), model.head.reads))[0]
+        assert row["outputs"] == pytest.approx(want.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("completions", {"model": "nobody", "prompt": "a"}, 404, "no such model; there are backbone, thyroid, loans"),
+        ("completions", {"model": "loans"}, 400, "prompt: field required"),
+        ("completions", {"model": "loans", "prompt": 3}, 400, "prompt: input should be a valid string"),
+        ("completions", {"model": "loans", "prompt": "a", "best_of": 3}, 400, "best_of is not served here"),
+        ("completions", {"model": "loans", "prompt": "a", "n": 2}, 400, "n: input should be 1"),
+        ("completions", {"model": "loans", "prompt": "a", "max_tokens": 0}, 400, "max_tokens: input should be greater"),
+        ("completions", {"model": "loans", "prompt": "a", "temperature": 9}, 400, "temperature: input should be less"),
+        ("completions", {"model": "loans", "prompt": "a", "stop": [""]}, 400, "stop"),
+        ("completions", {"model": "loans", "prompt": "a " * 5000}, 400, "tokens, and the model reads"),
+        ("chat/completions", {"model": "loans", "messages": []}, 400, "messages"),
+        ("chat/completions", {"model": "loans", "messages": [{"role": "assistant", "content": "a"}]}, 400, "in turn"),
+        ("chat/completions", {"model": "loans", "messages": [{"role": "tool", "content": "a"}]}, 400, "role"),
+        (
+            "chat/completions",
+            {
+                "model": "loans",
+                "messages": [{"role": "user", "content": "a"}],
+                "response_format": {"type": "json_object"},
+            },
+            400,
+            "response_format.type: input should be 'text'",
+        ),
+        ("classify", {"model": "thyroid", "input": "a"}, 400, "thyroid has no head"),
+        ("classify", {"model": "loans", "input": []}, 400, "input"),
+        ("classify", {"model": "loans", "input": "a", "template": "no name"}, 400, "must hold one name in braces"),
+        ("nothing", {}, 404, "no such address"),
+    ],
+)
+def test_what_is_not_served_is_refused_in_a_sentence(port, path, body, status, said):
+    found = httpx.post(f"http://127.0.0.1:{port}/v1/{path}", json=body)
+    assert found.status_code == status
+    assert said in found.json()["error"]["message"]
+    assert "Traceback" not in found.text
+
+
+def test_a_refusal_never_repeats_what_was_asked(port):
+    secret = "Mrs Example has a fever"
+    for body in (
+        {"model": "loans", "prompt": [secret]},
+        {"model": secret, "prompt": "a"},
+        {"model": "loans", "prompt": "a", "stop": secret * 100},
+        {"model": "loans", "prompt": "a", "seed": secret},
+    ):
+        found = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body)
+        assert found.status_code in (400, 404)
+        assert "Example" not in found.text
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": "loans", "prompt": "\\ud800"}', b"null"])
+def test_bytes_that_are_no_request_are_refused(port, body):
+    found = httpx.post(
+        f"http://127.0.0.1:{port}/v1/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert found.status_code == 400
+
+
+def test_more_than_a_request_may_hold_is_refused_before_it_is_read_whole(port):
+    found = httpx.post(
+        f"http://127.0.0.1:{port}/v1/completions", content=b" " * (MAX_BODY + 1),
+        headers={"content-type": "application/json"},
+    )  # fmt: skip
+    assert found.status_code == 413
+
+
+def test_a_page_of_elsewhere_reaches_nothing(port):
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    as_form = httpx.post(url, content=b'{"model": "loans", "prompt": "a"}', headers={"content-type": "text/plain"})
+    assert as_form.status_code == 415
+    renamed = httpx.post(url, json={"model": "loans", "prompt": "a"}, headers={"host": "evil.example"})
+    assert renamed.status_code == 400
+    assert httpx.get(f"http://localhost:{port}/healthz").status_code == 200
+
+
+def test_a_client_that_goes_away_ends_what_is_written_for_it(port):
+    url = f"http://127.0.0.1:{port}"
+    body = {"model": "thyroid", "prompt": "a cough", "max_tokens": 400, "temperature": 0, "stream": True}
+
+    def running():
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return int(next(line for line in lines if line.startswith("confide_texts_running")).split()[1])
+
+    with httpx.stream("POST", f"{url}/v1/completions", json=body) as stream:
+        next(stream.iter_lines())
+    plain = json.dumps(body | {"stream": False}).encode()
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        lines = ("POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json")
+        head = "\r\n".join([*lines, f"content-length: {len(plain)}", "", ""])
+        connection.sendall(head.encode() + plain)
+        time.sleep(0.2)
+    deadline = time.monotonic() + 20
+    while running():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_more_requests_than_may_wait_are_told_when_to_come_again(served):
+    with listening(served, bounds=Bounds(rows=1, waiting=1)) as port:
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        body = {"model": "thyroid", "prompt": "a", "max_tokens": 400, "temperature": 0}
+        answers = []
+
+        def ask():
+            answers.append(httpx.post(url, json=body, timeout=60))
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        busy = [each for each in answers if each.status_code == 429]
+        assert {each.status_code for each in answers} == {200, 429}
+        assert all(1 <= int(each.headers["retry-after"]) <= 60 for each in busy)
+        assert busy[0].json()["error"]["code"] == "rate_limit_exceeded"
+        assert len({each.json()["choices"][0]["text"] for each in answers if each.status_code == 200}) == 1
+
+
+def test_a_text_that_takes_too_long_is_ended(served):
+    with listening(served, bounds=Bounds(rows=1, waiting=4, seconds=0.05)) as port:
+        body = {"model": "thyroid", "prompt": "a", "max_tokens": 2000, "temperature": 0}
+        found = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60)
+        assert found.status_code == 504
+        assert "0.05 s" in found.json()["error"]["message"]
+
+
+def test_a_token_is_asked_for_and_made_if_there_is_none(served, tmp_path):
+    path = tmp_path / "token"
+    with listening(served, Address(port=0, token_file=path)) as port:
+        assert path.stat().st_mode & 0o777 == 0o600
+        token, url = path.read_text().strip(), f"http://127.0.0.1:{port}"
+        assert len(token) >= 40
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {token}"}):
+            for request in (httpx.get, lambda *a, **k: httpx.post(*a, json={}, **k)):
+                path_asked = "/v1/models" if request is httpx.get else "/v1/completions"
+                assert request(f"{url}{path_asked}", headers=headers).status_code == 401
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=token) as client:
+            assert len(list(client.models.list())) == 3
+        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+        assert "confide_requests_total" in httpx.get(f"{url}/metrics").text
+    again = Address(port=0, token_file=path)
+    with listening(served, again) as port:
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"authorization": f"Bearer {token}"}).is_success
+    path.chmod(0o644)
+    with pytest.raises(ServiceRefused, match="chmod 600"):
+        server._token(again)
+    path.write_text("short")
+    path.chmod(0o600)
+    with pytest.raises(ServiceRefused, match="one token of 32"):
+        server._token(again)
+
+
+def self_signed(folder):
+    """A certificate for localhost, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(plain)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_others_than_this_machine_are_served_by_tls_and_token_alone(served, tmp_path):
+    certificate, key = self_signed(tmp_path)
+    bare, half = Address(host="0.0.0.0"), Address(host="0.0.0.0", certificate=certificate, key=key)
+    for address, said in (
+        (bare, "add --certificate and --key and --token-file"),
+        (half, "add --token-file"),
+        (Address(host="hospital.example"), "is reached by others"),
+        (Address(certificate=certificate), "a certificate needs its key"),
+    ):
+        with pytest.raises(ServiceRefused, match=said):
+            require_closed(address)
+    whole = Address(port=0, certificate=certificate, key=key, token_file=tmp_path / "token")
+    with listening(served, whole) as port:
+        context = ssl.create_default_context(cafile=str(certificate))
+        token = (tmp_path / "token").read_text().strip()
+        found = httpx.get(
+            f"https://localhost:{port}/v1/models", verify=context, headers={"authorization": f"Bearer {token}"}
+        )
+        assert found.status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://localhost:{port}/healthz")
+
+
+def test_a_port_that_is_taken_is_told(served, port):
+    with pytest.raises(ServiceRefused, match=f"cannot listen on 127.0.0.1:{port}"):
+        server.run(served, Address(port=port), Bounds(), lambda _: None)
+
+
+def test_nothing_that_is_asked_is_logged(client, caplog, capfd):
+    with caplog.at_level("DEBUG"):
+        client.completions.create(model="thyroid", prompt="Mrs Example", max_tokens=2)
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="Mrs Example", prompt="a")
+    said = capfd.readouterr()
+    own = [
+        record.getMessage() for record in caplog.records if not record.name.startswith(("openai", "httpx", "httpcore"))
+    ]
+    assert "Example" not in said.out + said.err + "".join(own)
