@@ -204,7 +204,7 @@ class Requests:
         """
         self._tokenizer, self._longest = tokenizer, longest
         self._plain = PlainTokenizer(tokenizer)
-        self._chats: dict[tuple[Role, ...], TokenTemplate] = {}
+        self._chats: dict[tuple[Role, ...], tuple[TokenTemplate, frozenset[int]]] = {}
 
     @property
     def words(self) -> int:
@@ -225,12 +225,16 @@ class Requests:
         Raises:
             InvalidPrompt: the checkpoint has no chat template, or one that such turns do not fit.
         """
-        asked = self._asked(tuple(roles))
+        asked, _ = self._asked(tuple(roles))
         cells = self._plain.of_records([cell.lead + texts[int(cell.column[1:])].strip() for cell in asked.cells])
         return asked.filled(cells)
 
-    def _asked(self, roles: tuple[Role, ...]) -> TokenTemplate:
-        """The chat template around turns of these roles, without the answer."""
+    def turn_ends(self, roles: Sequence[Role]) -> frozenset[int]:
+        """Finds the control word that ends an assistant's turn, which studies of conversations teach; see `chat`."""
+        return self._asked(tuple(roles))[1]
+
+    def _asked(self, roles: tuple[Role, ...]) -> tuple[TokenTemplate, frozenset[int]]:
+        """The chat template around turns of these roles, without the answer, and the word that ends it."""
         if roles not in self._chats:
             template = ChatTemplate(self._tokenizer, self._plain, None)
             names = [f"{{t{place}}}" for place in range(len(roles))]
@@ -239,7 +243,9 @@ class Requests:
             last = max(place for place, part in enumerate(parts) if part.is_learned)
             while len(self._chats) >= MAX_TURNS:
                 self._chats.pop(next(iter(self._chats)))
-            self._chats[roles] = TokenTemplate(parts[:last], self._plain, self._longest, must_fit=False)
+            end = self._plain.of_template(parts[last].text.partition("{answer}")[2])
+            asked = TokenTemplate(parts[:last], self._plain, self._longest, must_fit=False)
+            self._chats[roles] = asked, frozenset(end[-1:])
         return self._chats[roles]
 
 

@@ -1,10 +1,11 @@
 """Answers HTTP requests as OpenAI's API does: completions, conversations, a list of models; and what heads say.
 
-    GET  /v1/models             what is served, with the epsilons of each model
+    GET  /v1/models[/NAME]      what is served, with the epsilons of each model
     POST /v1/completions        goes on with a text
     POST /v1/chat/completions   answers a conversation, by the checkpoint's own chat template
     POST /v1/classify           what a model's head gives for documents
-    GET  /healthz, /metrics     for those who watch: no token, nothing of any request
+    GET  /healthz               no token
+    GET  /metrics               counts of all requests together
 
 An error is a JSON object `error` with `message`, `type` and `code`. No message repeats what was asked.
 """
@@ -13,13 +14,15 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pydantic
@@ -31,11 +34,14 @@ from starlette.routing import Route
 from ..errors import Busy, CombinationRefused, InvalidPrompt
 from ..records.text import is_asked
 from .engine import End, Engine, Event, Order, Ticket, Token
-from .schema import MAX_BODY, Chat, Completion, Question
-from .served import Model, Served
+from .schema import KNOWN, MAX_BODY, Chat, Completion, Question
+from .served import Model, Served, Writing
 
-_HELD_BACK = "\ufffd"  # a letter of which only some bytes are written yet
+logger = logging.getLogger(__name__)
+
 _BODY_S = 30.0  # for a whole request to arrive
+_LETTERS = 32  # of a token at the most, in the mean of a text
+_AT_ONCE = 2048  # tokens of documents that are read in one pass
 
 
 class _Refused(Exception):
@@ -68,22 +74,26 @@ class Service:
         self._token = None if token is None else hashlib.sha256(token.encode()).digest()
         self._started = int(time.time())
         self.counts = Counts()
-        posts = {
-            "/v1/completions": self._complete,
-            "/v1/chat/completions": self._chat,
-            "/v1/classify": self._classify,
+        answers = {
+            "/metrics": ("GET", self._metrics),
+            "/v1/models": ("GET", self._list),
+            "/v1/models/{name}": ("GET", self._one),
+            "/v1/completions": ("POST", self._complete),
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/classify": ("POST", self._classify),
         }
         self.app = Starlette(
             routes=[
                 Route("/healthz", self._health, methods=["GET"]),
-                Route("/metrics", self._metrics, methods=["GET"]),
-                Route("/v1/models", self._guarded(self._list), methods=["GET"]),
-                *(Route(path, self._guarded(answer), methods=["POST"]) for path, answer in posts.items()),
+                *(
+                    Route(path, self._guarded(path, answer), methods=[method])
+                    for path, (method, answer) in answers.items()
+                ),
             ],
             exception_handlers={404: _not_there, 405: _not_there},
         )
 
-    def _guarded(self, answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    def _guarded(self, path: str, answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def guarded(request: Request) -> Response:
             try:
                 self._recognise(request)
@@ -92,7 +102,10 @@ class Service:
                 response = _error(err)
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody is there to read it
-            self.counts.answered[request.url.path, response.status_code] += 1
+            except Exception as err:  # its message may tell of what was asked
+                logger.error("%s could not be answered: %s", path, type(err).__name__)
+                response = _error(_Refused(500, "this could not be answered; the server goes on", "failed"))
+            self.counts.answered[path, response.status_code] += 1
             return response
 
         return guarded
@@ -134,6 +147,9 @@ class Service:
         models = [self._described(model) for model in self._served.models.values()]
         return JSONResponse({"object": "list", "data": models})
 
+    async def _one(self, request: Request) -> Response:
+        return JSONResponse(self._described(self._model(request.path_params["name"])))
+
     def _described(self, model: Model) -> dict[str, Any]:
         return {
             "id": model.name,
@@ -141,7 +157,7 @@ class Service:
             "created": self._started,
             "owned_by": "confide",
             "studies": [source.study for source in model.sources],
-            "spent": [each._asdict() for each in model.spent],
+            "spent": _spent(model),
             "without_privacy": list(model.unbounded),
             "classifies": model.head is not None,
             "meaning": model.meaning,
@@ -150,11 +166,12 @@ class Service:
     async def _complete(self, request: Request) -> Response:
         asked = await _read(request, Completion)
         model = self._model(asked.model)
+        self._refuse_far_too_long([asked.prompt])
         ids = self._served.prompt(asked.prompt)
         if not ids:
             raise _Refused(400, "prompt is empty, and the backbone has no word that begins a text", "invalid_prompt")
         order = self._order(model, asked, ids, asked.max_tokens)
-        return await self._answered(request, asked, order, _AsText(model.name, asked, self._served))
+        return await self._answered(request, asked, order, _AsText(model.name, asked, self._served, ids))
 
     async def _chat(self, request: Request) -> Response:
         asked = await _read(request, Chat)
@@ -164,32 +181,46 @@ class Service:
                 400, "messages are a system's, if any, then a user's and an assistant's in turn, and end with a user's",
                 "invalid_messages",
             )  # fmt: skip
+        texts = [message.text for message in asked.messages]
+        self._refuse_far_too_long(["".join(texts)])
         try:
-            ids = self._served.requests.chat(roles, [message.content for message in asked.messages])
+            ids, ends = self._served.requests.chat(roles, texts), self._served.requests.turn_ends(roles)
         except InvalidPrompt as err:
             raise _Refused(400, str(err), "no_chat_template") from None
-        order = self._order(model, asked, ids, asked.longest)
-        return await self._answered(request, asked, order, _AsChat(model.name, asked, self._served))
+        order = self._order(model, asked, ids, asked.longest, ends)
+        return await self._answered(request, asked, order, _AsChat(model.name, asked, self._served, ids))
 
     async def _classify(self, request: Request) -> Response:
         asked = await _read(request, Question)
         model = self._model(asked.model)
         try:
-            documents = self._served.documents(asked.texts, asked.template, self._served.longest)
-            found = await self._in_time(
-                asyncio.wrap_future(self._engine.call(lambda _: self._served.classify(model, documents)))
-            )
-        except InvalidPrompt as err:
-            raise _Refused(400, str(err), "invalid_template") from None
+            self._refuse_far_too_long(asked.texts)
+            documents = self._served.documents(asked.texts, asked.template)
+            found = await self._in_time(self._outputs(model, documents))
+        except InvalidPrompt:  # its message quotes the template
+            raise _Refused(
+                400,
+                "template must hold one name in braces, and each document must have at most "
+                f"{self._served.longest:,} tokens with it",
+                "invalid_template",
+            ) from None
         except CombinationRefused as err:
             raise _Refused(400, str(err), "no_head") from None
         except Busy as err:
             raise self._busy(err) from None
         rows = [{"object": "outputs", "index": place, "outputs": row} for place, row in enumerate(found)]
-        spent = [each._asdict() for each in model.spent]
-        return JSONResponse(
-            {"object": "list", "model": model.name, "meaning": model.meaning, "data": rows, "spent": spent}
-        )
+        told = {"model": model.name, "meaning": model.meaning, "data": rows, "spent": _spent(model)}
+        return JSONResponse({"object": "list", **told})
+
+    async def _outputs(self, model: Model, documents: list[list[int]]) -> list[list[float]]:
+        """Computes the head's outputs, some documents at a time, between which texts of others are written on."""
+        found: list[list[float]] = [[]] * len(documents)
+        for places in _portions(documents):
+            some = [documents[place] for place in places]
+            rows = await asyncio.wrap_future(self._engine.call(partial(self._served.classify, model, some)))
+            for place, row in zip(places, rows, strict=True):
+                found[place] = row
+        return found
 
     def _model(self, name: str) -> Model:
         if name not in self._served.models:
@@ -198,7 +229,17 @@ class Service:
             )  # fmt: skip
         return self._served.models[name]
 
-    def _order(self, model: Model, asked: Completion | Chat, ids: list[int], longest: int) -> Order:
+    def _refuse_far_too_long(self, texts: Sequence[str]) -> None:
+        """Before anything is read: a word has some letters, and no more than so many in the mean."""
+        if max(map(len, texts)) > _LETTERS * self._served.longest:
+            raise _Refused(
+                400, f"a text is longer than the {self._served.longest:,} tokens that the model reads",
+                "context_length_exceeded",
+            )  # fmt: skip
+
+    def _order(
+        self, model: Model, asked: Completion | Chat, ids: list[int], longest: int, ends: Set[int] = frozenset()
+    ) -> Order:
         room = self._served.longest - len(ids)
         if room < 1:
             raise _Refused(
@@ -210,7 +251,7 @@ class Service:
             ids=ids,
             weights=model.weights,
             longest=min(longest, room),
-            ends=self._served.ends,
+            ends=self._served.ends | ends,
             temperature=asked.temperature,
             top_p=asked.top_p,
             seed=None if asked.seed is None else asked.seed % 2**64,
@@ -264,11 +305,11 @@ class Service:
                 try:
                     event = await asyncio.wait_for(events.get(), max(0.001, left))
                 except TimeoutError:
-                    yield form.rest(), None
+                    yield form.cut(), None
                     yield "", "late"
                     return
                 if isinstance(event, End):
-                    yield form.rest(), None
+                    yield form.cut(), None
                     yield "", event.reason
                     return
                 piece, is_stopped = form.take(event)
@@ -288,9 +329,9 @@ class Service:
         after = math.ceil(min(60.0, max(1.0, usual * waiting / max(1, running))))
         return _Refused(429, f"{err}; try again in {after} s", "rate_limit_exceeded", after)
 
-    async def _in_time(self, future: "asyncio.Future[Any]") -> Any:
+    async def _in_time(self, work: Awaitable[Any]) -> Any:
         try:
-            return await asyncio.wait_for(future, self._seconds)
+            return await asyncio.wait_for(work, self._seconds)
         except TimeoutError:
             raise _Refused(504, f"not answered within {self._seconds:g} s", "timeout") from None
 
@@ -300,12 +341,14 @@ class _Form:
 
     object_whole, object_piece, prefix = "", "", ""
 
-    def __init__(self, model: str, asked: Completion | Chat, served: Served) -> None:
+    def __init__(self, model: str, asked: Completion | Chat, served: Served, prompt: Sequence[int]) -> None:
         self._model, self._served = model, served
         self._stops, self._told = asked.stops, asked.told
         self._id, self._created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
         self._ids: list[int] = []
         self._tokens: list[Token] = []
+        self._words = Writing(served, prompt)
+        self._is_begun = False
         self._said = ""  # what was given out
         self._text = ""  # what is written, held back parts included
 
@@ -324,12 +367,15 @@ class _Form:
         self._ids.append(token.id)
         if self._told is not None:
             self._tokens.append(token)
-        self._text = self._served.text(self._ids)
-        places = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
+        before = len(self._text)
+        self._text += self._words.next(token.id)
+        places = [
+            place for stop in self._stops if (place := self._text.find(stop, max(0, before - len(stop)))) >= 0
+        ]  # fmt: skip
         if places:
             self._text = self._text[: min(places)]
             return self.rest(), True
-        safe = self._text.rstrip(_HELD_BACK)
+        safe = self._text
         # The beginning of a stop is held back until it is known what follows.
         held = max((_overlap(safe, stop) for stop in self._stops), default=0)
         return self._give(safe[: len(safe) - held]), False
@@ -337,6 +383,11 @@ class _Form:
     def rest(self) -> str:
         """Returns what was held back; the text is at its end."""
         return self._give(self._text)
+
+    def cut(self) -> str:
+        """Returns what was held back of a text that was cut, in the middle of a letter perhaps."""
+        self._text += self._words.rest()
+        return self.rest()
 
     def _give(self, text: str) -> str:
         piece = text[len(self._said) :]
@@ -368,6 +419,7 @@ class _Form:
         """A part of a stream."""
         told, self._tokens = self._tokens, []
         choice = {"index": 0, "finish_reason": reason, "logprobs": self._logprobs(told), **self._delta(text, reason)}
+        self._is_begun = True
         return self._object(self.object_piece, [choice], None)
 
     def last(self, order: Order) -> dict[str, Any]:
@@ -375,7 +427,7 @@ class _Form:
         return self._object(self.object_piece, [], self.usage(order))
 
     def _word(self, token: int) -> str:
-        return self._served.text([token])
+        return self._served.word(token)
 
     def _body(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
@@ -403,8 +455,11 @@ class _AsText(_Form):
         return {
             "tokens": [self._word(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._word(word): logprob for word, logprob in token.likeliest} for token in tokens],
-            "text_offset": [],
+            # From the least likely on: of words that look alike, as parts of letters do, the likeliest stays.
+            "top_logprobs": [
+                {self._word(word): logprob for word, logprob in reversed(token.likeliest)} for token in tokens
+            ],
+            "text_offset": None,
         }
 
 
@@ -415,7 +470,8 @@ class _AsChat(_Form):
         return {"message": {"role": "assistant", "content": text}}
 
     def _delta(self, text: str, reason: str | None) -> dict[str, Any]:
-        return {"delta": {} if reason is not None else {"role": "assistant", "content": text}}
+        role = {} if self._is_begun else {"role": "assistant"}
+        return {"delta": role | ({} if reason is not None else {"content": text})}
 
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if self._told is None:
@@ -425,7 +481,8 @@ class _AsChat(_Form):
     def _token(self, token: Token) -> dict[str, Any]:
         def said(word: int, logprob: float) -> dict[str, Any]:
             text = self._word(word)
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            is_part = "\ufffd" in text  # of a letter
+            return {"token": text, "logprob": logprob, "bytes": None if is_part else list(text.encode())}
 
         return said(token.id, token.logprob) | {"top_logprobs": [said(*each) for each in token.likeliest]}
 
@@ -453,8 +510,25 @@ async def _stream(
     yield "data: [DONE]\n\n"
 
 
+def _spent(model: Model) -> list[dict[str, Any]]:
+    """What a model may tell of one person, by unit; JSON has no number for an epsilon that nothing bounds."""
+    return [
+        {name: "inf" if value == math.inf else value for name, value in each._asdict().items()} for each in model.spent
+    ]
+
+
 def _line(found: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
+
+
+def _portions(documents: list[list[int]]) -> Iterator[list[int]]:
+    """Yields places of documents of one length, as many as are read at once."""
+    lengths: dict[int, list[int]] = {}
+    for place, own in enumerate(documents):
+        lengths.setdefault(len(own), []).append(place)
+    for length, places in lengths.items():
+        size = max(1, _AT_ONCE // length)
+        yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
 async def _until_gone(request: Request) -> None:
@@ -486,7 +560,7 @@ def _problem(err: pydantic.ValidationError) -> str:
     first = err.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(ascii(part)[1:-1][:40] for part in first["loc"] if isinstance(part, str)) or "the body"
     if first["type"] == "extra_forbidden":
-        return f"{place} is not served here"
+        return f"{place if place in KNOWN else 'a field of the request'} is not served here"
     return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
@@ -494,6 +568,11 @@ def _error(err: _Refused) -> Response:
     kind = "invalid_request_error" if err.status < 500 else "server_error"
     headers = {} if err.retry_after is None else {"retry-after": str(err.retry_after)}
     return JSONResponse({"error": {"message": str(err), "type": kind, "code": err.code}}, err.status, headers)
+
+
+def refused(message: str, code: str) -> Response:
+    """Makes the answer to a request that is no business of this service."""
+    return _error(_Refused(400, message, code))
 
 
 async def _not_there(request: Request, _: Exception) -> Response:

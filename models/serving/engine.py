@@ -19,6 +19,7 @@ from ..adapters.composing import Composition
 from ..errors import Busy
 from .rows import Row, Rows
 
+_COLD = 1e-6  # a temperature at which the likeliest word is sure
 Reason = Literal["stop", "length", "cancelled", "failed"]
 Found = TypeVar("Found")
 
@@ -58,8 +59,15 @@ class Ticket:
     """An order that was taken."""
 
     def __init__(self, order: Order, tell: Callable[[Event], None]) -> None:
-        self.order, self.tell = order, tell
+        self.order, self._tell = order, tell
         self.is_cancelled = False
+
+    def tell(self, event: Event) -> None:
+        """Tells whoever ordered; if that fails, the order is cancelled, and others are written on."""
+        try:
+            self._tell(event)
+        except Exception:
+            self.is_cancelled = True
 
     def cancel(self) -> None:
         """Stops writing at the next step; the text ends with "cancelled"."""
@@ -90,7 +98,7 @@ class Engine:
             rows: texts that are written together.
             waiting: orders that may wait; more are refused.
         """
-        self._composition, self._most_rows, self._most_waiting = composition, rows, waiting
+        self._most_rows, self._most_waiting = rows, waiting
         self._words = words
         self._rows = Rows(composition)
         self._writing: list[_Writing] = []
@@ -112,6 +120,12 @@ class Engine:
         """True if orders are still taken."""
         return self._thread.is_alive() and not self._is_ending
 
+    def end(self) -> None:
+        """Takes no more orders, and ends all texts as cancelled; does not wait."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify()
+
     def submit(self, order: Order, tell: Callable[[Event], None]) -> Ticket:
         """Takes an order; `tell` hears each token and the end, in the engine's thread.
 
@@ -125,7 +139,7 @@ class Engine:
             self._changed.notify()
         return ticket
 
-    def call(self, compute: Callable[[Composition], Found]) -> "Future[Found]":
+    def call(self, compute: Callable[[], Found]) -> "Future[Found]":
         """Runs something else with the model, between two steps.
 
         Raises:
@@ -134,20 +148,24 @@ class Engine:
         future: Future[Found] = Future()
         with self._changed:
             self._refuse_if_busy()
-            self._calls.append((lambda: compute(self._composition), future))
+            self._calls.append((compute, future))
             self._changed.notify()
         return future
 
     def stop(self) -> None:
         """Ends all texts as cancelled, and then the thread."""
-        with self._changed:
-            self._is_ending = True
-            self._changed.notify()
+        self.end()
         self._thread.join()
 
     def _refuse_if_busy(self) -> None:
-        if not self.is_alive or len(self._waiting) + len(self._calls) >= self._most_waiting:
-            raise Busy(f"{self._most_waiting} requests wait already" if self.is_alive else "the server is ending")
+        if not self.is_alive:
+            raise Busy("the server is ending")
+        for ticket in [each for each in self._waiting if each.is_cancelled]:
+            self._waiting.remove(ticket)
+            ticket.tell(End("cancelled"))
+        room = self._most_waiting + self._most_rows - len(self._writing)
+        if len(self._waiting) + len(self._calls) >= room:
+            raise Busy(f"{self._most_waiting} requests wait already")
 
     def _run(self) -> None:
         while True:
@@ -162,11 +180,17 @@ class Engine:
                 _answer(compute, future)
             for ticket in begin:
                 self._begin(ticket)
-            self._step()
+            try:
+                self._step()
+            except Exception:  # of whatever a request makes a model do; the message may tell of what was asked
+                self._fail(self._writing)
+                self._writing = []
+                self._rows.clear()
         for ticket in (*(each.ticket for each in self._writing), *self._waiting):
             ticket.tell(End("cancelled"))
         for _, future in self._calls:
-            future.set_exception(Busy("the server is ending"))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Busy("the server is ending"))
 
     def _begin(self, ticket: Ticket) -> None:
         if ticket.is_cancelled:
@@ -177,13 +201,14 @@ class Engine:
         writing = _Writing(ticket, Row(order.weights), np.random.default_rng(seed))
         try:
             logits_V = self._rows.begin(writing.row, order.ids)
-        except Exception as err:  # of whatever a request makes a model do: others are written on
-            self._fail([writing], err)
-            return
-        self.read += len(order.ids)
-        self._writing.append(writing)
-        if self._write(writing, logits_V):
-            self._leave([writing])
+            self.read += len(order.ids)
+            self._writing.append(writing)
+            if self._write(writing, logits_V):
+                self._leave([writing])
+        except Exception:  # as in a step; others are written on
+            self._fail([writing])
+            self._writing = [each for each in self._writing if each is not writing]
+            self._rows.end([writing.row])
 
     def _step(self) -> None:
         gone = [each for each in self._writing if each.ticket.is_cancelled]
@@ -192,14 +217,8 @@ class Engine:
         self._leave(gone)
         if not self._writing:
             return
-        try:
-            found = self._rows.step()
-        except Exception as err:
-            self._fail(self._writing, err)
-            self._writing = []
-            self._rows.clear()
-            return
         of_row = {id(each.row): each for each in self._writing}
+        found = self._rows.step()
         self._leave([of_row[id(row)] for row, logits_V in found if self._write(of_row[id(row)], logits_V)])
 
     def _write(self, writing: _Writing, logits_V: Tensor) -> bool:
@@ -227,8 +246,7 @@ class Engine:
             self._writing = [each for each in self._writing if each not in ended]
 
     @staticmethod
-    def _fail(writing: Sequence[_Writing], err: Exception) -> None:
-        del err  # it may tell of what was asked
+    def _fail(writing: Sequence[_Writing]) -> None:
         for each in writing:
             each.ticket.tell(End("failed"))
 
@@ -243,7 +261,7 @@ def _answer(compute: Callable[[], Any], future: "Future[Any]") -> None:
 
 
 def _chosen(logprobs_V: Tensor, order: Order, rng: np.random.Generator) -> int:
-    if not order.temperature:
+    if order.temperature < _COLD:
         return int(logprobs_V.argmax())
     chances_V = (logprobs_V / order.temperature).softmax(0)
     sorted_V, places_V = chances_V.sort(descending=True)

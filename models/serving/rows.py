@@ -23,6 +23,8 @@ from ..adapters.composing import Composition
 from ..heads import word_logits
 from ..structure.inputs import Prefixes, embedded
 
+_NARROW, _UNLIKE = 1024, 4  # tokens that any rows share; beyond, how many times as wide one may be
+
 
 @dataclass(slots=True, eq=False)
 class Row:
@@ -57,10 +59,11 @@ class Rows:
         cache, logits_RV = self._pass([row], torch.tensor([list(ids)]), None)
         row.length = len(ids)
         alone = _Group([row], cache)
-        if self._groups and _can_share(cache):
-            self._join(self._groups[0], alone)
-        else:
+        joined = next((group for group in self._groups if _fit(group, alone)), None)
+        if joined is None:
             self._groups.append(alone)
+        else:
+            self._join(joined, alone)
         return logits_RV[0]
 
     def step(self) -> list[tuple[Row, Tensor]]:
@@ -105,9 +108,10 @@ class Rows:
             states = model.model(
                 inputs_embeds=embedded(model, ids_RT, prefixes), cache=cache, use_cache=True, **where
             )  # fmt: skip
+            logits_RV = word_logits(model, states.last_hidden_state[:, -1])
         for row, prefix in zip(rows, prefixes, strict=False):
             row.prefixes = [prefix]
-        return states.cache, word_logits(model, states.last_hidden_state[:, -1])
+        return states.cache, logits_RV
 
     @staticmethod
     def _join(group: _Group, alone: _Group) -> None:
@@ -125,6 +129,14 @@ class Rows:
         for layer in group.cache.layers:
             for part in ("keys", "values"):
                 setattr(layer, part, getattr(layer, part)[list(kept), :, spare:].contiguous())
+
+
+def _fit(group: _Group, alone: _Group) -> bool:
+    """True if two caches can stand side by side, and neither makes the other many times as wide."""
+    if not (_can_share(group.cache) and _can_share(alone.cache)):
+        return False
+    narrow, wide = sorted((group.cache.get_seq_length(), alone.cache.get_seq_length()))
+    return bool(wide <= max(_NARROW, _UNLIKE * narrow))
 
 
 def _can_share(cache: Any) -> bool:

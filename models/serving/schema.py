@@ -12,6 +12,15 @@ MAX_BODY = 1 << 20  # bytes
 MAX_TEXT = 1 << 19  # characters
 MOST_TEXTS = 256  # documents of a question
 
+# Fields of OpenAI's API, which alone are named where they are not served: others may be anything.
+KNOWN = frozenset(
+    {
+        "audio", "best_of", "echo", "frequency_penalty", "function_call", "functions", "logit_bias", "metadata",
+        "modalities", "n", "parallel_tool_calls", "prediction", "presence_penalty", "reasoning_effort",
+        "response_format", "service_tier", "store", "suffix", "tool_choice", "tools", "top_k", "verbosity",
+    }
+)  # fmt: skip
+
 Words = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -48,6 +57,8 @@ class _Writes(_Request):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=1000)  # is not read
+    frequency_penalty: float = Field(default=0.0, ge=0, le=0)
+    presence_penalty: float = Field(default=0.0, ge=0, le=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -67,11 +78,21 @@ class Completion(_Writes):
     prompt: Words
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: Literal[False] = False
+    best_of: Literal[1] = 1
 
     @property
     def told(self) -> int | None:
         """Number of likeliest words that are told of each token; None: not even its own probability."""
         return self.logprobs
+
+
+class TextPart(BaseModel):
+    """A part of a turn; text alone is served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["text"]
+    text: Words
 
 
 class Message(BaseModel):
@@ -80,7 +101,12 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    content: Words
+    content: Words | Annotated[list[TextPart], Field(max_length=256)]
+
+    @property
+    def text(self) -> str:
+        """The words of the turn."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class Chat(_Writes):

@@ -4,6 +4,7 @@ A request's words are read as plain text: only the checkpoint's chat template an
 words, so nobody who asks can end a turn or begin another.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ import torch
 
 from ..adapters.composing import Composition, Source, Spent, added_up, compose
 from ..backbones.loading import TextBackbone
-from ..errors import BackboneMismatch, CombinationRefused
+from ..errors import BackboneMismatch, CombinationRefused, InvalidPrompt
 from ..heads import PooledHead, pooled
 from ..records.documents import encoded
 from ..records.text import Requests
 
 BACKBONE = "backbone"  # its name beside those of adapters
+_PART = "\ufffd"  # what a letter looks like of which some bytes are missing
+_LONGEST_LETTER = 8  # tokens; UTF-8 has four bytes a letter at most, and what is longer is no letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,7 @@ class Served:
             )
         self._backbone = self.composition.backbone
         self.tokenizer: Any = self._backbone.tokenizer
-        end = self.tokenizer.eos_token_id
-        self.ends = frozenset() if end is None else frozenset({int(end)})
+        self.ends = _ends(self.tokenizer, self._backbone.model)
         self.longest = int(getattr(self._backbone.model.config, "max_position_embeddings", None) or 2**17)
         self.requests = Requests(self.tokenizer, self.longest)
         self.models: Mapping[str, Model] = {model.name: model for model in self._models()}
@@ -78,34 +80,36 @@ class Served:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def documents(self, texts: Sequence[str], template: str, max_tokens: int) -> list[list[int]]:
-        """Tokenizes documents as a study reads them.
+    def word(self, token: int) -> str:
+        """Returns the text of one token inside a text: some tokenizers drop a blank at the beginning of one."""
+        before = self.requests.plain("a")
+        return self.text([*before, token])[len(self.text(before)) :]
+
+    def documents(self, texts: Sequence[str], template: str) -> list[list[int]]:
+        """Tokenizes documents as a study reads them, and cuts none.
 
         Raises:
-            InvalidPrompt: the template has not one name in braces, or leaves no room.
+            InvalidPrompt: the template has not one name in braces, or a document is longer than the model reads.
         """
-        rows = (encoded(template, [text], self.tokenizer, max_tokens)[0] for text in texts)
-        return [row[: max(1, int(np.flatnonzero(row).max(initial=0)) + 1)].tolist() for row in rows]
+        rows = encoded(template, texts, self.tokenizer, self.longest + 1)
+        found = [row[: max(1, int(np.flatnonzero(row).max(initial=0)) + 1)].tolist() for row in rows]
+        if max(map(len, found)) > self.longest:
+            raise InvalidPrompt(f"a document is longer than the {self.longest:,} tokens that the model reads")
+        return found
 
     @torch.inference_mode()
     def classify(self, model: Model, documents: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Computes the outputs of a model's head for each document; those of one length together.
+        """Computes the outputs of a model's head for documents of one length.
 
         Raises:
             CombinationRefused: the model has no head.
         """
         if model.head is None:
             raise CombinationRefused(f"model {model.name} has no head: it writes, and does not classify")
-        found: list[list[float]] = [[]] * len(documents)
-        lengths: dict[int, list[int]] = {}
-        for place, own in enumerate(documents):
-            lengths.setdefault(len(own), []).append(place)
-        for places in lengths.values():
-            ids_RT = torch.tensor([list(documents[place]) for place in places])
-            with self.composition.answering(torch.tensor([model.weights] * len(places))) as adapted:
-                outputs = model.head(pooled(adapted.model, ids_RT, model.head.reads))
-            for place, row in zip(places, outputs.reshape(len(places), -1).tolist(), strict=True):
-                found[place] = row
+        ids_RT = torch.tensor([list(own) for own in documents])
+        with self.composition.answering(torch.tensor([model.weights] * len(documents))) as adapted:
+            outputs = model.head(pooled(adapted.model, ids_RT, model.head.reads))
+        found: list[list[float]] = outputs.reshape(len(documents), -1).tolist()
         return found
 
     def _models(self) -> list[Model]:
@@ -114,12 +118,16 @@ class Served:
         nobody = (0.0,) * len(released)
         found = [Model(BACKBONE, nobody, earlier, tuple(added_up(earlier)), None, "")]
         names = ["+".join(dict.fromkeys(source.study for source in each.provenance.sources)) for each in released]
+        taken = {BACKBONE}
         for place, (name, each) in enumerate(zip(names, released, strict=True)):
             sources = (*earlier, *each.provenance.sources)
             head = None if each.head is None else self._head(each.head)
             weights = tuple(float(other == place) for other in range(len(released)))
             # Two runs of one study are told apart by their order.
-            unlike = f"{name}-{names[:place].count(name) + 1}" if names.count(name) > 1 or name == BACKBONE else name
+            is_one = names.count(name) == 1 and name not in taken
+            numbered = (f"{name}-{number}" for number in itertools.count(1))
+            unlike = name if is_one else next(each for each in numbered if each not in {*taken, *names})
+            taken.add(unlike)
             found.append(Model(unlike, weights, sources, tuple(added_up(sources)), head, each.meaning))
         return found
 
@@ -130,3 +138,37 @@ class Served:
             raise CombinationRefused("an adapter's head does not read the pooled states of this backbone")
         own.weight = torch.nn.Parameter(tensors["weight"], requires_grad=False)
         return own
+
+
+class Writing:
+    """The text of tokens as they come: a letter of several tokens comes with the last of them.
+
+    Only the last few tokens are read again for each, so a long text costs no more a token than a short one.
+    """
+
+    def __init__(self, served: Served, behind: Sequence[int] = ()) -> None:
+        """Begins a text behind a prompt: some tokenizers drop a blank at the beginning of what they are given."""
+        self._served = served
+        self._ids = list(behind[-_LONGEST_LETTER:])  # from the last place at which a letter ended
+        self._told = len(self._ids)  # of them, those whose text was told
+
+    def next(self, token: int) -> str:
+        """Takes a token; returns what the text grows by, "" where a letter is not whole yet."""
+        self._ids.append(token)
+        whole = self._served.text(self._ids)
+        if whole.endswith(_PART) and len(self._ids) - self._told < _LONGEST_LETTER:
+            return ""
+        piece = whole[len(self._served.text(self._ids[: self._told])) :]
+        self._ids, self._told = self._ids[self._told :], len(self._ids) - self._told
+        return piece
+
+    def rest(self) -> str:
+        """Returns what is left at the end of a text: a letter that is not whole."""
+        return self._served.text(self._ids)[len(self._served.text(self._ids[: self._told])) :]
+
+
+def _ends(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Words that end a text: the tokenizer's, and those that the checkpoint names for writing."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return frozenset(int(each) for each in found if each is not None)

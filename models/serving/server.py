@@ -1,26 +1,31 @@
 """Listens for the service: on this machine alone by default, else with TLS and a token."""
 
+import asyncio
 import ipaddress
+import logging
 import secrets
 import signal
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import ServiceRefused
-from .app import Service
+from .app import Service, refused
 from .engine import Engine
 from .served import Served
 
 _LEAST_TOKEN, _MOST_TOKEN = 32, 1000  # characters
+_HEAD_S, _SEND_S = 20.0, 30.0  # for the head of a request to come, and for a part of an answer to be taken
 _MORE = 256  # connections beyond those that are served and wait: they are told to come again
-_LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,18 +82,20 @@ def run(served: Served, address: Address, bounds: Bounds, announce: Callable[[Li
     engine = Engine(served.composition, words=served.requests.words, rows=bounds.rows, waiting=bounds.waiting)
     try:
         service = Service(served, engine, token=token, seconds=bounds.seconds)
-        names = [address.host, *_LOOPBACK_NAMES] if address.is_loopback else ["*"]
+        names = {address.host, *_LOOPBACK_NAMES} if address.is_loopback else None
+        for logger in map(logging.getLogger, ("uvicorn", "uvicorn.error")):  # its tracebacks may tell of requests
+            logger.addHandler(logging.NullHandler())
+            logger.propagate = False
         config = uvicorn.Config(
-            # A web page must not reach a loopback port under a name of its own.
-            TrustedHostMiddleware(service.app, allowed_hosts=names, www_redirect=False), host=address.host,
-            port=address.port, http="h11", ws="none", lifespan="off", log_config=None, log_level="error",
+            _in_time(service.app if names is None else _only_under(service.app, names)), host=address.host,
+            port=address.port, http=_Hasty, ws="none", lifespan="off", log_config=None, log_level="error",
             access_log=False, server_header=False, timeout_keep_alive=15, timeout_graceful_shutdown=3,
             limit_concurrency=bounds.rows + bounds.waiting + _MORE, h11_max_incomplete_event_size=1 << 16,
         )  # fmt: skip
         if address.certificate is not None and address.key is not None:
             config.load()
             config.ssl = _tls(address.certificate, address.key)
-        _Server(config, announce).run()
+        _Server(config, announce, engine).run()
     finally:
         engine.stop()
 
@@ -111,10 +118,47 @@ def require_closed(address: Address) -> None:
         )
 
 
+class _Hasty(H11Protocol):
+    """uvicorn's HTTP, that ends connections on which no whole head of a request comes."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        """Begins to count while no request is being answered."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if not is_idle and self._late is not None:
+            self._late.cancel()
+            self._late = None
+        elif is_idle and self._late is None:
+            self._late = self.loop.call_later(_HEAD_S, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        self._late = None
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self.transport.close()
+
+
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, announce: Callable[[Listening], None]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[Listening], None], engine: Engine) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._announce, self._engine = announce, engine
+
+    async def shutdown(self, sockets: "list[object] | None" = None) -> None:  # type: ignore[override]
+        self._engine.end()  # whoever waits is told so, before connections are closed
+        await super().shutdown()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -137,6 +181,35 @@ class _Server(uvicorn.Server):
                 f"the service cannot listen on {self.config.host}:{self.config.port}; choose another --port"
             ) from None
         self._announce(Listening(self, self.servers[0].sockets[0].getsockname()[1]))
+
+
+def _in_time(app: ASGIApp) -> ASGIApp:
+    """Ends whoever does not take what is sent to them."""
+
+    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            async with asyncio.timeout(_SEND_S):
+                await send(message)
+
+        with suppress(TimeoutError):
+            await app(scope, receive, sent)
+
+    return bounded
+
+
+def _only_under(app: ASGIApp, names: Collection[str]) -> ASGIApp:
+    """Refuses requests under other names: a web page must not reach a loopback port under a name of its own."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+            if name.lower() not in names:
+                await refused("the service has another name", "unknown_name")(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return guarded
 
 
 def _token(address: Address) -> str | None:

@@ -1,17 +1,26 @@
+import json
 import queue
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import PreTrainedTokenizerFast
 
 from confide.models.errors import BackboneMismatch, Busy, CombinationRefused, InvalidRelease
 from confide.models.heads import pooled
+from confide.models.records.text import Requests
+from confide.models.serving import rows as rows_module
 from confide.models.serving.engine import End, Engine, Order, Token, _chosen
 from confide.models.serving.rows import Row, Rows
-from confide.models.serving.served import Served
+from confide.models.serving.served import Served, Writing, _ends
 
 from ..adapters.test_combining import backbone_dir
 from ..adapters.test_composing import exports, pair, places
@@ -186,10 +195,11 @@ def test_what_fails_ends_those_it_was_computed_with_and_no_others(served, engine
 def test_a_question_is_answered_between_two_steps_and_its_error_is_its_own(served, other, engine):
     writing = Heard()
     ticket = engine.submit(order(served, "thyroid", "a cough", 10_000), writing)
-    model, documents = served.models["loans"], served.documents(["a fever", "a cough", "two"], "Note: {text}", 64)
-    found = engine.call(lambda _: served.classify(model, documents)).result(30)
+    model, texts = served.models["loans"], ["a fever", "a cough", "a night"]
+    documents = served.documents(texts, "Note: {text}")
+    found = engine.call(lambda: served.classify(model, documents)).result(30)
     with pytest.raises(CombinationRefused, match="thyroid has no head"):
-        engine.call(lambda _: served.classify(served.models["thyroid"], documents)).result(30)
+        engine.call(lambda: served.classify(served.models["thyroid"], documents)).result(30)
     ticket.cancel()
     assert writing.reason == "cancelled"
     for row, document in zip(found, documents, strict=True):
@@ -209,7 +219,7 @@ def test_an_engine_that_ends_tells_everybody(served):
     with pytest.raises(Busy, match="is ending"):
         engine.submit(order(served, "thyroid", "x"), Heard())
     with pytest.raises(Busy, match="is ending"):
-        engine.call(lambda _: held.set())
+        engine.call(held.set)
     assert not engine.is_alive
 
 
@@ -248,9 +258,32 @@ def test_what_is_served_says_whose_it_is_and_what_it_may_tell(served):
     assert served.longest == served.composition.backbone.model.config.max_position_embeddings
 
 
-def test_two_runs_of_one_study_have_names_of_their_own(parts):
-    backbone, (one, two) = parts
-    assert [*Served(backbone, [one, two, one]).models] == ["backbone", "thyroid-1", "loans", "thyroid-2"]
+def renamed(folder, adapter, study):
+    """A copy of an adapter, of a study of another name."""
+    copy = folder / f"{adapter.name}-{len(list(folder.iterdir()))}"
+    shutil.copytree(adapter, copy)
+    facts = json.loads((copy / "confide.json").read_text())
+    facts["sources"][0]["study"] = study
+    (copy / "confide.json").write_text(json.dumps(facts))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("studies", "names"),
+    [
+        (["a", "b", "a"], ["a-1", "b", "a-2"]),
+        (["a", "a", "a-1"], ["a-2", "a-3", "a-1"]),
+        (["a-1", "a", "a"], ["a-1", "a-2", "a-3"]),
+        (["backbone", "backbone-1"], ["backbone-2", "backbone-1"]),
+        (["backbone", "backbone"], ["backbone-1", "backbone-2"]),
+    ],
+)
+def test_every_adapter_has_a_name_of_its_own(parts, tmp_path, studies, names):
+    backbone, (one, _) = parts
+    served = Served(backbone, [renamed(tmp_path, one, study) for study in studies])
+    assert [*served.models] == ["backbone", *names]
+    for place, name in enumerate(names):
+        assert served.models[name].weights.index(1.0) == place
 
 
 def test_a_backbone_of_records_is_not_served(backbone_dir, exports):
@@ -264,3 +297,105 @@ def test_a_folder_without_a_card_is_not_served(parts, tmp_path):
     (tmp_path / "bare" / "confide.json").unlink()
     with pytest.raises(InvalidRelease, match=r"confide\.json cannot be read"):
         Served(backbone, [tmp_path / "bare"])
+
+
+def test_a_text_that_grows_is_that_of_all_its_tokens_and_no_letter_comes_in_parts(served):
+    rng = np.random.default_rng(0)
+    for text in ("A fever of 39 °C – “high”, 发烧 🤒 a a  a", "é" * 30, "", "\ufffd\ufffd"):
+        ids, writing, told = served.requests.plain(text), Writing(served), ""
+        for token in ids:
+            piece = writing.next(token)
+            told += piece
+            assert text.startswith(told)
+        assert told + writing.rest() == text
+    for _ in range(50):  # bytes that are no letters, and control words among them
+        ids, writing = rng.integers(0, served.requests.words, 40).tolist(), Writing(served)
+        assert "".join([*map(writing.next, ids), writing.rest()]) == served.text(ids)
+
+
+def test_whoever_fails_to_listen_is_written_for_no_more_and_hinders_nobody(served, other, engine):
+    def deaf(event):
+        raise ValueError
+
+    heard = Heard()
+    engine.submit(order(served, "thyroid", "x", 10_000), deaf)
+    engine.submit(order(served, "loans", "a cough", 6), heard)
+    assert heard.ids == alone(other, "loans", other.prompt("a cough"), 6)
+    deadline = time.monotonic() + 30
+    while engine.load != (0, 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_blank_at_the_beginning_of_an_answer_stays(served, monkeypatch):
+    core = Tokenizer(
+        Unigram([("<unk>", 0.0), ("▁a", -1.0), ("▁cough", -1.0), ("▁and", -1.0), ("▁fever", -1.0)], unk_id=0)
+    )
+    core.pre_tokenizer, core.decoder = Metaspace(), MetaspaceDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<unk>")
+    monkeypatch.setattr(served, "tokenizer", tokenizer)
+    monkeypatch.setattr(served, "requests", Requests(tokenizer, 64))
+    writing = Writing(served, [1, 2])
+    assert [writing.next(3), writing.next(4), writing.rest()] == [" and", " fever", ""]
+    assert served.word(3) == " and"
+
+
+def test_the_checkpoint_s_own_words_for_writing_end_a_text_too():
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7, 9]))
+    assert _ends(SimpleNamespace(eos_token_id=2), model) == {2, 7, 9}
+    assert _ends(SimpleNamespace(eos_token_id=None), SimpleNamespace()) == frozenset()
+
+
+def test_free_rows_are_room_and_who_is_gone_takes_none(served):
+    engine = Engine(served.composition, words=served.requests.words, rows=3, waiting=1)
+    heard = [Heard() for _ in range(4)]
+    tickets = [engine.submit(order(served, "thyroid", "x", 10_000), each) for each in heard]
+    while engine.load[0] < 3:
+        time.sleep(0.01)
+    with pytest.raises(Busy):
+        engine.submit(order(served, "thyroid", "x"), Heard())
+    tickets[3].cancel()  # of the one that waits
+    last = Heard()
+    engine.submit(order(served, "loans", "x", 2), last)
+    assert heard[3].reason == "cancelled"
+    tickets[0].cancel()
+    assert last.reason == "length"
+    engine.stop()
+
+
+@pytest.mark.parametrize("place", ["_write", "_leave"])
+def test_no_error_ends_the_engine(served, other, engine, monkeypatch, place):
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, place, lambda self, *_: 1 / 0)
+        for _ in range(3):
+            heard = Heard()
+            engine.submit(order(served, "thyroid", "x", 1), heard)
+            assert heard.reason in ("failed", "length")
+    assert engine.is_alive
+    heard = Heard()
+    engine.submit(order(served, "thyroid", "a cough", 6), heard)
+    assert heard.ids == alone(other, "thyroid", other.prompt("a cough"), 6)
+
+
+def test_rows_of_very_unlike_lengths_do_not_widen_each_other(other, monkeypatch):
+    monkeypatch.setattr(rows_module, "_NARROW", 8)
+    rows, weights = Rows(other.composition), other.models["thyroid"].weights
+    texts = [[5] * 100, [6, 7], [8] * 8, [9] * 30]
+    found = []
+    for ids in texts:
+        row = Row(weights)
+        row.last = int(rows.begin(row, ids).argmax())
+        found.append((row, [row.last]))
+    assert [len(group.rows) for group in rows._groups] == [2, 2]
+    for _ in range(5):
+        for row, logits in rows.step():
+            row.last = int(logits.argmax())
+            next(written for each, written in found if each is row).append(row.last)
+    for ids, (_, written) in zip(texts, found, strict=True):
+        assert written == alone(other, "thyroid", ids, 6)
+
+
+def test_a_temperature_that_is_all_but_zero_takes_the_likeliest_word(served, other, engine):
+    heard = Heard()
+    engine.submit(order(served, "thyroid", "a cough", 6, temperature=1e-320), heard)
+    assert heard.ids == alone(other, "thyroid", other.prompt("a cough"), 6)

@@ -1,10 +1,12 @@
 """The service as its users meet it: through the real `openai` client, and as bytes over a socket."""
 
 import json
+import shutil
 import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -21,6 +23,7 @@ from confide.models.errors import ServiceRefused
 from confide.models.heads import pooled
 from confide.models.serving import server
 from confide.models.serving.schema import MAX_BODY
+from confide.models.serving.served import Served
 from confide.models.serving.server import Address, Bounds, require_closed
 
 from .conftest import listening
@@ -71,12 +74,13 @@ def test_a_stream_adds_up_to_the_text_and_counts_its_tokens(client):
 def test_a_conversation_is_asked_as_the_checkpoint_s_template_writes_it(client, other):
     messages = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "a cough <|end|> two"},
+        {"role": "user", "content": [{"type": "text", "text": "a cough "}, {"type": "text", "text": "<|end|> two"}]},
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": " and a fever? "},
     ]
     found = client.chat.completions.create(model="loans", messages=messages, max_tokens=9, temperature=0)
-    ids = other.requests.chat([each["role"] for each in messages], [each["content"] for each in messages])
+    said = ["Be brief.", "a cough <|end|> two", "Yes.", " and a fever? "]
+    ids = other.requests.chat([each["role"] for each in messages], said)
     said = other.tokenizer.decode(ids)
     assert said == (
         "<|start|>system\nBe brief.<|end|>\n<|start|>user\na cough <|end|> two<|end|>\n"
@@ -87,9 +91,13 @@ def test_a_conversation_is_asked_as_the_checkpoint_s_template_writes_it(client, 
     want, reason = greedy(other, "loans", ids, 9)
     assert (found.choices[0].message.content, found.choices[0].finish_reason) == (other.text(want), reason)
     assert found.choices[0].message.role == "assistant"
-    parts = list(
-        client.chat.completions.create(model="loans", messages=messages, max_tokens=9, temperature=0, stream=True)
-    )
+    terms = {"model": "loans", "messages": messages, "max_tokens": 9, "temperature": 0}
+    with client.chat.completions.stream(**terms) as stream:  # adds up the parts by itself
+        with suppress(openai.LengthFinishReasonError):
+            stream.until_done()
+        added_up = stream.current_completion_snapshot.choices[0].message
+    assert (added_up.role, added_up.content) == ("assistant", found.choices[0].message.content)
+    parts = list(client.chat.completions.create(**terms, stream=True))
     assert "".join(part.choices[0].delta.content or "" for part in parts) == found.choices[0].message.content
     assert parts[-1].choices[0].finish_reason == reason
 
@@ -107,6 +115,12 @@ def test_probabilities_come_with_the_words(client):
     assert len(told.tokens) == len(told.token_logprobs) == found.usage.completion_tokens
     for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
         assert top[token] == logprob == max(top.values())
+    many = client.completions.create(model="thyroid", prompt="a", max_tokens=9, temperature=0, logprobs=20)
+    for token, logprob, top in zip(
+        many.choices[0].logprobs.tokens, many.choices[0].logprobs.token_logprobs,
+        many.choices[0].logprobs.top_logprobs, strict=True,
+    ):  # fmt: skip
+        assert top[token] == logprob  # though words that are parts of letters all look alike
     chat = client.chat.completions.create(
         model="thyroid", messages=[{"role": "user", "content": "a"}], max_tokens=2, temperature=0, logprobs=True,
         top_logprobs=3,
@@ -138,6 +152,9 @@ def test_models_are_listed_with_what_they_may_tell_of_a_person(client, port):
     assert [*listed] == ["backbone", "thyroid", "loans"]
     assert listed["thyroid"].spent == [Spent("patient", 1, 2.914, 1e-5)._asdict()]
     assert listed["backbone"].spent == []
+    assert client.models.retrieve("loans").spent == listed["loans"].spent
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
     assert (listed["thyroid"].classifies, listed["loans"].classifies) == (False, True)
 
 
@@ -150,7 +167,7 @@ def test_documents_are_classified_by_the_head_of_the_model(port, other):
     assert found["meaning"] == model.meaning
     assert found["spent"] == [each._asdict() for each in model.spent]
     for text, row in zip(texts, found["data"], strict=True):
-        (ids,) = other.documents([text], "Note: {text}", 64)
+        (ids,) = other.documents([text], "Note: {text}")
         with other.composition.answering(torch.tensor([model.weights])) as adapted, torch.no_grad():
             want = model.head(pooled(adapted.model, torch.tensor([ids]), model.head.reads))[0]
         assert row["outputs"] == pytest.approx(want.tolist(), abs=1e-5)
@@ -162,12 +179,15 @@ def test_documents_are_classified_by_the_head_of_the_model(port, other):
         ("completions", {"model": "nobody", "prompt": "a"}, 404, "no such model; there are backbone, thyroid, loans"),
         ("completions", {"model": "loans"}, 400, "prompt: field required"),
         ("completions", {"model": "loans", "prompt": 3}, 400, "prompt: input should be a valid string"),
-        ("completions", {"model": "loans", "prompt": "a", "best_of": 3}, 400, "best_of is not served here"),
+        ("completions", {"model": "loans", "prompt": "a", "suffix": "b"}, 400, "suffix is not served here"),
         ("completions", {"model": "loans", "prompt": "a", "n": 2}, 400, "n: input should be 1"),
         ("completions", {"model": "loans", "prompt": "a", "max_tokens": 0}, 400, "max_tokens: input should be greater"),
         ("completions", {"model": "loans", "prompt": "a", "temperature": 9}, 400, "temperature: input should be less"),
         ("completions", {"model": "loans", "prompt": "a", "stop": [""]}, 400, "stop"),
-        ("completions", {"model": "loans", "prompt": "a " * 5000}, 400, "tokens, and the model reads"),
+        ("completions", {"model": "loans", "prompt": "a " * 1000}, 400, "tokens, and the model reads"),
+        ("completions", {"model": "loans", "prompt": "a " * 50_000}, 400, "longer than the 256 tokens"),
+        ("completions", {"model": "loans", "prompt": "a", "Mrs Example": 1}, 400, "a field of the request is not"),
+        ("classify", {"model": "loans", "input": ["a", "b" * 300]}, 400, "must have at most 256 tokens"),
         ("chat/completions", {"model": "loans", "messages": []}, 400, "messages"),
         ("chat/completions", {"model": "loans", "messages": [{"role": "assistant", "content": "a"}]}, 400, "in turn"),
         ("chat/completions", {"model": "loans", "messages": [{"role": "tool", "content": "a"}]}, 400, "role"),
@@ -201,8 +221,12 @@ def test_a_refusal_never_repeats_what_was_asked(port):
         {"model": secret, "prompt": "a"},
         {"model": "loans", "prompt": "a", "stop": secret * 100},
         {"model": "loans", "prompt": "a", "seed": secret},
+        {"model": "loans", "prompt": "a", secret: 1},
+        {"model": "loans", "input": "a", "template": secret},
+        {"model": "loans", "input": "a", "template": "{" + secret + "}{b}"},
     ):
-        found = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body)
+        path = "classify" if "template" in body else "completions"
+        found = httpx.post(f"http://127.0.0.1:{port}/v1/{path}", json=body)
         assert found.status_code in (400, 404)
         assert "Example" not in found.text
 
@@ -227,8 +251,9 @@ def test_a_page_of_elsewhere_reaches_nothing(port):
     url = f"http://127.0.0.1:{port}/v1/completions"
     as_form = httpx.post(url, content=b'{"model": "loans", "prompt": "a"}', headers={"content-type": "text/plain"})
     assert as_form.status_code == 415
-    renamed = httpx.post(url, json={"model": "loans", "prompt": "a"}, headers={"host": "evil.example"})
-    assert renamed.status_code == 400
+    for name in ("evil.example", "127.0.0.1.evil.example", f"evil.example:{port}", "", "[::1"):
+        renamed = httpx.post(url, json={"model": "loans", "prompt": "a"}, headers={"host": name})
+        assert (renamed.status_code == 400) == (name != "[::1")
     assert httpx.get(f"http://localhost:{port}/healthz").status_code == 200
 
 
@@ -296,7 +321,10 @@ def test_a_token_is_asked_for_and_made_if_there_is_none(served, tmp_path):
         with openai.OpenAI(base_url=f"{url}/v1", api_key=token) as client:
             assert len(list(client.models.list())) == 3
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-        assert "confide_requests_total" in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/metrics").status_code == 401
+        shown = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {token}"}).text
+        assert 'confide_requests_total{path="/v1/models",status="200"} 1' in shown
+        assert 'path="/v1/models",status="401"' in shown
     again = Address(port=0, token_file=path)
     with listening(served, again) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"authorization": f"Bearer {token}"}).is_success
@@ -370,3 +398,102 @@ def test_nothing_that_is_asked_is_logged(client, caplog, capfd):
         record.getMessage() for record in caplog.records if not record.name.startswith(("openai", "httpx", "httpcore"))
     ]
     assert "Example" not in said.out + said.err + "".join(own)
+
+
+def test_an_answer_ends_at_the_word_that_ends_a_turn_whatever_the_tokenizer_calls_the_end(parts, tmp_path, monkeypatch):
+    backbone, adapters = parts
+    served = Served(backbone, adapters)
+    end = served.tokenizer.eos_token_id
+    assert served.requests.turn_ends(["user"]) == {end}
+    monkeypatch.setattr(served, "ends", frozenset())  # as where a tokenizer ends texts by another word than turns
+    steps = iter([*served.requests.plain("yes"), end, *served.requests.plain("more")])
+    scores = torch.zeros(served.requests.words)
+
+    def written(model, hidden):
+        scores.zero_()
+        scores[next(steps)] = 9
+        return scores.expand(len(hidden), -1).clone()
+
+    monkeypatch.setattr("confide.models.serving.rows.word_logits", written)
+    with listening(served) as port:
+        body = {"model": "thyroid", "messages": [{"role": "user", "content": "a"}], "max_tokens": 9, "temperature": 0}
+        choice = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("yes", "stop")
+
+
+def test_an_epsilon_that_nothing_bounds_is_told_as_such(parts, tmp_path):
+    backbone, (one, _) = parts
+    shutil.copytree(one, tmp_path / "one")
+    facts = json.loads((tmp_path / "one" / "confide.json").read_text())
+    facts["sources"][0]["epsilon"] = "inf"
+    (tmp_path / "one" / "confide.json").write_text(json.dumps(facts))
+    with listening(Served(backbone, [tmp_path / "one"])) as port:
+        listed = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"]
+    assert listed[1]["spent"][0]["epsilon"] == "inf"
+
+
+def test_connections_that_ask_nothing_are_ended_and_others_are_answered(served, monkeypatch):
+    monkeypatch.setattr(server, "_HEAD_S", 0.5)
+    with listening(served) as port:
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        silent[0].sendall(b"GET /healthz HTTP/1.1\r\n")  # a head that does not end
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
+        for each in silent:
+            each.settimeout(10)
+            with suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+            each.close()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:  # one that is used again is kept
+            for _ in range(3):
+                assert client.get("/healthz").is_success
+                time.sleep(0.2)
+
+
+def test_whoever_waits_is_told_when_the_service_ends(served, capfd):
+    answers = []
+    with listening(served, bounds=Bounds(rows=2, waiting=20)) as port:
+        body = {"model": "thyroid", "prompt": "a", "max_tokens": 250, "temperature": 0}
+
+        def ask(stream):
+            url = f"http://127.0.0.1:{port}/v1/completions"
+            answers.append(httpx.post(url, json=body | {"stream": stream}, timeout=60))
+
+        threads = [threading.Thread(target=ask, args=(place % 2 == 0,)) for place in range(12)]
+        for thread in threads:
+            thread.start()
+        while not served_now(port):
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 12
+    for answer in answers:
+        assert answer.status_code in (200, 429, 503)
+        assert "Internal Server Error" not in answer.text
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def served_now(port):
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+    return int(next(line for line in lines if line.startswith("confide_texts_running")).split()[1]) == 2
+
+
+def test_an_answer_that_fails_is_one_sentence(served, monkeypatch, caplog):
+    monkeypatch.setattr(Served, "prompt", lambda self, text: 1 / 0)
+    with listening(served) as port:
+        found = httpx.post(
+            f"http://127.0.0.1:{port}/v1/completions", json={"model": "thyroid", "prompt": "Mrs Example"}
+        )
+    assert found.status_code == 500
+    assert found.json()["error"]["code"] == "failed"
+    assert "Example" not in caplog.text
+
+
+def test_the_service_listens_on_the_other_loopback_too(served):
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+    except OSError:
+        pytest.fail("this machine has no ::1; give it one")
+    with listening(served, Address(host="::1", port=0)) as port:
+        assert httpx.get(f"http://[::1]:{port}/v1/models").is_success
+        assert httpx.get(f"http://[::1]:{port}/v1/models", headers={"host": "LOCALHOST"}).is_success
