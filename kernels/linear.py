@@ -19,6 +19,8 @@ from .errors import UnfitWeights
 from .experts import Experts
 from .formats import ExpertWeights, Pack
 
+WHOLE = "confide_whole"  # of a module whose matrices are gathered from several processes: a context in which they stay
+
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:

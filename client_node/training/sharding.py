@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.autograd.variable import Variable
 
-from ...kernels.linear import packed_stacks
+from ...kernels.linear import WHOLE, packed_stacks
 from ...models.adapters import AdaptedModel
-from ...models.heads import losses
 
 _SILENCE = timedelta(minutes=30)  # until a worker that is alive must come to a gathering; one that ends fails it
 
@@ -133,7 +132,7 @@ class ShardedWeights:
                 self._part()
 
         block.forward = forward
-        setattr(block, losses.WHOLE, whole)
+        setattr(block, WHOLE, whole)
 
     def _make_whole(self, own: list[nn.Parameter]) -> None:
         if self._whole is None or self._whole[0] is not own:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.linear import WHOLE
+
 _QUICK = 256  # tokens whose logits are made at a time; more of them take memory and no less time
-WHOLE = "confide_whole"  # of a module whose matrices are gathered: a context in which they stay so
 REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
 
 

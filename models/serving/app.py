@@ -30,6 +30,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ..errors import Busy, CombinationRefused, InvalidPrompt
 from ..records.text import is_asked
@@ -273,11 +274,7 @@ class Service:
         pieces = self._pieces(ticket, events, form, began)
         if asked.stream:
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return StreamingResponse(
-                _stream(pieces, form, order, with_usage=with_usage),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-store"},
-            )
+            return _Streamed(ticket, _stream(pieces, form, order, with_usage=with_usage))
         gone = asyncio.create_task(_until_gone(request))
         try:
             writing = asyncio.create_task(_all(pieces))
@@ -334,6 +331,20 @@ class Service:
             return await asyncio.wait_for(work, self._seconds)
         except TimeoutError:
             raise _Refused(504, f"not answered within {self._seconds:g} s", "timeout") from None
+
+
+class _Streamed(StreamingResponse):
+    """A stream that ends its text, also if the client was gone before it began."""
+
+    def __init__(self, ticket: Ticket, parts: AsyncIterator[str]) -> None:
+        super().__init__(parts, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._ticket = ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ticket.cancel()
 
 
 class _Form:

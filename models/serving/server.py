@@ -63,7 +63,7 @@ class Listening:
         self._server, self.port = server, port
 
     def stop(self) -> None:
-        """Takes no more requests, gives those in progress 3 seconds, and lets `run` return."""
+        """Takes no more requests, cuts all texts, and lets `run` return."""
         self._server.should_exit = True
 
 
