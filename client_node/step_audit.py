@@ -125,7 +125,7 @@ def _steep(study: Study, policy: SitePolicy, site: str, one: Records) -> tuple[n
         if np.isfinite(gradient).all() and np.linalg.norm(gradient) > 4 * clip:
             break
     else:
-        if not np.linalg.norm(gradient) > clip:  # NaN fails too
+        if not clip < np.linalg.norm(gradient) < np.inf:  # NaN fails too
             raise NothingToAudit(
                 "at none of the numbers that were tried a record of this table has a gradient above the clip norm, so "
                 "clipping would not be seen"

@@ -13,7 +13,7 @@ from ...client_node.data.tables import Problems, Table, open_table
 from ...client_node.errors import DataInvalid
 from ...models.adapters.composing import FLOOR, Composition, Spent, compose
 from ...models.backbones.loading import RecordBackbone, TextBackbone
-from ...models.decoding.writing import write
+from ...models.decoding.writing import by_length, write
 from ...models.records import RecordSchema, cells, documents
 from ...models.records.fields import AnyField, CategoricalField, NumericField
 from ...models.records.text import Requests
@@ -22,7 +22,7 @@ from ..errors import Conflict
 
 Rule = Literal["prototypes", "arrow", "fixed"]
 MOST_REQUESTS, MOST_BYTES = 100_000, 2**28
-_ROWS, _ENCODED = 64, 1000  # answered together, and made into tokens
+_ENCODED = 1000  # made into tokens together
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def ask(
     sources = [*facts[0].backbone_sources, *(source for each in facts for source in each.sources)]
     answers: list[Answer | None] = [None] * len(ids)
     done = 0
-    for places in _by_length(ids):
+    for places in by_length(ids):
         some = torch.tensor([ids[place] for place in places])
         gates = _gates(composition, some, rule, weights, floor)
         outputs = None if composition.head is None else composition.classify(some, gates).tolist()
@@ -173,14 +173,6 @@ def _written(
 def _unlike(names: Sequence[str]) -> tuple[str, ...]:
     """Numbers names that come twice, as two runs of one study have."""
     return tuple(f"{name} ({place + 1})" if names.count(name) > 1 else name for place, name in enumerate(names))
-
-
-def _by_length(ids: Sequence[list[int]]) -> list[list[int]]:
-    """Places of requests of one length: nothing is padded, so no answer depends on who is asked beside it."""
-    lengths: dict[int, list[int]] = {}
-    for place, own in enumerate(ids):
-        lengths.setdefault(len(own), []).append(place)
-    return [own[start : start + _ROWS] for own in lengths.values() for start in range(0, len(own), _ROWS)]
 
 
 def _ids(backbone: RecordBackbone | TextBackbone, requests: Path, template: str, max_tokens: int) -> list[list[int]]:

@@ -28,7 +28,7 @@ from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, completion_losses, pooled, pooled_and_last, written
-from ..heads.objectives import SeveralTasks, TextTask
+from ..heads.objectives import TextTask
 from . import resuming
 from .factors import LAYER, AdapterConfig, Gates, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
@@ -189,8 +189,7 @@ class AdaptedModel(nn.Module):
     @property
     def text(self) -> TextTask | None:
         """The text that is written behind a record beside what the head learns of it; None if there is none."""
-        objective = None if self.head is None else self.head.objective
-        return objective.text if isinstance(objective, SeveralTasks) else None
+        return None if self.head is None else self.head.text
 
     @property
     def expert_layers(self) -> tuple[int, ...]:
@@ -343,7 +342,7 @@ def _refuse_unread(model: Any, head: PooledHead | None, reached: set[int]) -> No
     """Layers above all that a head reads do not run, so that adapters in them would never learn."""
     if head is None or head.reads is None or model.config.num_hidden_layers in head.reads:
         return
-    if isinstance(head.objective, SeveralTasks) and head.objective.text is not None:
+    if head.text is not None:
         return  # what is written reads the last state
     if above := sorted(layer for layer in reached if layer >= max(head.reads)):
         raise TargetMissing(

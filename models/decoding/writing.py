@@ -6,7 +6,7 @@ others are.
 Legend: `R` rows (texts), `T` tokens, `V` words.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,18 +54,27 @@ def write(
         is_fixed: True to run the model `longest` times whatever is written: the number of passes does not tell of it.
         temperature: by which logits are divided before a word is drawn; 0 takes the likeliest.
     """
-    by_length: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(place)
     texts = [Written("", False)] * len(prompts)
-    for places in by_length.values():
-        for start in range(0, len(places), _ROWS):
-            some = places[start : start + _ROWS]
-            given = [prompts[place] or [next(iter(ends))] for place in some]
-            written = _together(model, given, words, ends, longest, guide, is_fixed, temperature, seed)
-            for place, text in zip(some, written, strict=True):
-                texts[place] = text
+    for places in by_length(prompts):
+        given = [prompts[place] or [next(iter(ends))] for place in places]
+        written = _together(model, given, words, ends, longest, guide, is_fixed, temperature, seed)
+        for place, text in zip(places, written, strict=True):
+            texts[place] = text
     return texts
+
+
+def by_length(texts: Sequence[Sequence[int]], *, tokens: int | None = None) -> Iterator[list[int]]:
+    """Yields places of texts of one length, some at a time: nothing is padded, so none depends on those beside it.
+
+    Args:
+        tokens: most of them together, but one text at least; None: any 64 texts.
+    """
+    lengths: dict[int, list[int]] = {}
+    for place, own in enumerate(texts):
+        lengths.setdefault(len(own), []).append(place)
+    for length, places in lengths.items():
+        size = _ROWS if tokens is None else max(1, tokens // max(1, length))
+        yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _together(

@@ -16,7 +16,7 @@ from ...kernels.collect import CaptureSlot
 from ...kernels.lora import matrix_head, vector_head
 from ..errors import InvalidAdapter
 from ..structure import inputs
-from .objectives import BinaryLabel, Objective
+from .objectives import BinaryLabel, Objective, SeveralTasks, TextTask
 
 MOST_NUMBERS = 2**22  # weights of a head: 64 records' gradients of so many take a gigabyte
 _CONSTANT = 0.1  # over the length of parts that are whitened apart; five times as much cost several points of accuracy
@@ -63,6 +63,11 @@ class PooledHead(nn.Module):
             )
         self.weight = nn.Parameter(torch.zeros(*rows, center.numel() + 1, dtype=center.dtype))
         self.slot = CaptureSlot()
+
+    @property
+    def text(self) -> TextTask | None:
+        """The text that is written behind a record beside what the head learns of it; None if there is none."""
+        return self.objective.text if isinstance(self.objective, SeveralTasks) else None
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R] or [R, K] outputs of pooled states [R, 2D] or [R, P D]."""

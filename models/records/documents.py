@@ -20,7 +20,7 @@ from .completions import perplexity_by_unit, text_scores
 from .kind import Column, Examples
 from .outcomes import Outcome, ReadByHead
 from .tasks import OutcomeTerms, WrittenTerms, is_told
-from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded, said
+from .templates import Part, PlainTokenizer, Row, TokenTemplate, beginning, columns_of, padded, said
 from .text import Template
 
 Ids = npt.NDArray[np.int64]
@@ -156,7 +156,7 @@ class Documents(ReadByHead):
             if not re.fullmatch(FIELD_NAME, name)
         ]
         if terms.written is not None:
-            if not terms.text.replace("{{", "").partition("{")[0].strip():
+            if not beginning(terms.text).strip():
                 problems.append(
                     "data.document.text must begin with some words of its own, such as Letter:, where a text is a task"
                 )

@@ -43,7 +43,6 @@ class WrittenTerms(StrictModel):
     completion: Template = Field(
         examples=['" {summary}"'], description="what the model learns to write; a name in braces is the column"
     )
-
     longest: int = Field(
         ge=2, le=2**16, examples=["64"],
         description="tokens that are kept for both of max_tokens; a longer text is cut, and the document has the rest",

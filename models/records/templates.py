@@ -199,6 +199,16 @@ def columns_of(text: str, part: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def beginning(text: str) -> str:
+    """Returns what a template says before its first name."""
+    found = ""
+    for literal, name, _, _ in string.Formatter().parse(text):
+        found += literal
+        if name is not None:
+            break
+    return found
+
+
 def said(text: str) -> str:
     """Returns what a template without names says."""
     return "".join(literal for literal, _, _, _ in string.Formatter().parse(text))

@@ -24,7 +24,7 @@ from ..strict import FIELD_NAME, FIELD_NAME_RULE, StrictModel, rule
 from .chat_template import MAX_TURNS, ChatTemplate, Role, is_conversation
 from .compared import EQUALITY, ComparedCompletions, Comparison, Equality
 from .kind import Column
-from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded
+from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded, said
 
 _STYLE = b"confide prompt style 1\0"
 MAX_STYLES = 16
@@ -205,6 +205,7 @@ class Requests:
         self._tokenizer, self._longest = tokenizer, longest
         self._plain = PlainTokenizer(tokenizer)
         self._chats: dict[tuple[Role, ...], tuple[TokenTemplate, frozenset[int]]] = {}
+        self.anchor = self.plain("a")  # some text, behind which a word has the blank that it begins with
 
     @property
     def words(self) -> int:
@@ -243,7 +244,7 @@ class Requests:
             last = max(place for place, part in enumerate(parts) if part.is_learned)
             while len(self._chats) >= MAX_TURNS:
                 self._chats.pop(next(iter(self._chats)))
-            end = self._plain.of_template(parts[last].text.partition("{answer}")[2])
+            end = self._plain.of_template(said(parts[last].text.partition("{answer}")[2]))
             asked = TokenTemplate(parts[:last], self._plain, self._longest, must_fit=False)
             self._chats[roles] = asked, frozenset(end[-1:])
         return self._chats[roles]

@@ -19,7 +19,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +32,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ..decoding.writing import by_length
 from ..errors import Busy, CombinationRefused, InvalidPrompt
 from ..records.text import is_asked
 from .engine import End, Engine, Event, Order, Ticket, Token
@@ -216,7 +217,7 @@ class Service:
     async def _outputs(self, model: Model, documents: list[list[int]]) -> list[list[float]]:
         """Computes the head's outputs, some documents at a time, between which texts of others are written on."""
         found: list[list[float]] = [[]] * len(documents)
-        for places in _portions(documents):
+        for places in by_length(documents, tokens=_AT_ONCE):
             some = [documents[place] for place in places]
             rows = await asyncio.wrap_future(self._engine.call(partial(self._served.classify, model, some)))
             for place, row in zip(places, rows, strict=True):
@@ -356,26 +357,16 @@ class _Form:
         self._model, self._served = model, served
         self._stops, self._told = asked.stops, asked.told
         self._id, self._created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
-        self._ids: list[int] = []
+        self.count = 0  # tokens that were written
         self._tokens: list[Token] = []
         self._words = Writing(served, prompt)
         self._is_begun = False
-        self._said = ""  # what was given out
+        self.said = ""  # what was given out so far
         self._text = ""  # what is written, held back parts included
-
-    @property
-    def said(self) -> str:
-        """What was given out so far."""
-        return self._said
-
-    @property
-    def count(self) -> int:
-        """Tokens that were written."""
-        return len(self._ids)
 
     def take(self, token: Token) -> tuple[str, bool]:
         """Takes a token; returns the text that can be given out now, and whether a stop ended it."""
-        self._ids.append(token.id)
+        self.count += 1
         if self._told is not None:
             self._tokens.append(token)
         before = len(self._text)
@@ -386,10 +377,9 @@ class _Form:
         if places:
             self._text = self._text[: min(places)]
             return self.rest(), True
-        safe = self._text
         # The beginning of a stop is held back until it is known what follows.
-        held = max((_overlap(safe, stop) for stop in self._stops), default=0)
-        return self._give(safe[: len(safe) - held]), False
+        held = max((_overlap(self._text, stop) for stop in self._stops), default=0)
+        return self._give(self._text[: len(self._text) - held]), False
 
     def rest(self) -> str:
         """Returns what was held back; the text is at its end."""
@@ -401,8 +391,8 @@ class _Form:
         return self.rest()
 
     def _give(self, text: str) -> str:
-        piece = text[len(self._said) :]
-        self._said += piece
+        piece = text[len(self.said) :]
+        self.said += piece
         return piece
 
     def _object(self, name: str, choices: list[dict[str, Any]], usage: Mapping[str, int] | None) -> dict[str, Any]:
@@ -437,9 +427,6 @@ class _Form:
         """The part of a stream that counts tokens."""
         return self._object(self.object_piece, [], self.usage(order))
 
-    def _word(self, token: int) -> str:
-        return self._served.word(token)
-
     def _body(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -464,11 +451,11 @@ class _AsText(_Form):
         if self._told is None:
             return None
         return {
-            "tokens": [self._word(token.id) for token in tokens],
+            "tokens": [self._served.word(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             # From the least likely on: of words that look alike, as parts of letters do, the likeliest stays.
             "top_logprobs": [
-                {self._word(word): logprob for word, logprob in reversed(token.likeliest)} for token in tokens
+                {self._served.word(word): logprob for word, logprob in reversed(token.likeliest)} for token in tokens
             ],
             "text_offset": None,
         }
@@ -491,7 +478,7 @@ class _AsChat(_Form):
 
     def _token(self, token: Token) -> dict[str, Any]:
         def said(word: int, logprob: float) -> dict[str, Any]:
-            text = self._word(word)
+            text = self._served.word(word)
             is_part = "\ufffd" in text  # of a letter
             return {"token": text, "logprob": logprob, "bytes": None if is_part else list(text.encode())}
 
@@ -530,16 +517,6 @@ def _spent(model: Model) -> list[dict[str, Any]]:
 
 def _line(found: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
-
-
-def _portions(documents: list[list[int]]) -> Iterator[list[int]]:
-    """Yields places of documents of one length, as many as are read at once."""
-    lengths: dict[int, list[int]] = {}
-    for place, own in enumerate(documents):
-        lengths.setdefault(len(own), []).append(place)
-    for length, places in lengths.items():
-        size = max(1, _AT_ONCE // length)
-        yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
 async def _until_gone(request: Request) -> None:

@@ -82,7 +82,7 @@ class Served:
 
     def word(self, token: int) -> str:
         """Returns the text of one token inside a text: some tokenizers drop a blank at the beginning of one."""
-        before = self.requests.plain("a")
+        before = self.requests.anchor
         return self.text([*before, token])[len(self.text(before)) :]
 
     def documents(self, texts: Sequence[str], template: str) -> list[list[int]]:

@@ -77,8 +77,8 @@ def run(served: Served, address: Address, bounds: Bounds, announce: Callable[[Li
         ServiceRefused: the address is open to others without TLS and a token, cannot be listened on, or the files
             of token or certificate are missing or unfit.
     """
-    token = _token(address)
     require_closed(address)
+    token = _token(address)
     engine = Engine(served.composition, words=served.requests.words, rows=bounds.rows, waiting=bounds.waiting)
     try:
         service = Service(served, engine, token=token, seconds=bounds.seconds)

@@ -6,7 +6,7 @@ Without privacy a run is a function of the study alone, so two runs can be compa
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -107,6 +107,26 @@ directory = "{folder / "backbone"}"
 [limits]
 threads = 1
 """
+
+
+def private_study(sites: Sequence[str], changes: Mapping[str, str]) -> str:
+    """The tiny study with noise, of three sites and two rounds, and other changes."""
+    changes = {
+        'mode = "none"': 'mode = "distributed"\nnoise_multiplier = 20.0\ndelta = 1e-5',
+        "rounds = 5": "rounds = 2",
+        "min_sites = 4": "min_sites = 3",
+        "collusion = 0": "collusion = 1",
+        "deadline_s = 9": "deadline_s = 60",
+        "bins = 4": "bins = 4\nnoise_multiplier = 40.0",
+        "length = 16": "length = 16\nnoise_multiplier = 40.0",
+        json.dumps(SITES): json.dumps(sites),
+        **changes,
+    }
+    text = STUDY_TOML
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
 def start_run(federation: DemoFederation) -> str:

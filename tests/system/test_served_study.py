@@ -15,7 +15,7 @@ from confide.models.backbones.moments import take_moments
 from confide.privacy.report.verify import verify_file
 
 from ..models.tiny import save_text_backbone
-from .conftest import PARTIES, STUDY_TOML, finish, site_toml
+from .conftest import PARTIES, finish, private_study, site_toml
 
 pytestmark = pytest.mark.process
 
@@ -38,29 +38,12 @@ classes = ["mild", "severe"]
 [data.document.tasks.summary]
 text = { prompt = "\\nIn short:", completion = " {summary}<|end|>", longest = 24 }
 """
+CHANGES = {
+    'targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"]': 'targets = ["o_proj"]\nreads = [0, 2]',
+    'label = "ill"\n': "",
+    FIELDS: DOCUMENT,
+}
 PUBLIC = [f"public text {number} of many, {'abcdefgh'[number % 8] * (number % 11)}" for number in range(60)]
-
-
-def private_study() -> str:
-    """The tiny study with noise, of documents, of three sites and two rounds."""
-    changes = {
-        'targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"]': 'targets = ["o_proj"]\nreads = [0, 2]',
-        'label = "ill"\n': "",
-        FIELDS: DOCUMENT,
-        'mode = "none"': 'mode = "distributed"\nnoise_multiplier = 20.0\ndelta = 1e-5',
-        "rounds = 5": "rounds = 2",
-        "min_sites = 4": "min_sites = 3",
-        "collusion = 0": "collusion = 1",
-        "deadline_s = 9": "deadline_s = 60",
-        "bins = 4": "bins = 4\nnoise_multiplier = 40.0",
-        "length = 16": "length = 16\nnoise_multiplier = 40.0",
-        '["north", "south", "east", "west"]': json.dumps(SITES),
-    }  # fmt: skip
-    text = STUDY_TOML
-    for old, new in changes.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
 
 
 def write_notes(folder: Path, site: str) -> str:
@@ -79,7 +62,7 @@ def write_notes(folder: Path, site: str) -> str:
 
 @pytest.mark.slow
 def test_what_a_study_taught_answers_the_sites_own_tools(tmp_path: Path):
-    (tmp_path / "study.toml").write_text(private_study())
+    (tmp_path / "study.toml").write_text(private_study(SITES, CHANGES))
     save_text_backbone(tmp_path / "plain")
     take_moments(tmp_path / "plain", PUBLIC, tmp_path / "backbone", reads=(0, 2))
     adapter, federation = tmp_path / "adapter", DemoFederation(tmp_path / "run", SITES, PARTIES)

@@ -1,6 +1,5 @@
 """A whole private study on a backbone with state-space layers: real processes, three sites, three aggregators."""
 
-import json
 from pathlib import Path
 
 import peft
@@ -16,7 +15,7 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 from confide.privacy.report.verify import verify_file
 
-from .conftest import PARTIES, STUDY_TOML, finish, site_toml
+from .conftest import PARTIES, finish, private_study, site_toml
 
 pytestmark = [
     pytest.mark.process,
@@ -27,31 +26,15 @@ pytestmark = [
 
 SITES = ("north", "south", "east")
 FAMILY = "granitemoehybrid"
-TARGETS = ("in_proj", "q_proj", "o_proj", "input_linear", "experts", "router")
-
-
-def private_study() -> str:
-    """The tiny study with noise, on modules of a Granite 4, of three sites and two rounds."""
-    changes = {
-        'targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"]': f"targets = {json.dumps(TARGETS)}",
-        'mode = "none"': 'mode = "distributed"\nnoise_multiplier = 20.0\ndelta = 1e-5',
-        "rounds = 5": "rounds = 2",
-        "min_sites = 4": "min_sites = 3",
-        "collusion = 0": "collusion = 1",
-        "deadline_s = 9": "deadline_s = 60",
-        "bins = 4": "bins = 4\nnoise_multiplier = 40.0",
-        "length = 16": "length = 16\nnoise_multiplier = 40.0",
-        '["north", "south", "east", "west"]': json.dumps(SITES),
-    }
-    text = STUDY_TOML
-    for old, new in changes.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
+TARGETS = {
+    'targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"]': (
+        'targets = ["in_proj", "q_proj", "o_proj", "input_linear", "experts", "router"]'
+    )
+}
 
 
 def test_a_backbone_with_state_space_layers_goes_through_a_whole_private_study(tmp_path: Path):
-    (tmp_path / "study.toml").write_text(private_study())
+    (tmp_path / "study.toml").write_text(private_study(SITES, TARGETS))
     schema = load_draft(tmp_path / "study.toml").record_schema()
     config = PretrainingConfig(steps=3, batch=16, questions=4, moment_records=64)
     size = BackboneConfig(family=FAMILY, hidden=32, experts=4)

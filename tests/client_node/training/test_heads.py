@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from confide.client_node import step_audit
 from confide.client_node.cli.outlook import readers
 from confide.client_node.cli.tables import show_study, study_facts
 from confide.client_node.data import Records, check, read
@@ -698,7 +699,10 @@ def test_a_text_s_exact_match_is_one_for_a_model_that_writes_it(site: Site, monk
             ("sepsis = {", 'other = { text = { prompt = "a", completion = "{b}", longest = 9 } }\nsepsis = {'),
             "keep one text",
         ),
-        (('text = "Note: {note}"', 'text = " {note}"'), "data.document.text must begin with some words of its own"),
+        (
+            ('text = "Note: {note}"', 'text = " {note}"'),
+            "data.document.text must begin with some words of its own",
+        ),
         (("longest = 34", "longest = 64"), "tasks.summary.text.longest is 64; it must be below data.max_tokens, 64"),
         ((", longest = 34", ""), "longest is missing"),
         (('sepsis = { label = "sepsis" }\nfinding', "#"), "the only task; a study of one text is [data.text]"),
@@ -735,3 +739,12 @@ def test_a_site_that_a_text_is_not_at_trains_on_none(site: Site):
     assert (there.targets[:, 1:] == WRITTEN_TOKEN).any()
     assert not elsewhere.targets[:, 1:].any()
     assert elsewhere.targets[:, 0].tolist() == there.targets[:, 0].tolist()
+
+
+@pytest.mark.parametrize("size", [0.1, np.inf, np.nan])
+def test_a_step_whose_clipping_could_not_be_seen_is_not_judged(site: Site, monkeypatch, size):
+    desk = document_desk(site, "written", TOP, table=with_summaries())
+    monkeypatch.setattr(step_audit, "_model", lambda study, policy: examples_of(desk)[0])
+    monkeypatch.setattr(step_audit, "_gradient", lambda *_: np.array([size]))
+    with pytest.raises(NothingToAudit, match="clipping would not be seen"):
+        step_audit._steep(desk.study, load_policy(site.home), "svi", None)
