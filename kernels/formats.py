@@ -2,11 +2,12 @@
 
 A format multiplies by one expert at a time and widens the codes of that expert alone, into a scratch matrix that is
 kept from call to call: a stack is never copied. What is lost by rounding was lost when the codes were made; here each
-product is that of the matrix which `dense` shows, up to the rounding of its dtype.
+product is that of the matrix which `dense` shows, up to the rounding of its dtype. `Int8Both` alone rounds the other
+factor too, to two bytes.
 
 Each format is `quantised` from a stack, or from its matrices as they come, one expert at a time: an iterator that reads
-them from a file never has two in memory. Scales are made there, of the weights alone, and never again: no product
-depends on another row of what it multiplies.
+them from a file never has two in memory. Scales of weights are made there and never again, and those of a row from
+the row alone: no product depends on another row of what it multiplies.
 
 Legend: `E` experts, `O` outputs, `I` inputs, `S` rows, `B` blocks of one expert.
 """
@@ -29,6 +30,8 @@ from .products import PrepackedMatrix, prepacks, product
 
 NF4_BLOCK, FP8_BLOCK = 64, 128
 _E4M3_BIAS = 2.0**120
+_PARTS = 254  # of one step of a high byte: half of it to each side is 127
+_MOST_BYTES = (2**31 - 1) // 127**2  # products of bytes whose sum an int32 holds
 
 # Quantiles of N(0, 1), scaled to [-1, 1], with an exact zero (Dettmers et al. 2023, arXiv:2305.14314, appendix E).
 NF4_VALUES = (
@@ -230,6 +233,37 @@ class Int8Row:
     def _wide(self, expert: int) -> Tensor:
         codes = self.codes_EOI[expert]
         return _scratch(codes.numel(), self.dtype, codes.device).view_as(codes).copy_(codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Both(Int8Row):
+    """`Int8Row` whose `mm` multiplies bytes by bytes: each row of x is held in two a number, by a scale of its own.
+
+    A processor multiplies bytes some times as fast as float32. The high bytes are max|row| / 127 apart, as in
+    vector-wise quantisation (Dettmers et al. 2022, arXiv:2208.07339, section 2.1), which a few large inputs make too
+    coarse for a language model; the low bytes are what is left of them in 254 parts. Sums of integers are exact, so a
+    row has the same bits whatever rows are beside it. For inference: `mm_t` is the gradient of products by rows that
+    are not rounded.
+    """
+
+    def __post_init__(self) -> None:
+        Int8Row.__post_init__(self)
+        if self.codes_EOI.device.type != "cpu":
+            raise UnfitWeights(f"bytes are multiplied by bytes on a processor alone, not on {self.codes_EOI.device}")
+        if self.codes_EOI.shape[2] > _MOST_BYTES:
+            raise UnfitWeights(f"sums of {self.codes_EOI.shape[2]:,} products of bytes do not fit in 32 bits")
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
+        rows = x_SI.flatten(0, -2).to(torch.promote_types(x_SI.dtype, torch.float32))
+        scale_S1 = rows.abs().amax(1, keepdim=True).div_(127)
+        rest = rows / scale_S1.clamp_min(torch.finfo(rows.dtype).tiny)
+        high, codes = rest.round(), torch.empty(2, *rows.shape, dtype=torch.int8)
+        codes[0] = high
+        codes[1] = rest.sub_(high).mul_(_PARTS).round_()
+        # One product of both: a matrix of weights is read once.
+        sums = torch._int_mm(codes.flatten(0, 1), self.codes_EOI[expert].T).view(2, len(rows), -1)
+        products = sums[1].to(rows.dtype).div_(_PARTS).add_(sums[0])
+        out_SO.copy_(products.mul_(scale_S1).mul_(self.scale_EO[expert]).view_as(out_SO))
 
 
 class _Widened(ABC):

@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from .errors import UnfitWeights
 from .experts import Experts
-from .formats import ExpertWeights, Pack
+from .formats import ExpertWeights, Int8Both, Int8Row, Pack
 
 WHOLE = "confide_whole"  # of a module whose matrices are gathered from several processes: a context in which they stay
 
@@ -108,6 +108,10 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes x W^T + bias in the dtype of the products, also under autocast; differentiable once, by x."""
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+            # For one token, entering autograd and leaving autocast takes as long as the product.
+            rows = x.to(self.weight.dtype).reshape(-1, self.in_features)
+            return self.weight.linear(rows, self.bias).view(*x.shape[:-1], self.out_features)
         with torch.autocast(x.device.type, enabled=False):
             out = _Linear.apply(x.to(self.weight.dtype), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return cast(Tensor, out)
@@ -133,6 +137,23 @@ def quantise_linear(model: nn.Module, names: Iterable[str], pack: Pack, dtype: t
         packed.train(layer.training).requires_grad_(False)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, packed)
+
+
+def multiply_in_integers(model: nn.Module) -> None:
+    """Rounds both factors of every product by weights in `Int8Row`, for good: see `Int8Both`. For inference.
+
+    Linear layers and banks whose weights are in another format stay as they are.
+    """
+    for module in model.modules():
+        experts: Experts | None = getattr(module, "confide_experts", None)
+        if isinstance(module, QuantisedLinear):
+            module.weight = PackedMatrix(_in_integers(module.weight.stack))
+        elif experts is not None:
+            module.confide_experts = Experts(_in_integers(experts.gate_up), _in_integers(experts.down))
+
+
+def _in_integers(stack: ExpertWeights) -> ExpertWeights:
+    return Int8Both(stack.codes_EOI, stack.scale_EO) if isinstance(stack, Int8Row) else stack
 
 
 def packed_stacks(module: Any) -> tuple[ExpertWeights, ...]:

@@ -1,6 +1,7 @@
 """Serves adapters from a command, until it is stopped: the same at a site and at a coordinator."""
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from ...models.serving.served import Model
     from ...models.serving.server import Address, Bounds, Listening
 
+
+class Format(StrEnum):
+    """Formats in which the weights of a backbone can be served."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"
+
+
 AdaptersArgument = Annotated[list[Path], typer.Argument(help="Exported adapters of the backbone, one or more.")]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; others than this machine need TLS and a token.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")]
@@ -23,6 +32,9 @@ CertificateOption = Annotated[Path | None, typer.Option(help="Certificate with i
 KeyOption = Annotated[Path | None, typer.Option(help="Key of the certificate, PEM.")]
 RowsOption = Annotated[int, typer.Option(min=1, max=1024, help="Texts that are written together.")]
 WaitingOption = Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait; more are told to retry.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="How the backbone's weights are held; int8 is smaller and faster.")
+]
 SecondsOption = Annotated[float, typer.Option(min=1, max=86_400, help="After so many a request is ended.")]
 
 
@@ -33,6 +45,7 @@ def serve(
     token_file: TokenOption = None,
     certificate: CertificateOption = None,
     key: KeyOption = None,
+    form: FormatOption = Format.FLOAT32,
     rows: RowsOption = 16,
     waiting: WaitingOption = 128,
     seconds: SecondsOption = 120.0,
@@ -47,16 +60,18 @@ def serve(
 
     address = Address(host=host, port=port, token_file=token_file, certificate=certificate, key=key)
     bounds = Bounds(rows=rows, waiting=waiting, seconds=seconds)
-    serve_adapters(load_policy(home).backbone.directory, adapters, address, bounds)
+    serve_adapters(load_policy(home).backbone.directory, adapters, address, bounds, form)
 
 
-def serve_adapters(backbone: Path, adapters: Sequence[Path], address: "Address", bounds: "Bounds") -> None:
+def serve_adapters(
+    backbone: Path, adapters: Sequence[Path], address: "Address", bounds: "Bounds", form: Format
+) -> None:
     """Loads what is to be served, says where it is found, and serves until SIGTERM or Ctrl-C."""
     from ...models.serving.served import Served
     from ...models.serving.server import require_closed, run
 
     require_closed(address)  # before the model is loaded
-    served = Served(backbone, adapters)
+    served = Served(backbone, adapters, frozen="int8" if form is Format.INT8 else "float32")
 
     def announce(listening: "Listening") -> None:
         scheme = "http" if address.certificate is None else "https"

@@ -10,6 +10,8 @@ from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.service import (
     AdaptersArgument,
     CertificateOption,
+    Format,
+    FormatOption,
     HostOption,
     KeyOption,
     PortOption,
@@ -164,6 +166,7 @@ def adapter_serve(
     token_file: TokenOption = None,
     certificate: CertificateOption = None,
     key: KeyOption = None,
+    form: FormatOption = Format.FLOAT32,
     rows: RowsOption = 16,
     waiting: WaitingOption = 128,
     seconds: SecondsOption = 120.0,
@@ -175,7 +178,7 @@ def adapter_serve(
     from ...models.serving.server import Address, Bounds
 
     address = Address(host=host, port=port, token_file=token_file, certificate=certificate, key=key)
-    serve_adapters(backbone, adapters, address, Bounds(rows=rows, waiting=waiting, seconds=seconds))
+    serve_adapters(backbone, adapters, address, Bounds(rows=rows, waiting=waiting, seconds=seconds), form)
 
 
 @app.command("evaluate", epilog=epilog("coordinator adapter evaluate RUN --data held-out.csv --unit-column id"))

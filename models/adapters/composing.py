@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ...kernels.formats import Int8Row
+from ...kernels.linear import multiply_in_integers, quantise_linear
 from ...kernels.segments import Segments
 from ..backbones import loading
 from ..errors import CombinationRefused
@@ -42,6 +44,7 @@ from .provenance import added_up as added_up
 
 TEMPERATURE = 0.05  # of cosines: an adapter that is nearer by this counts e times as much
 FLOOR = 0.25  # cosine at which the backbone alone counts as much as an adapter
+Frozen = Literal["float32", "int8"]  # how the weights of a backbone that answers are held
 _NAME = re.compile(r"base_model\.model\.(.+?)(\.base_layer)?\.lora_(embedding_)?\{\}(\.weight)?")
 
 
@@ -179,11 +182,15 @@ class Composition:
         return reacts.masked_fill(~present, -torch.inf).softmax(1)[:, owner]
 
 
-def compose(backbone: Path, directories: Sequence[Path], *, with_heads: bool = True) -> Composition:
+def compose(
+    backbone: Path, directories: Sequence[Path], *, with_heads: bool = True, frozen: Frozen = "float32"
+) -> Composition:
     """Loads a backbone and puts the adapters of several exports on it, to be chosen from for each request.
 
     Args:
         with_heads: False to leave out the adapters' heads, which then need not learn the same.
+        frozen: "int8" to hold the backbone's linear layers and experts in a byte a number and to multiply bytes, see
+            `kernels.formats.Int8Both`; the adapters, embeddings, norms and routers stay in float32.
 
     Raises:
         InvalidRelease: a directory is not what an export wrote.
@@ -198,8 +205,13 @@ def compose(backbone: Path, directories: Sequence[Path], *, with_heads: bool = T
     sizes = facts.sources[0].segments
     load = loading.load if loading.reads_records(backbone) else loading.load_text
     loaded: loading.RecordBackbone | loading.TextBackbone = load(
-        backbone, expected_hash=facts.backbone_hash, segments=None if sizes is None else Segments(*sizes)
-    )
+        backbone, expected_hash=facts.backbone_hash, segments=None if sizes is None else Segments(*sizes),
+        experts=frozen, frozen=frozen,
+    )  # fmt: skip
+    if frozen == "int8":
+        if isinstance(loaded, loading.TextBackbone):
+            quantise_linear(loaded.model, ["lm_head"], Int8Row.quantised)
+        multiply_in_integers(loaded.model)
     head, weights_K = _heads(adapters, loaded) if with_heads else (None, None)
     places = _places(whole)
     # Heads alone adapt nothing, and a model with neither would not be one to attach to.

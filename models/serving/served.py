@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adapters.composing import Composition, Source, Spent, added_up, compose
+from ..adapters.composing import Composition, Frozen, Source, Spent, added_up, compose
 from ..backbones.loading import TextBackbone
 from ..errors import BackboneMismatch, CombinationRefused, InvalidPrompt
 from ..heads import PooledHead, pooled
@@ -45,12 +45,13 @@ class Model:
 class Served:
     """A backbone that reads text, with adapters that are asked for by name."""
 
-    def __init__(self, backbone: Path, adapters: Sequence[Path]) -> None:
+    def __init__(self, backbone: Path, adapters: Sequence[Path], *, frozen: Frozen = "float32") -> None:
         """Loads the backbone and puts the adapters on it.
 
         Args:
             backbone: its folder.
             adapters: folders that `coordinator adapter export` wrote, one or more.
+            frozen: "int8" to multiply bytes, see `compose`.
 
         Raises:
             InvalidRelease: a folder is not what an export wrote; one without its card is none.
@@ -58,7 +59,7 @@ class Served:
                 reads records.
             CombinationRefused: the adapters do not fit together, or to the backbone.
         """
-        self.composition: Composition = compose(backbone, adapters, with_heads=False)
+        self.composition: Composition = compose(backbone, adapters, with_heads=False, frozen=frozen)
         if not isinstance(self.composition.backbone, TextBackbone):
             raise BackboneMismatch(
                 "the backbone reads records, which are not served: answer a table with coordinator adapter ask"

@@ -5,7 +5,7 @@ from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
 from confide.kernels import formats
 from confide.kernels.errors import UnfitWeights
-from confide.kernels.formats import NF4_VALUES, BFloat16, Dense, FP8Block128, Int8Row, NF4Block64, Prepacked
+from confide.kernels.formats import NF4_VALUES, BFloat16, Dense, FP8Block128, Int8Both, Int8Row, NF4Block64, Prepacked
 from confide.kernels.products import prepacks
 
 from .allocations import LargestAllocation
@@ -99,6 +99,75 @@ def test_int8_rounds_to_the_nearest_multiple_of_the_stored_scale(dtype):
             assert scale == (weights[expert, row].double().abs().max() / 127).to(dtype).double()
             codes = (weights[expert, row].double() / scale).round().clamp(-127, 127)
             assert torch.equal(packed.codes_EOI[expert, row].double(), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_bytes_times_bytes_are_the_products_of_what_two_bytes_a_number_stand_for(dtype):
+    """By exact arithmetic of Python's integers."""
+    weights = Int8Both.quantised(stack(2, 5, 30, dtype=dtype))
+    x = stack(4, 30, dtype=dtype, seed=1)
+    x[1, 7], x[2] = 1000, 0
+    got = x.new_empty(4, 5)
+    weights.mm(1, x, got)
+    wide = x.to(torch.promote_types(dtype, torch.float32))
+    for row in range(4):
+        step = wide[row].abs().max() / 127
+        rest = wide[row] / max(step, torch.finfo(wide.dtype).tiny)
+        high = rest.round()
+        low = ((rest - high) * 254).round()
+        assert max(high.abs().max(), low.abs().max()) <= 127
+        for output in range(5):
+            codes = weights.codes_EOI[1, output].tolist()
+            sums = [sum(int(a) * b for a, b in zip(part.tolist(), codes, strict=True)) for part in (high, low)]
+            want = float(step) * float(weights.scale_EO[1, output]) * (sums[0] + sums[1] / 254)
+            assert float(got[row, output]) == pytest.approx(want, rel=ROUNDING[dtype], abs=1e-12)
+    assert not got[2].any()
+
+
+def test_bytes_times_bytes_are_nearly_the_products_of_rows_that_are_not_rounded():
+    weights = Int8Both.quantised(stack(1, 40, 200))
+    x = stack(6, 200, seed=1)
+    x[:, 3] *= 300  # of a language model's states a few are that large
+    got, want = x.new_empty(6, 40), x.double() @ weights.dense()[0].double().T
+    weights.mm(0, x, got)
+    most = (x.double().abs().amax(1) / 127 / 254 / 2)[:, None] * weights.dense()[0].double().abs().sum(1)
+    assert ((got - want).abs() <= 1.001 * most + 1e-6 * want.abs()).all()
+
+
+def test_bytes_times_bytes_have_the_same_bits_whatever_rows_are_beside_them():
+    weights = Int8Both.quantised(stack(1, 130, 77))
+    x = stack(33, 77, seed=1) * 10 ** stack(33, 1, seed=2)
+    together, alone, tiles = x.new_empty(33, 130), x.new_empty(1, 130), x.new_empty(3, 11, 130)
+    weights.mm(0, x, together)
+    weights.mm(0, x.view(3, 11, 77), tiles)
+    assert torch.equal(tiles.flatten(0, 1), together)
+    for row in range(33):
+        weights.mm(0, x[row : row + 1], alone)
+        assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_no_number_shows_in_its_row_alone(number):
+    weights = Int8Both.quantised(stack(1, 5, 30))
+    x = stack(3, 30, seed=1)
+    x[1, 2] = number
+    got = x.new_empty(3, 5)
+    weights.mm(0, x, got)
+    assert not got[1].isfinite().any()
+    assert got[[0, 2]].isfinite().all()
+
+
+def test_bytes_are_multiplied_by_bytes_where_their_sums_fit_and_on_a_processor():
+    widest = (2**31 - 1) // 127**2
+    Int8Both(torch.empty(1, 1, widest, dtype=torch.int8), torch.empty(1, 1))
+    with pytest.raises(UnfitWeights, match="32 bits"):
+        Int8Both(torch.empty(1, 1, widest + 1, dtype=torch.int8), torch.empty(1, 1))
+    with pytest.raises(UnfitWeights, match="not on meta"):
+        Int8Both(torch.empty(1, 5, 3, dtype=torch.int8, device="meta"), torch.empty(1, 5, device="meta"))
+    extreme = Int8Both(torch.full((1, 1, widest), 127, dtype=torch.int8), torch.ones(1, 1))
+    got = torch.empty(1, 1)
+    extreme.mm(0, torch.ones(1, widest), got)
+    assert float(got) == pytest.approx(127 * widest)
 
 
 def test_nf4_values_are_quantiles_of_the_normal_distribution():

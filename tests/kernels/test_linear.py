@@ -3,11 +3,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from confide.kernels.collect import Collector
 from confide.kernels.errors import UnfitWeights
-from confide.kernels.formats import BFloat16, Dense, FP8Block128, Int8Row, NF4Block64
-from confide.kernels.linear import PackedMatrix, QuantisedLinear, quantise_linear
+from confide.kernels.formats import BFloat16, Dense, FP8Block128, Int8Both, Int8Row, NF4Block64
+from confide.kernels.install import quantise
+from confide.kernels.linear import PackedMatrix, QuantisedLinear, multiply_in_integers, packed_stacks, quantise_linear
 from confide.kernels.lora import lora_linear
 
 from .allocations import LargestAllocation
@@ -50,6 +52,41 @@ def test_layer_and_its_gradient_are_those_of_what_the_codes_stand_for(form, dtyp
     want.backward(slope)
     assert x.grad.dtype == dtype
     assert_near(x.grad, other.grad, ROUNDING[dtype])
+
+
+@every_format
+@pytest.mark.parametrize("shape", [(5, 77), (2, 3, 77), (0, 77), (77,)])
+def test_without_autograd_the_products_are_the_same(form, shape):
+    packed, _ = layer(form, torch.float32)
+    x = draw(*shape, dtype=torch.float32, seed=1)
+    want = packed(x.clone().requires_grad_()).detach()
+    with torch.no_grad():
+        assert torch.equal(packed(x), want)
+    with torch.inference_mode():
+        assert torch.equal(packed(x), want)
+
+
+def test_products_by_weights_in_int8_alone_go_over_to_integers():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=1, num_local_experts=4, vocab_size=32)).eval()
+    quantise(model, Int8Row.quantised)
+    layers = [f"model.layers.{place}.self_attn.{name}" for place in (0, 1) for name in ("q_proj", "o_proj")]
+    quantise_linear(model, layers[:3], Int8Row.quantised)
+    quantise_linear(model, layers[3:], NF4Block64.quantised)
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        before = model(ids).logits
+        codes = [stack for module in model.modules() for stack in packed_stacks(module)]
+        multiply_in_integers(model)
+        multiply_in_integers(model)  # twice is no harm
+        after = model(ids).logits
+    found = [stack for module in model.modules() for stack in packed_stacks(module)]
+    assert sorted(type(stack).__name__ for stack in found) == ["Int8Both"] * 7 + ["NF4Block64"]
+    assert all(
+        stack.codes_EOI is own.codes_EOI for stack, own in zip(found, codes, strict=True) if type(stack) is Int8Both
+    )
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-3)
 
 
 @every_format

@@ -55,7 +55,7 @@ def started(package, *words):
 def test_a_command_serves_until_it_is_told_to_end(parts, tmp_path, who):
     backbone, (one, two) = parts
     (tmp_path / "site.toml").write_text(SITE.format(backbone=backbone))
-    words = ("coordinator", "adapter", "serve", backbone, one, two, "--port", 0)
+    words = ("coordinator", "adapter", "serve", backbone, one, two, "--port", 0, "--format", "int8")
     if who == "a site":
         words = ("client_node", "serve", one, two, "--port", 0, "--home", tmp_path)
     with started(*words) as (address, process, _):
