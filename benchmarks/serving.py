@@ -1,4 +1,4 @@
-"""Measures texts that are written together beside texts written one by one, on the same model and adapters.
+"""Measures texts that are written together, in float32 and in int8, beside texts written one by one in float32.
 
     python benchmarks/serving.py [--clients 8 32] [--requests 4] [--tokens 24] [--backbone DIR]
     python benchmarks/serving.py --quick               # does it run? A small model of random weights
@@ -106,22 +106,25 @@ def asked(engine: Engine, work: Sequence[Order], clients: int) -> tuple[list[flo
     return seconds, time.perf_counter() - started, texts
 
 
-def measure(served: Served, clients: int, requests: int, longest: int) -> str:
-    """A line of the table: one by one, together, and their ratios."""
-    work = orders(served, clients * requests, longest)
-    found: dict[str, list[tuple[list[float], float, list[list[int]]]]] = {"one by one": [], "together": []}
+def measure(plain: Served, packed: Served, clients: int, requests: int, longest: int) -> str:
+    """A line of the table: one by one, together, together in int8, and their ratios."""
+    work = orders(plain, clients * requests, longest)
+    ways = {"one by one": (plain, 1), "together": (plain, clients), "int8": (packed, clients)}
+    found: dict[str, list[tuple[list[float], float, list[list[int]]]]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
-        for way, rows in (("one by one", 1), ("together", clients)):
+        for way, (served, rows) in ways.items():
             engine = Engine(served.composition, words=served.requests.words, rows=rows, waiting=len(work))
             found[way].append(asked(engine, work, clients))
             engine.stop()
     tokens = sum(order.longest for order in work)
     p50 = {way: statistics.median(time for seconds, _, _ in runs for time in seconds) for way, runs in found.items()}
     rate = {way: ROUNDS * tokens / sum(whole for _, whole, _ in runs) for way, runs in found.items()}
-    alone, together = (runs[0][2] for runs in found.values())
+    alone, together = found["one by one"][0][2], found["together"][0][2]
     same = sum(one == other for one, other in zip(alone, together, strict=True))
-    (slow, quick), (few, many) = p50.values(), rate.values()
-    cells = [f"{slow:.2f} s", f"{quick:.2f} s", f"{slow / quick:.1f}", f"{few:.1f}", f"{many:.1f}", f"{many / few:.1f}"]
+    cells = [f"{p50['one by one']:.2f} s, {rate['one by one']:.0f}/s"]
+    for way in ("together", "int8"):
+        slower, quicker = p50["one by one"] / p50[way], rate[way] / rate["one by one"]
+        cells += [f"{p50[way]:.2f} s, {rate[way]:.0f}/s", f"{slower:.1f}, {quicker:.1f}"]
     return f"| {clients} | {' | '.join(cells)} | {same} of {len(work)} |"
 
 
@@ -143,12 +146,13 @@ def main() -> None:
     if args.quick:
         small_backbone(backbone, folder / "small")
         backbone, args.clients, args.requests = folder / "small", args.clients[:1], 2
-    served = Served(backbone, make_adapters(backbone, folder / "adapters"))
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| clients | p50, one by one | p50, together | ratio | tokens/s, one by one | together | ratio | same text |")
-    print("|---|---|---|---|---|---|---|---|")
+    adapters = make_adapters(backbone, folder / "adapters")
+    plain, packed = Served(backbone, adapters), Served(backbone, adapters, frozen="int8")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; median wait and tokens a second\n")
+    print("| clients | one by one | together | times as fast | together, int8 | times as fast | same text, float32 |")
+    print("|---|---|---|---|---|---|---|")
     for clients in args.clients:
-        print(measure(served, clients, args.requests, args.tokens), flush=True)
+        print(measure(plain, packed, clients, args.requests, args.tokens), flush=True)
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def multiply_in_integers(model: nn.Module) -> None:
 
     Linear layers and banks whose weights are in another format stay as they are.
     """
+    module: Any
     for module in model.modules():
         experts: Experts | None = getattr(module, "confide_experts", None)
         if isinstance(module, QuantisedLinear):

@@ -22,6 +22,8 @@ class Format(StrEnum):
     INT8 = "int8"
 
 
+_MOST_BYTES = 1 << 19  # of a prefix
+
 AdaptersArgument = Annotated[list[Path], typer.Argument(help="Exported adapters of the backbone, one or more.")]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; others than this machine need TLS and a token.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")]
@@ -30,6 +32,10 @@ TokenOption = Annotated[
 ]
 CertificateOption = Annotated[Path | None, typer.Option(help="Certificate with its chain, PEM.")]
 KeyOption = Annotated[Path | None, typer.Option(help="Key of the certificate, PEM.")]
+PrefixOption = Annotated[
+    list[Path] | None,
+    typer.Option("--prefix", help="File with a text that many requests begin with, which is read once; repeatable."),
+]
 RowsOption = Annotated[int, typer.Option(min=1, max=1024, help="Texts that are written together.")]
 WaitingOption = Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait; more are told to retry.")]
 FormatOption = Annotated[
@@ -46,6 +52,7 @@ def serve(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     form: FormatOption = Format.FLOAT32,
+    prefix: PrefixOption = None,
     rows: RowsOption = 16,
     waiting: WaitingOption = 128,
     seconds: SecondsOption = 120.0,
@@ -60,17 +67,23 @@ def serve(
 
     address = Address(host=host, port=port, token_file=token_file, certificate=certificate, key=key)
     bounds = Bounds(rows=rows, waiting=waiting, seconds=seconds)
-    serve_adapters(load_policy(home).backbone.directory, adapters, address, bounds, form)
+    serve_adapters(load_policy(home).backbone.directory, adapters, address, bounds, form, prefix or ())
 
 
 def serve_adapters(
-    backbone: Path, adapters: Sequence[Path], address: "Address", bounds: "Bounds", form: Format
+    backbone: Path,
+    adapters: Sequence[Path],
+    address: "Address",
+    bounds: "Bounds",
+    form: Format,
+    prefixes: Sequence[Path] = (),
 ) -> None:
     """Loads what is to be served, says where it is found, and serves until SIGTERM or Ctrl-C."""
     from ...models.serving.served import Served
     from ...models.serving.server import require_closed, run
 
     require_closed(address)  # before the model is loaded
+    texts = [_text_of(path) for path in prefixes]
     served = Served(backbone, adapters, frozen="int8" if form is Format.INT8 else "float32")
 
     def announce(listening: "Listening") -> None:
@@ -80,7 +93,21 @@ def serve_adapters(
         for model in served.models.values():
             tell(f"  {model.name}: {'; '.join(said_of(model))}")
 
-    run(served, address, bounds, announce)
+    run(served, address, bounds, announce, texts)
+
+
+def _text_of(path: Path) -> str:
+    from ...models.errors import ServiceRefused
+
+    try:
+        with path.open("rb") as file:
+            found = file.read(_MOST_BYTES + 1)
+        text = found.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ServiceRefused(f"{path} cannot be read as a text in UTF-8") from err
+    if len(found) > _MOST_BYTES:
+        raise ServiceRefused(f"{path} has more than {_MOST_BYTES:,} bytes, too many for a prefix")
+    return text
 
 
 def said_of(model: "Model") -> list[str]:

@@ -15,6 +15,7 @@ from ...client_node.cli.service import (
     HostOption,
     KeyOption,
     PortOption,
+    PrefixOption,
     RowsOption,
     SecondsOption,
     TokenOption,
@@ -167,6 +168,7 @@ def adapter_serve(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     form: FormatOption = Format.FLOAT32,
+    prefix: PrefixOption = None,
     rows: RowsOption = 16,
     waiting: WaitingOption = 128,
     seconds: SecondsOption = 120.0,
@@ -178,7 +180,8 @@ def adapter_serve(
     from ...models.serving.server import Address, Bounds
 
     address = Address(host=host, port=port, token_file=token_file, certificate=certificate, key=key)
-    serve_adapters(backbone, adapters, address, Bounds(rows=rows, waiting=waiting, seconds=seconds), form)
+    bounds = Bounds(rows=rows, waiting=waiting, seconds=seconds)
+    serve_adapters(backbone, adapters, address, bounds, form, prefix or ())
 
 
 @app.command("evaluate", epilog=epilog("coordinator adapter evaluate RUN --data held-out.csv --unit-column id"))

@@ -138,6 +138,7 @@ class Service:
             f"confide_requests_waiting {waiting}",
             "# TYPE confide_tokens_total counter",
             f'confide_tokens_total{{kind="prompt"}} {self._engine.read}',
+            f'confide_tokens_total{{kind="prefix"}} {self._engine.known}',
             f'confide_tokens_total{{kind="written"}} {self._engine.written}',
             "# TYPE confide_text_seconds summary",
             f"confide_text_seconds_sum {self.counts.seconds:.6f}",

@@ -7,7 +7,7 @@ follows from the order's own seed.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ from .rows import Row, Rows
 _COLD = 1e-6  # a temperature at which the likeliest word is sure
 Reason = Literal["stop", "length", "cancelled", "failed"]
 Found = TypeVar("Found")
+Prefix = tuple[tuple[float, ...], Sequence[int]]
 
 
 class Token(NamedTuple):
@@ -88,15 +89,19 @@ class Engine:
     Attributes:
         written: tokens that were written since the start.
         read: tokens of prompts.
+        known: of these, tokens that a prefix had told already.
     """
 
-    def __init__(self, composition: Composition, *, words: int, rows: int, waiting: int) -> None:
-        """Starts the thread.
+    def __init__(
+        self, composition: Composition, *, words: int, rows: int, waiting: int, prefixes: Iterable[Prefix] = ()
+    ) -> None:
+        """Reads the prefixes, and starts the thread.
 
         Args:
             words: of the tokenizer; tables of embeddings may have more rows, which are never written.
             rows: texts that are written together.
             waiting: orders that may wait; more are refused.
+            prefixes: what orders may begin with, so that it is read once: weights of the adapters, and tokens.
         """
         self._most_rows, self._most_waiting = rows, waiting
         self._words = words
@@ -106,7 +111,9 @@ class Engine:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._is_ending = False
-        self.written = self.read = 0
+        self.written = self.read = self.known = 0
+        for weights, ids in prefixes:
+            self._rows.keep(weights, ids)
         self._thread = threading.Thread(target=self._run, name="confide-serving", daemon=True)
         self._thread.start()
 
@@ -180,11 +187,16 @@ class Engine:
                 _answer(compute, future)
             for ticket in begin:
                 self._begin(ticket)
+            due = self._rows.due
             try:
-                self._step()
+                self._cut_cancelled()
+                self._go_on(self._rows.read())
             except Exception:  # of whatever a request makes a model do; the message may tell of what was asked
+                self._fail([each for each in self._writing if each.row in due])
+            try:
+                self._go_on(self._rows.step())
+            except Exception:
                 self._fail(self._writing)
-                self._writing = []
                 self._rows.clear()
         for ticket in (*(each.ticket for each in self._writing), *self._waiting):
             ticket.tell(End("cancelled"))
@@ -199,26 +211,19 @@ class Engine:
         order = ticket.order
         seed = int.from_bytes(os.urandom(16)) if order.seed is None else order.seed
         writing = _Writing(ticket, Row(order.weights), np.random.default_rng(seed))
-        try:
-            logits_V = self._rows.begin(writing.row, order.ids)
-            self.read += len(order.ids)
-            self._writing.append(writing)
-            if self._write(writing, logits_V):
-                self._leave([writing])
-        except Exception:  # as in a step; others are written on
-            self._fail([writing])
-            self._writing = [each for each in self._writing if each is not writing]
-            self._rows.end([writing.row])
+        self._writing.append(writing)
+        self.known += self._rows.begin(writing.row, order.ids)
+        self.read += len(order.ids)
 
-    def _step(self) -> None:
+    def _cut_cancelled(self) -> None:
         gone = [each for each in self._writing if each.ticket.is_cancelled]
         for each in gone:
             each.ticket.tell(End("cancelled"))
         self._leave(gone)
-        if not self._writing:
-            return
+
+    def _go_on(self, found: Iterable[tuple[Row, Tensor]]) -> None:
+        """Writes the next token of each of these texts."""
         of_row = {id(each.row): each for each in self._writing}
-        found = self._rows.step()
         self._leave([of_row[id(row)] for row, logits_V in found if self._write(of_row[id(row)], logits_V)])
 
     def _write(self, writing: _Writing, logits_V: Tensor) -> bool:
@@ -245,10 +250,11 @@ class Engine:
             self._rows.end([each.row for each in ended])
             self._writing = [each for each in self._writing if each not in ended]
 
-    @staticmethod
-    def _fail(writing: Sequence[_Writing]) -> None:
+    def _fail(self, writing: Sequence[_Writing]) -> None:
         for each in writing:
             each.ticket.tell(End("failed"))
+        self._rows.end([each.row for each in writing])
+        self._writing = [each for each in self._writing if each not in writing]
 
 
 def _answer(compute: Callable[[], Any], future: "Future[Any]") -> None:

@@ -17,6 +17,7 @@ from ..adapters.composing import Composition, Frozen, Source, Spent, added_up, c
 from ..backbones.loading import TextBackbone
 from ..errors import BackboneMismatch, CombinationRefused, InvalidPrompt
 from ..heads import PooledHead, pooled
+from ..records.chat_template import Role
 from ..records.documents import encoded
 from ..records.text import Requests
 
@@ -75,6 +76,37 @@ class Served:
         """Tokenizes what a text begins with; one that is empty begins as the model's own texts do, if they do."""
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         return self.requests.plain(text) or ([] if start is None else [int(start)])
+
+    def beginnings(self, texts: Sequence[str]) -> list[tuple[tuple[float, ...], list[int]]]:
+        """Tokenizes what requests may begin with, for each model: weights of the adapters, and tokens.
+
+        That is each of the texts, as it stands and as a system's turn, and what the checkpoint's chat template writes
+        before a user's turn.
+
+        Raises:
+            InvalidPrompt: a text leaves the model no room for a request.
+        """
+        found: list[list[int]] = []
+        for text in texts:
+            found.append(self.requests.plain(text))
+            found += self._before_user(text)
+            if max(map(len, found)) >= self.longest:
+                raise InvalidPrompt(
+                    f"a prefix has {max(map(len, found)):,} tokens, and the model reads {self.longest:,}"
+                )
+        found += self._before_user(None)
+        return [(model.weights, ids) for model in self.models.values() for ids in found]
+
+    def _before_user(self, system: str | None) -> list[list[int]]:
+        """What all conversations begin with that have this system's turn; nothing if the checkpoint has none such."""
+        roles: list[Role] = ["user"] if system is None else ["system", "user"]
+        first = [] if system is None else [system]
+        try:
+            one, other = (self.requests.chat(roles, [*first, text]) for text in ("a", "b"))
+        except InvalidPrompt:
+            return []
+        unlike = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+        return [one[: next(unlike, len(one))]]
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of tokens, without control words."""

@@ -7,7 +7,7 @@ import secrets
 import signal
 import ssl
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,19 +67,30 @@ class Listening:
         self._server.should_exit = True
 
 
-def run(served: Served, address: Address, bounds: Bounds, announce: Callable[[Listening], None]) -> None:
+def run(
+    served: Served,
+    address: Address,
+    bounds: Bounds,
+    announce: Callable[[Listening], None],
+    prefixes: Sequence[str] = (),
+) -> None:
     """Serves until the process is told to end (SIGINT, SIGTERM); texts that are being written are then cut.
 
     Args:
+        prefixes: texts that many requests begin with, which are read once.
         announce: called once the port is open.
 
     Raises:
         ServiceRefused: the address is open to others without TLS and a token, cannot be listened on, or the files
             of token or certificate are missing or unfit.
+        InvalidPrompt: a prefix leaves the model no room for a request.
     """
     require_closed(address)
     token = _token(address)
-    engine = Engine(served.composition, words=served.requests.words, rows=bounds.rows, waiting=bounds.waiting)
+    engine = Engine(
+        served.composition, words=served.requests.words, rows=bounds.rows, waiting=bounds.waiting,
+        prefixes=served.beginnings(prefixes),
+    )  # fmt: skip
     try:
         service = Service(served, engine, token=token, seconds=bounds.seconds)
         names = {address.host, *_LOOPBACK_NAMES} if address.is_loopback else None

@@ -52,8 +52,14 @@ def other(parts) -> Served:
     return Served(*parts)
 
 
+@pytest.fixture(scope="session")
+def packed(parts) -> Served:
+    """The same in int8."""
+    return Served(*parts, frozen="int8")
+
+
 @contextmanager
-def listening(served, address=None, bounds=None):
+def listening(served, address=None, bounds=None, prefixes=()):
     """A service in a thread; yields its port."""
     found, opened = [], threading.Event()
 
@@ -62,7 +68,7 @@ def listening(served, address=None, bounds=None):
         opened.set()
 
     terms = address or Address(port=0), bounds or Bounds(rows=4, waiting=6)
-    thread = threading.Thread(target=run, args=(served, *terms, announce), daemon=True)
+    thread = threading.Thread(target=run, args=(served, *terms, announce, prefixes), daemon=True)
     thread.start()
     assert opened.wait(30)
     try:

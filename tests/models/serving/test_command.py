@@ -57,11 +57,16 @@ def test_a_command_serves_until_it_is_told_to_end(parts, tmp_path, who):
     (tmp_path / "site.toml").write_text(SITE.format(backbone=backbone))
     words = ("coordinator", "adapter", "serve", backbone, one, two, "--port", 0, "--format", "int8")
     if who == "a site":
-        words = ("client_node", "serve", one, two, "--port", 0, "--home", tmp_path)
+        (tmp_path / "start.txt").write_text("what all the requests of a tool begin with: ")
+        words = ("client_node", "serve", one, two, "--port", 0, "--home", tmp_path, "--prefix", tmp_path / "start.txt")
     with started(*words) as (address, process, _):
         asked = {"model": "loans", "prompt": "a cough", "max_tokens": 4, "temperature": 0}
         answered = httpx.post(f"{address}/v1/completions", json=asked, timeout=60).json()
         assert answered["usage"]["completion_tokens"] <= 4
+        long = {"model": "loans", "prompt": "what all the requests of a tool begin with: a cough", "max_tokens": 1}
+        httpx.post(f"{address}/v1/completions", json=long, timeout=60).raise_for_status()
+        known = re.search(r'confide_tokens_total\{kind="prefix"\} (\d+)', httpx.get(f"{address}/metrics").text)[1]
+        assert (int(known) > 10) == (who == "a site")
         listed = httpx.get(f"{address}/v1/models").json()["data"]
         process.send_signal(signal.SIGTERM)
         said = process.stdout.read()
@@ -79,6 +84,18 @@ def test_settings_that_would_open_the_service_to_others_are_refused_before_a_mod
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 1
     assert "add --certificate and --key and --token-file" in " ".join(found.output.split())
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"a" * (1 << 19) + b"a"])
+def test_a_file_that_is_no_prefix_is_refused_before_a_model_is_loaded(tmp_path, content):
+    (tmp_path / "site.toml").write_text(SITE.format(backbone=tmp_path / "nothing"))
+    if content is not None:
+        (tmp_path / "start.txt").write_bytes(content)
+    words = ["serve", str(tmp_path / "one"), "--prefix", str(tmp_path / "start.txt"), "--home", str(tmp_path)]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 1
+    said = " ".join(found.output.split())
+    assert ("too many for a prefix" if content and len(content) > 9 else "cannot be read as a text") in said
 
 
 def test_what_is_no_adapter_is_refused_in_a_sentence(parts, tmp_path):

@@ -14,7 +14,8 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
-from confide.models.errors import BackboneMismatch, Busy, CombinationRefused, InvalidRelease
+from confide.kernels.linear import QuantisedLinear, packed_stacks
+from confide.models.errors import BackboneMismatch, Busy, CombinationRefused, InvalidPrompt, InvalidRelease
 from confide.models.heads import pooled
 from confide.models.records.text import Requests
 from confide.models.serving import rows as rows_module
@@ -96,6 +97,47 @@ def test_texts_of_several_models_that_begin_and_end_at_any_step_are_those_writte
         time.sleep(0.01)
 
 
+def test_in_int8_texts_are_those_written_one_by_one_and_heads_say_nearly_the_same(packed, other, parts):
+    model = packed.composition.adapted.model
+    kinds = {type(stack).__name__ for module in model.modules() for stack in packed_stacks(module)}
+    assert kinds == {"Int8Both"}
+    assert isinstance(model.lm_head, QuantisedLinear)
+    banks = [module for module in model.modules() if hasattr(module, "confide_experts")]
+    assert banks
+    engine = Engine(packed.composition, words=packed.requests.words, rows=4, waiting=8)
+    heard, names = [Heard() for _ in PROMPTS], list(packed.models)
+    for place, (prompt, each) in enumerate(zip(PROMPTS, heard, strict=True)):
+        engine.submit(order(packed, names[place % 3], prompt, 10), each)
+    found = [each.ids for each in heard]
+    engine.stop()
+    again = Served(*parts, frozen="int8")
+    want = [alone(again, names[place % 3], again.prompt(prompt), 10) for place, prompt in enumerate(PROMPTS)]
+    assert found == want
+    documents = packed.documents(["a fever", "a cough"], "{text}")
+    outputs = [each.classify(each.models["loans"], documents) for each in (packed, other)]
+    np.testing.assert_allclose(*outputs, rtol=0.05, atol=0.05 * np.abs(outputs[1]).max())
+    assert not np.array_equal(*outputs)
+
+
+def test_prefixes_are_told_as_they_stand_as_a_system_s_turn_and_before_a_user_s(served, monkeypatch):
+    text = "Answer as a nurse would, in one short line."
+    found = served.beginnings([text])
+    assert [weights for weights, _ in found] == [
+        model.weights for model in served.models.values() for _ in range(len(found) // 3)
+    ]
+    chats = served._before_user(text), served._before_user(None)
+    assert [ids for _, ids in found[: len(found) // 3]] == [served.requests.plain(text), *chats[0], *chats[1]]
+    for roles, start, texts in (
+        (["system", "user"], chats[0], [text, "my head aches"]),
+        (["user"], chats[1], ["my head aches"]),
+    ):
+        for ids in start:
+            assert served.requests.chat(roles, texts)[: len(ids)] == ids
+    monkeypatch.setattr(served, "longest", 8)
+    with pytest.raises(InvalidPrompt, match="and the model reads 8"):
+        served.beginnings([text])
+
+
 def test_models_differ(other):
     texts = {tuple(alone(other, name, other.prompt("a cough"), 12)) for name in other.models}
     assert len(texts) == 3
@@ -170,14 +212,15 @@ def test_more_than_may_wait_are_refused_and_those_that_are_cancelled_make_room(s
 
 
 def test_what_fails_ends_those_it_was_computed_with_and_no_others(served, engine, monkeypatch):
-    begin = Rows.begin
+    read = Rows._read_portion
 
-    def failing(self, row, ids):
-        if list(ids) == served.prompt("x"):
+    def failing(self, prompt):
+        if list(prompt.ids) == served.prompt("x"):
             raise RuntimeError("of a prompt")
-        return begin(self, row, ids)
+        return read(self, prompt)
 
-    monkeypatch.setattr(Rows, "begin", failing)
+    monkeypatch.setattr(Rows, "_read_portion", failing)
+    monkeypatch.setattr(Rows, "_alike", lambda self: self._prompts[:1])
     heard = [Heard(), Heard()]
     engine.submit(order(served, "thyroid", "x"), heard[0])
     engine.submit(order(served, "thyroid", "a cough"), heard[1])
@@ -235,12 +278,13 @@ def test_rows_that_share_a_cache_write_what_rows_of_their_own_write(other, monke
         while len(rows) < 4 and not waiting.empty():
             place, name, prompt, longest = waiting.get()
             row = Row(other.models[name].weights)
-            row.last = int(rows.begin(row, other.prompt(prompt)).argmax())
+            rows.begin(row, other.prompt(prompt))
             of_row[id(row)] = place, longest, row
-            written[place] = [row.last]
-        for row, logits in rows.step():
-            row.last = int(logits.argmax())
-            written[of_row[id(row)][0]].append(row.last)
+            written[place] = []
+        for go_on in (rows.read, rows.step):
+            for row, logits in go_on():
+                row.last = int(logits.argmax())
+                written[of_row[id(row)][0]].append(row.last)
         rows.end([row for place, longest, row in of_row.values() if len(written[place]) == longest])
         of_row = {key: each for key, each in of_row.items() if len(written[each[0]]) < each[1]}
     assert len(rows._groups) == 0
@@ -384,7 +428,9 @@ def test_rows_of_very_unlike_lengths_do_not_widen_each_other(other, monkeypatch)
     found = []
     for ids in texts:
         row = Row(weights)
-        row.last = int(rows.begin(row, ids).argmax())
+        rows.begin(row, ids)
+        ((_, logits),) = rows.read()
+        row.last = int(logits.argmax())
         found.append((row, [row.last]))
     assert [len(group.rows) for group in rows._groups] == [2, 2]
     for _ in range(5):
@@ -393,6 +439,73 @@ def test_rows_of_very_unlike_lengths_do_not_widen_each_other(other, monkeypatch)
             next(written for each, written in found if each is row).append(row.last)
     for ids, (_, written) in zip(texts, found, strict=True):
         assert written == alone(other, "thyroid", ids, 6)
+
+
+@pytest.mark.parametrize("prefix", [0, 20])
+def test_prompts_that_are_read_together_and_in_portions_are_those_read_one_by_one(other, monkeypatch, prefix):
+    monkeypatch.setattr(rows_module, "PORTION", 64)
+    rng, names, rows, passes = np.random.default_rng(0), list(other.models), Rows(other.composition), []
+    lasting = [other.models[name].weights for name in names]
+    start = rng.integers(5, 60, prefix).tolist()
+    for weights in lasting:
+        rows.keep(weights, [*start, 3, 3])  # of which all share the beginning
+    taken = Rows._pass
+
+    def counted(self, some, ids_RT, *rest):
+        passes.append(tuple(ids_RT.shape))
+        return taken(self, some, ids_RT, *rest)
+
+    monkeypatch.setattr(Rows, "_pass", counted)
+    sizes = [1, 200, 14, 3, 9, 20, 13, 130, 12, 1]
+    texts = [[*start, *rng.integers(5, 60, size).tolist()] for size in sizes]
+    of_row, written = {}, [[] for _ in texts]
+    for place, ids in enumerate(texts):
+        row = Row(lasting[place % 3])
+        assert rows.begin(row, ids) == (prefix if prefix else 0)
+        of_row[id(row)] = place, row
+    for _ in range(30):
+        for go_on in (rows.read, rows.step):
+            found = go_on()
+            for row, logits in found:
+                row.last = int(logits.argmax())
+                written[of_row[id(row)][0]].append(row.last)
+    for place, ids in enumerate(texts):
+        assert written[place][:12] == alone(other, names[place % 3], ids, 12)
+    reading = [shape for shape in passes if shape[1] > 1]
+    assert max(rows * tokens for rows, tokens in reading) <= (64 if prefix else 200)  # the first is read whole
+    assert any(rows > 2 for rows, _ in reading)
+    rows.end([row for _, row in of_row.values()])
+    assert not len(rows)
+    assert [len(each.ids) for each in rows._prefixes] == [22] * 3 if prefix else not rows._prefixes
+
+
+def test_a_prompt_is_its_prefix_alone_and_a_text_can_end_while_it_is_read(other, monkeypatch):
+    monkeypatch.setattr(rows_module, "PORTION", 16)
+    rows, weights = Rows(other.composition), other.models["loans"].weights
+    start = [*range(5, 25)]
+    rows.keep(weights, start)
+    rows.keep(weights, start[:5])  # is not worth it
+    assert len(rows._prefixes) == 1
+    same, other_model, late = Row(weights), Row(other.models["thyroid"].weights), Row(weights)
+    assert rows.begin(same, start) == 19  # the last word must be read
+    assert rows.begin(other_model, start) == 0
+    rows.begin(late, [9] * 100)
+    assert rows.due == [same]
+    ((_, logits),) = rows.read()
+    with other.composition.answering(torch.tensor([weights])) as adapted:
+        want = adapted.model(torch.tensor([start]), use_cache=False).logits[0, -1]
+    torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-4)
+    assert rows.read() == []  # a portion
+    rows.end([other_model])
+    rows.read()
+    rows.end([late])
+    assert rows.due == []
+    assert len(rows) == 1
+    kept = [each.clone() for layer in rows._prefixes[0].cache.layers for each in (layer.keys, layer.values)]
+    for _ in range(3):
+        rows.step()
+    still = [each for layer in rows._prefixes[0].cache.layers for each in (layer.keys, layer.values)]
+    assert all(torch.equal(*pair) for pair in zip(kept, still, strict=True))
 
 
 def test_a_temperature_that_is_all_but_zero_takes_the_likeliest_word(served, other, engine):

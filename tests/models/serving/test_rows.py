@@ -41,19 +41,23 @@ def answering(_):
 def test_texts_of_every_family_are_those_of_reading_everything_anew(kind):
     model, rng = model_of(kind), np.random.default_rng(1)
     rows = Rows(SimpleNamespace(adapted=SimpleNamespace(model=model), answering=answering))
+    start = rng.integers(1, VOCABULARY, 9).tolist()
+    rows.keep((1.0,), start)
+    assert len(rows._prefixes) == (kind in SHARE)
     prompts = [rng.integers(1, VOCABULARY, size).tolist() for size in (3, 14, 1, 22)]
+    prompts[1][:9] = start
     longest, written = (9, 4, 12, 6), [[] for _ in prompts]
     texts: dict[int, Row] = {}
     for step in range(20):
         if step % 2 == 0 and step // 2 < len(prompts):  # a text begins at every other step
             place, row = step // 2, Row((1.0,))
-            row.last = int(rows.begin(row, prompts[place]).argmax())
-            written[place].append(row.last)
+            rows.begin(row, prompts[place])
             texts[place] = row
         places = {id(row): place for place, row in texts.items()}
-        for row, logits in rows.step():
-            row.last = int(logits.argmax())
-            written[places[id(row)]].append(row.last)
+        for go_on in (rows.read, rows.step):
+            for row, logits in go_on():
+                row.last = int(logits.argmax())
+                written[places[id(row)]].append(row.last)
         ended = [place for place in texts if len(written[place]) == longest[place]]
         rows.end([texts.pop(place) for place in ended])
         if kind in SHARE:
@@ -75,4 +79,5 @@ def test_which_families_share_a_cache(kind):
     rows = Rows(SimpleNamespace(adapted=SimpleNamespace(model=model), answering=answering))
     for ids in ([1, 2, 3], [4, 5]):
         rows.begin(Row((1.0,)), ids)
+        rows.read()
     assert (len(rows._groups) == 1) == (kind in SHARE)
