@@ -100,3 +100,7 @@ class Busy(ModelError):
 
 class ServiceRefused(ModelError):
     """Settings with which a service would be open to strangers, or an address or file that it cannot use."""
+
+
+class FormRefused(ModelError, ValueError):
+    """A form that texts shall have is none, is too large, or cannot be followed."""

@@ -1,9 +1,9 @@
 """Decoding: a model writes, and a guide says which words may come next.
 
-`guide.Guide` is the one place where anything may say so: a grammar, a template, or `arithmetic.Arithmetic`, which
-writes the value of a numeric expression behind its equals sign, or `grammar.Grammar`, which keeps a program's brackets
-and blocks in order. `writing.write` takes the likeliest word that is allowed, or draws one, until the model ends its
-text.
+`guide.Guide` says so of what a model is tested on: `arithmetic.Arithmetic` writes the value of a numeric expression
+behind its equals sign, `grammar.Grammar` keeps a program's brackets and blocks in order. `writing.write` takes the
+likeliest word that is allowed, or draws one, until the model ends its text. `forms.Forms` makes what a served text must
+be: JSON of a schema, what a regular expression describes, or a report around given figures.
 
 The value is exact, and whatever the model would have written there does not count:
 
@@ -12,4 +12,4 @@ The value is exact, and whatever the model would have written there does not cou
 ['123.75', '.75', '']
 """
 
-__all__ = ["arithmetic", "grammar", "guide", "writing"]
+__all__ = ["arithmetic", "forms", "grammar", "guide", "writing"]

@@ -230,6 +230,18 @@ class Requests:
         cells = self._plain.of_records([cell.lead + texts[int(cell.column[1:])].strip() for cell in asked.cells])
         return asked.filled(cells)
 
+    def beginning(self, system: str | None) -> list[int]:
+        """Tokenizes what all conversations begin with that have this system's turn, or none; [] if there are none."""
+        roles: list[Role] = ["user"] if system is None else ["system", "user"]
+        first = [] if system is None else [system]
+        try:
+            one, other = (self.chat(roles, [*first, text]) for text in ("a", "b"))
+        except InvalidPrompt:
+            return []
+        return one[
+            : next((place for place, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) > 1), len(one))
+        ]
+
     def turn_ends(self, roles: Sequence[Role]) -> frozenset[int]:
         """Finds the control word that ends an assistant's turn, which studies of conversations teach; see `chat`."""
         return self._asked(tuple(roles))[1]

@@ -32,11 +32,23 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ..decoding.forms import Form, Forms
 from ..decoding.writing import by_length
-from ..errors import Busy, CombinationRefused, InvalidPrompt
+from ..errors import Busy, CombinationRefused, FormRefused, InvalidPrompt
 from ..records.text import is_asked
 from .engine import End, Engine, Event, Order, Ticket, Token
-from .schema import KNOWN, MAX_BODY, Chat, Completion, Question
+from .schema import (
+    KNOWN,
+    MAX_BODY,
+    AnswerForm,
+    AsJson,
+    AsRegex,
+    AsReport,
+    AsText,
+    Chat,
+    Completion,
+    Question,
+)
 from .served import Model, Served, Writing
 
 logger = logging.getLogger(__name__)
@@ -76,6 +88,7 @@ class Service:
         self._token = None if token is None else hashlib.sha256(token.encode()).digest()
         self._started = int(time.time())
         self.counts = Counts()
+        self._making = asyncio.Semaphore(1)  # of forms
         answers = {
             "/metrics": ("GET", self._metrics),
             "/v1/models": ("GET", self._list),
@@ -173,7 +186,7 @@ class Service:
         ids = self._served.prompt(asked.prompt)
         if not ids:
             raise _Refused(400, "prompt is empty, and the backbone has no word that begins a text", "invalid_prompt")
-        order = self._order(model, asked, ids, asked.max_tokens)
+        order = self._order(model, asked, ids, asked.max_tokens, await self._form(asked.response_format))
         return await self._answered(request, asked, order, _AsText(model.name, asked, self._served, ids))
 
     async def _chat(self, request: Request) -> Response:
@@ -190,7 +203,7 @@ class Service:
             ids, ends = self._served.requests.chat(roles, texts), self._served.requests.turn_ends(roles)
         except InvalidPrompt as err:
             raise _Refused(400, str(err), "no_chat_template") from None
-        order = self._order(model, asked, ids, asked.longest, ends)
+        order = self._order(model, asked, ids, asked.longest, await self._form(asked.response_format), ends)
         return await self._answered(request, asked, order, _AsChat(model.name, asked, self._served, ids))
 
     async def _classify(self, request: Request) -> Response:
@@ -240,8 +253,24 @@ class Service:
                 "context_length_exceeded",
             )  # fmt: skip
 
+    async def _form(self, wanted: AnswerForm | None) -> Form | None:
+        """Makes the form that an answer shall have: one at a time and beside the loop, as it may take a moment."""
+        if wanted is None or isinstance(wanted, AsText):
+            return None
+        async with self._making:
+            try:
+                return await asyncio.to_thread(_made, self._served.forms, wanted)
+            except FormRefused as err:
+                raise _Refused(400, str(err), "invalid_response_format") from None
+
     def _order(
-        self, model: Model, asked: Completion | Chat, ids: list[int], longest: int, ends: Set[int] = frozenset()
+        self,
+        model: Model,
+        asked: Completion | Chat,
+        ids: list[int],
+        longest: int,
+        form: Form | None,
+        ends: Set[int] = frozenset(),
     ) -> Order:
         room = self._served.longest - len(ids)
         if room < 1:
@@ -259,6 +288,7 @@ class Service:
             top_p=asked.top_p,
             seed=None if asked.seed is None else asked.seed % 2**64,
             logprobs=asked.told or 0,
+            form=form,
         )
 
     async def _answered(self, request: Request, asked: Completion | Chat, order: Order, form: "_Form") -> Response:
@@ -509,6 +539,17 @@ async def _stream(
     yield "data: [DONE]\n\n"
 
 
+def _made(forms: Forms, wanted: AnswerForm) -> Form:
+    match wanted:
+        case AsJson():
+            return forms.json(wanted.json_schema.described)
+        case AsRegex():
+            return forms.regex(wanted.pattern)
+        case AsReport():
+            return forms.report(wanted.template, wanted.given)
+    return forms.json({"type": "object"})
+
+
 def _spent(model: Model) -> list[dict[str, Any]]:
     """What a model may tell of one person, by unit; JSON has no number for an epsilon that nothing bounds."""
     return [
@@ -547,9 +588,12 @@ async def _read(request: Request, form: type[pydantic.BaseModel]) -> Any:
 def _problem(err: pydantic.ValidationError) -> str:
     """Names the first problem by its place and kind; never by the value."""
     first = err.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(ascii(part)[1:-1][:40] for part in first["loc"] if isinstance(part, str)) or "the body"
+    named = [part for part in first["loc"] if isinstance(part, str) and part in KNOWN]
+    place = ".".join(named) or "the body"
     if first["type"] == "extra_forbidden":
-        return f"{place if place in KNOWN else 'a field of the request'} is not served here"
+        return f"{place if first['loc'][-1] in KNOWN else 'a field of the request'} is not served here"
+    if first["type"].startswith("union_tag"):  # whose message has the value
+        return f"{place}.type: one of text, json_object, json_schema, regex and report"
     return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

@@ -7,16 +7,18 @@ follows from the order's own seed.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..adapters.composing import Composition
-from ..errors import Busy
+from ..decoding.forms import Following, Form
+from ..errors import Busy, FormRefused
 from .rows import Row, Rows
 
 _COLD = 1e-6  # a temperature at which the likeliest word is sure
@@ -54,6 +56,7 @@ class Order:
     top_p: float = 1.0  # draws among the likeliest words that together have this probability
     seed: int | None = None  # None: another text each time
     logprobs: int = 0  # likeliest words that are told of each token
+    form: Form | None = field(default=None, repr=False)  # that the text must have
 
 
 class Ticket:
@@ -80,6 +83,7 @@ class _Writing:
     ticket: Ticket
     row: Row
     rng: np.random.Generator
+    form: Following | None  # as far as the text has it
     count: int = 0  # tokens that were written
 
 
@@ -210,7 +214,8 @@ class Engine:
             return
         order = ticket.order
         seed = int.from_bytes(os.urandom(16)) if order.seed is None else order.seed
-        writing = _Writing(ticket, Row(order.weights), np.random.default_rng(seed))
+        following = None if order.form is None else order.form.begin()
+        writing = _Writing(ticket, Row(order.weights), np.random.default_rng(seed), following)
         self._writing.append(writing)
         self.known += self._rows.begin(writing.row, order.ids)
         self.read += len(order.ids)
@@ -228,9 +233,14 @@ class Engine:
 
     def _write(self, writing: _Writing, logits_V: Tensor) -> bool:
         """Writes the next token of a text; True if that is its end."""
-        order = writing.ticket.order
+        order, form = writing.ticket.order, writing.form
         logprobs_V = logits_V[: self._words].double().log_softmax(0)
-        token = _chosen(logprobs_V, order, writing.rng)
+        try:
+            within_V = logprobs_V if form is None else _within(logprobs_V, form, order.ends)
+        except FormRefused:  # of this text alone
+            writing.ticket.tell(End("failed"))
+            return True
+        token = _chosen(within_V, order, writing.rng)
         if token in order.ends:
             writing.ticket.tell(End("stop"))
             return True
@@ -240,6 +250,9 @@ class Engine:
         writing.count += 1
         self.written += 1
         writing.ticket.tell(Token(token, float(logprobs_V[token]), likeliest))
+        if form is not None and form.take(token):
+            writing.ticket.tell(End("stop"))
+            return True
         if writing.count >= order.longest:
             writing.ticket.tell(End("length"))
             return True
@@ -264,6 +277,14 @@ def _answer(compute: Callable[[], Any], future: "Future[Any]") -> None:
         future.set_result(compute())
     except Exception as err:
         future.set_exception(err)
+
+
+def _within(logprobs_V: Tensor, form: Following, ends: Collection[int]) -> Tensor:
+    """The logarithms of words that may come next in a form; words that end the text where it may end."""
+    allowed = form.allowed()
+    allowed[[end for end in ends if end < len(allowed)]] = form.may_end
+    is_allowed_V = torch.from_numpy(allowed).to(logprobs_V.device)
+    return logprobs_V.masked_fill(~is_allowed_V, -torch.inf).log_softmax(0)
 
 
 def _chosen(logprobs_V: Tensor, order: Order, rng: np.random.Generator) -> int:

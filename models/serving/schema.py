@@ -12,12 +12,12 @@ MAX_BODY = 1 << 20  # bytes
 MAX_TEXT = 1 << 19  # characters
 MOST_TEXTS = 256  # documents of a question
 
-# Fields of OpenAI's API, which alone are named where they are not served: others may be anything.
-KNOWN = frozenset(
+# Fields of OpenAI's API that are not served; with those that are, they alone are named: others may be anything.
+_UNSERVED = frozenset(
     {
         "audio", "best_of", "echo", "frequency_penalty", "function_call", "functions", "logit_bias", "metadata",
         "modalities", "n", "parallel_tool_calls", "prediction", "presence_penalty", "reasoning_effort",
-        "response_format", "service_tier", "store", "suffix", "tool_choice", "tools", "top_k", "verbosity",
+        "service_tier", "store", "suffix", "tool_choice", "tools", "top_k", "verbosity",
     }
 )  # fmt: skip
 
@@ -39,12 +39,54 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ResponseFormat(BaseModel):
-    """The form of an answer; text alone is served."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class AsText(_Part):
+    """An answer of any form."""
+
     type: Literal["text"]
+
+
+class AsObject(_Part):
+    """An answer that is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Part):
+    """A JSON schema, which is always kept as if it was strict."""
+
+    name: str = Field(default="", max_length=64)
+    description: str = Field(default="", max_length=4096)
+    described: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class AsJson(_Part):
+    """An answer that is JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class AsRegex(_Part):
+    """An answer that a regular expression describes as a whole; not of OpenAI's API."""
+
+    type: Literal["regex"]
+    pattern: str = Field(min_length=1, max_length=1 << 16)
+
+
+class AsReport(_Part):
+    """An answer around given figures, see `decoding.forms`; not of OpenAI's API."""
+
+    type: Literal["report"]
+    template: str = Field(min_length=1, max_length=1 << 16)
+    given: dict[str, Annotated[str, Field(max_length=1000)]] = Field(default_factory=dict, max_length=256)
+
+
+AnswerForm = Annotated[AsText | AsObject | AsJson | AsRegex | AsReport, Field(discriminator="type")]
 
 
 class _Writes(_Request):
@@ -59,6 +101,7 @@ class _Writes(_Request):
     user: str | None = Field(default=None, max_length=1000)  # is not read
     frequency_penalty: float = Field(default=0.0, ge=0, le=0)
     presence_penalty: float = Field(default=0.0, ge=0, le=0)
+    response_format: AnswerForm | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -117,7 +160,6 @@ class Chat(_Writes):
     max_tokens: int = Field(default=256, ge=1, le=2**20)
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
-    response_format: ResponseFormat | None = None
 
     @property
     def told(self) -> int | None:
@@ -140,3 +182,23 @@ class Question(_Request):
     def texts(self) -> tuple[str, ...]:
         """The documents."""
         return (self.input,) if isinstance(self.input, str) else tuple(self.input)
+
+
+KNOWN = _UNSERVED.union(
+    *(
+        form.model_fields.keys()
+        for form in (
+            Completion,
+            Chat,
+            Question,
+            Message,
+            TextPart,
+            StreamOptions,
+            AsJson,
+            NamedSchema,
+            AsRegex,
+            AsReport,
+        )
+    ),
+    {"schema"},
+)

@@ -15,9 +15,9 @@ import torch
 
 from ..adapters.composing import Composition, Frozen, Source, Spent, added_up, compose
 from ..backbones.loading import TextBackbone
+from ..decoding.forms import Forms
 from ..errors import BackboneMismatch, CombinationRefused, InvalidPrompt
 from ..heads import PooledHead, pooled
-from ..records.chat_template import Role
 from ..records.documents import encoded
 from ..records.text import Requests
 
@@ -70,6 +70,7 @@ class Served:
         self.ends = _ends(self.tokenizer, self._backbone.model)
         self.longest = int(getattr(self._backbone.model.config, "max_position_embeddings", None) or 2**17)
         self.requests = Requests(self.tokenizer, self.longest)
+        self.forms = Forms(self.tokenizer, self.requests.words)
         self.models: Mapping[str, Model] = {model.name: model for model in self._models()}
 
     def prompt(self, text: str) -> list[int]:
@@ -86,27 +87,12 @@ class Served:
         Raises:
             InvalidPrompt: a text leaves the model no room for a request.
         """
-        found: list[list[int]] = []
-        for text in texts:
-            found.append(self.requests.plain(text))
-            found += self._before_user(text)
-            if max(map(len, found)) >= self.longest:
-                raise InvalidPrompt(
-                    f"a prefix has {max(map(len, found)):,} tokens, and the model reads {self.longest:,}"
-                )
-        found += self._before_user(None)
+        found = [ids for text in texts for ids in (self.requests.plain(text), self.requests.beginning(text))]
+        most = max(map(len, found), default=0)
+        if most >= self.longest:
+            raise InvalidPrompt(f"a prefix has {most:,} tokens, and the model reads {self.longest:,}")
+        found.append(self.requests.beginning(None))
         return [(model.weights, ids) for model in self.models.values() for ids in found]
-
-    def _before_user(self, system: str | None) -> list[list[int]]:
-        """What all conversations begin with that have this system's turn; nothing if the checkpoint has none such."""
-        roles: list[Role] = ["user"] if system is None else ["system", "user"]
-        first = [] if system is None else [system]
-        try:
-            one, other = (self.requests.chat(roles, [*first, text]) for text in ("a", "b"))
-        except InvalidPrompt:
-            return []
-        unlike = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-        return [one[: next(unlike, len(one))]]
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of tokens, without control words."""

@@ -109,6 +109,7 @@ def run(
         _Server(config, announce, engine).run()
     finally:
         engine.stop()
+        served.forms.close()
 
 
 def require_closed(address: Address) -> None:

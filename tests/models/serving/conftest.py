@@ -42,8 +42,10 @@ def parts(tmp_path_factory) -> tuple[Path, list[Path]]:
 
 
 @pytest.fixture(scope="session")
-def served(parts) -> Served:
-    return Served(*parts)
+def served(parts):
+    found = Served(*parts)
+    yield found
+    found.forms.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
+import itertools
 import json
 import queue
+import re
 import shutil
 import threading
 import time
@@ -15,16 +17,25 @@ from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
 from confide.kernels.linear import QuantisedLinear, packed_stacks
-from confide.models.errors import BackboneMismatch, Busy, CombinationRefused, InvalidPrompt, InvalidRelease
+from confide.models.decoding.forms import Following
+from confide.models.errors import (
+    BackboneMismatch,
+    Busy,
+    CombinationRefused,
+    FormRefused,
+    InvalidPrompt,
+    InvalidRelease,
+)
 from confide.models.heads import pooled
 from confide.models.records.text import Requests
 from confide.models.serving import rows as rows_module
-from confide.models.serving.engine import End, Engine, Order, Token, _chosen
+from confide.models.serving.engine import End, Engine, Order, Token, _chosen, _within
 from confide.models.serving.rows import Row, Rows
 from confide.models.serving.served import Served, Writing, _ends
 
 from ..adapters.test_combining import backbone_dir
 from ..adapters.test_composing import exports, pair, places
+from ..tiny import byte_tokenizer
 
 __all__ = ["backbone_dir", "exports", "pair", "places"]  # fixtures
 PROMPTS = ("a cough", "the patient has two legs and a fever", "x", "nothing at all", "feels tired", "a fever, again")
@@ -122,20 +133,73 @@ def test_in_int8_texts_are_those_written_one_by_one_and_heads_say_nearly_the_sam
 def test_prefixes_are_told_as_they_stand_as_a_system_s_turn_and_before_a_user_s(served, monkeypatch):
     text = "Answer as a nurse would, in one short line."
     found = served.beginnings([text])
-    assert [weights for weights, _ in found] == [
-        model.weights for model in served.models.values() for _ in range(len(found) // 3)
-    ]
-    chats = served._before_user(text), served._before_user(None)
-    assert [ids for _, ids in found[: len(found) // 3]] == [served.requests.plain(text), *chats[0], *chats[1]]
-    for roles, start, texts in (
-        (["system", "user"], chats[0], [text, "my head aches"]),
-        (["user"], chats[1], ["my head aches"]),
+    asked = served.requests
+    kept = [asked.plain(text), asked.beginning(text), asked.beginning(None)]
+    assert found == [(model.weights, ids) for model in served.models.values() for ids in kept]
+    for ids, roles, texts in (
+        (kept[1], ["system", "user"], [text, "my head aches"]),
+        (kept[2], ["user"], ["my head aches"]),
     ):
-        for ids in start:
-            assert served.requests.chat(roles, texts)[: len(ids)] == ids
+        whole = asked.chat(roles, texts)
+        assert whole[: len(ids)] == ids
+        assert len(ids) > 5
+        assert asked.plain("my head aches")[0] == whole[len(ids)]
+    assert len(kept[1]) > len(kept[0])
+    bare = Requests(byte_tokenizer(), 100)
+    assert bare.beginning(None) == bare.beginning("Be kind") == []
     monkeypatch.setattr(served, "longest", 8)
     with pytest.raises(InvalidPrompt, match="and the model reads 8"):
         served.beginnings([text])
+
+
+@pytest.mark.process
+def test_a_text_has_the_form_that_was_asked_for_and_ends_with_it(served, other, engine):
+    form = served.forms.regex("[ab]{3}(cd)?")
+    heard = [Heard() for _ in range(4)]
+    for place, each in enumerate(heard[:2]):  # greedily and at random, beside one of no form
+        engine.submit(order(served, "thyroid", "a cough", 40, temperature=place, seed=3, form=form), each)
+    engine.submit(order(served, "loans", "a cough", 6), heard[2])
+    engine.submit(order(served, "thyroid", "a cough", 2, form=form), heard[3])
+    for each in heard[:2]:
+        assert each.reason in ("stop", "length")
+        assert re.fullmatch("[ab]{3}(cd)?", served.text(each.ids))
+    assert heard[2].ids == alone(other, "loans", other.prompt("a cough"), 6)
+    assert (heard[3].reason, len(heard[3].ids)) == ("length", 2)
+    told = heard[0].events[0]  # its probability is the model's own, of all words
+    with other.composition.answering(torch.tensor([other.models["thyroid"].weights])) as adapted:
+        logits = adapted.model(torch.tensor([other.prompt("a cough")]), use_cache=False).logits[0, -1]
+    assert told.logprob == pytest.approx(float(logits[: other.requests.words].log_softmax(0)[told.id]), abs=1e-4)
+
+
+@pytest.mark.process
+def test_a_form_that_may_end_is_ended_by_the_word_that_ends_a_text(served, engine):
+    end = int(served.tokenizer.eos_token_id)
+    form, heard = served.forms.regex("a*"), Heard()
+    engine.submit(
+        order(served, "thyroid", "a cough", 30, temperature=2.0, seed=1, ends=frozenset({end, 10**6}), form=form), heard
+    )
+    assert heard.reason == "stop"
+    assert set(served.text(heard.ids)) <= {"a"}
+    follow = served.forms.regex("ab").begin()
+    logprobs = torch.zeros(served.requests.words, dtype=torch.float64)
+    assert not bool(_within(logprobs, follow, {end})[end].isfinite())
+
+
+@pytest.mark.process
+def test_a_form_that_cannot_be_followed_ends_its_own_text_alone(served, other, engine, monkeypatch):
+    form, heard = served.forms.regex("[ab]{9}"), [Heard(), Heard()]
+    allowed, count = Following.allowed, itertools.count()
+
+    def failing(self):
+        if next(count) == 3:
+            raise FormRefused("of a form")
+        return allowed(self)
+
+    monkeypatch.setattr(Following, "allowed", failing)
+    engine.submit(order(served, "thyroid", "a cough", 40, form=form), heard[0])
+    engine.submit(order(served, "loans", "a cough", 6), heard[1])
+    assert (heard[0].reason, len(heard[0].ids)) == ("failed", 3)
+    assert heard[1].ids == alone(other, "loans", other.prompt("a cough"), 6)
 
 
 def test_models_differ(other):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -11,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import jsonschema
 import openai
 import pytest
 import torch
@@ -149,6 +151,71 @@ def test_a_stop_ends_a_text_before_it_and_no_part_of_it_is_streamed(client):
         assert parts[-1].finish_reason == "stop"
 
 
+PATIENT = {
+    "type": "object",
+    "properties": {
+        "sodium": {"const": 138.5},
+        "risk": {"enum": ["low", "high"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 99},
+    },
+    "required": ["sodium", "risk", "days"],
+    "additionalProperties": False,
+}
+
+
+def test_a_conversation_is_answered_in_json_of_a_schema(client):
+    wanted = {"type": "json_schema", "json_schema": {"name": "patient", "schema": PATIENT, "strict": True}}
+    asked = {"model": "thyroid", "messages": [{"role": "user", "content": "a cough"}], "max_completion_tokens": 200}
+    for seed in range(5):
+        found = client.chat.completions.create(**asked, response_format=wanted, seed=seed).choices[0]
+        assert found.finish_reason == "stop"
+        jsonschema.validate(json.loads(found.message.content), PATIENT)
+        parts = client.chat.completions.create(**asked, response_format=wanted, seed=seed, stream=True)
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == found.message.content
+    some = client.chat.completions.create(**asked, response_format={"type": "json_object"}).choices[0].message.content
+    assert some.startswith("{")
+
+
+def test_a_completion_has_a_form_too_and_a_report_the_figures_that_were_given(client):
+    asked = {"model": "loans", "prompt": "Sodium 138.50, TSH 2.5.", "max_tokens": 200}
+    template = "Sodium was {na} mmol/l, which is {trend: low|normal|high}. {own: text 20}."
+    forms = (
+        ({"type": "regex", "pattern": "[0-9]{2}-[a-z]{3}"}, "[0-9]{2}-[a-z]{3}"),
+        ({"type": "report", "template": template, "given": {"na": "138.50"}},
+         r"Sodium was 138\.50 mmol/l, which is (low|normal|high)\. [^\d.]{1,20}\."),
+    )  # fmt: skip
+    for wanted, text in forms:
+        found = client.completions.create(**asked, extra_body={"response_format": wanted}).choices[0]
+        assert found.finish_reason == "stop"
+        assert re.fullmatch(text, found.text)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"type": "json_schema", "json_schema": {"schema": {"not": {"const": "Miller"}}}}, "keyword not is not served"),
+        ({"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}, "no text of up to"),
+        ({"type": "json_schema"}, "json_schema.json_schema: field required"),
+        ({"type": "regex", "pattern": "(?=Miller)"}, "looks around"),
+        ({"type": "report", "template": "{a}", "given": {"Miller": "1"}}, "not given"),
+        (
+            {"type": "report", "template": "{a}", "given": {"Miller": 1}},
+            "response_format.given: input should be a valid string",
+        ),
+        ({"type": "Miller"}, "response_format.type: one of text, json_object"),
+    ],
+)
+def test_a_form_that_cannot_be_kept_is_refused_in_a_sentence(client, wanted, said):
+    for path, asked in (
+        ("completions", {"prompt": "a"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+    ):
+        found = client._client.post(f"/{path}", json={"model": "loans", **asked, "response_format": wanted})
+        assert found.status_code == 400
+        assert said in found.text
+        assert "Miller" not in found.text
+
+
 def test_models_are_listed_with_what_they_may_tell_of_a_person(client, port):
     listed = {model.id: model for model in client.models.list()}
     assert [*listed] == ["backbone", "thyroid", "loans"]
@@ -198,10 +265,10 @@ def test_documents_are_classified_by_the_head_of_the_model(port, other):
             {
                 "model": "loans",
                 "messages": [{"role": "user", "content": "a"}],
-                "response_format": {"type": "json_object"},
+                "response_format": {"type": "grammar"},
             },
             400,
-            "response_format.type: input should be 'text'",
+            "response_format.type: one of text",
         ),
         ("classify", {"model": "thyroid", "input": "a"}, 400, "thyroid has no head"),
         ("classify", {"model": "loans", "input": []}, 400, "input"),
