@@ -6,9 +6,12 @@ text and no other. What is asked for is bounded before that: `Forms` takes the k
 full and refuses all others, and schemas that no text could ever complete.
 """
 
+import functools
 import json
 import math
 import re
+import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,8 +61,6 @@ _KNOWN = KEYWORDS | {
 _SLOT = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})(?::([^{}]*))?\}|[{}]")
 _WORDS = re.compile(r" *text +([0-9]{1,4}) *")
 _MOST_WORDS = 1000  # characters of one slot
-# Letters of any script and a few signs: no digit of any script, no figure that is a sign of its own such as ½ or Ⅳ.
-_LETTER, _SIGN = r"[\p{L}\p{M}]", r"[\p{L}\p{M} ,;()'’\-]"
 
 
 class Following:
@@ -155,8 +156,8 @@ class Forms:
         """Makes the form of a report: a text in which given figures stand in their places, and no other figure.
 
         In the template `{name}` is the given value of that name, `{name: a|b}` one of the words `a` and `b`, and
-        `{name: text 80}` words of the model's own: up to 80 letters of any script, blanks and `,;()'-`, and never a
-        digit. `{{` and `}}` are braces.
+        `{name: text 80}` words of the model's own: up to 80 letters, blanks and `,;()'-`, and nothing that stands for
+        a number in any script. `{{` and `}}` are braces.
 
         Raises:
             FormRefused: the template is none, a given value is not in it or twice, or one is missing.
@@ -227,11 +228,19 @@ def _slot(rule: str) -> str:
         most = int(found[1])
         if not 2 <= most <= _MOST_WORDS:
             raise FormRefused(f"a slot of text has 2 to {_MOST_WORDS:,} characters")
-        return f"{_LETTER}(?:{_SIGN}{{0,{most - 2}}}{_LETTER})?"
+        return rf"{_letter()}(?:(?:{_letter()}|[ ,;()'’\-]){{0,{most - 2}}}{_letter()})?"
     words = [word.strip() for word in rule.split("|")]
     if len(words) < 2 or not all(words) or len({*words}) < len(words):
         raise FormRefused("a slot is {name}, {name: one|another} or {name: text 80}")
     return f"(?:{'|'.join(map(_exactly, words))})"
+
+
+@functools.cache
+def _letter() -> str:
+    """The letters of any script, but for those that stand for a number, as three and ten do in Chinese."""
+    letters = (chr(code) for code in range(sys.maxunicode + 1) if chr(code).isnumeric())
+    numbers = "".join(_exactly(sign) for sign in letters if unicodedata.category(sign)[0] in "LM")
+    return rf"[\p{{L}}\p{{M}}--[{numbers}]]"
 
 
 def _exactly(text: str) -> str:

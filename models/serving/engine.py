@@ -280,11 +280,11 @@ def _answer(compute: Callable[[], Any], future: "Future[Any]") -> None:
 
 
 def _within(logprobs_V: Tensor, form: Following, ends: Collection[int]) -> Tensor:
-    """The logarithms of words that may come next in a form; words that end the text where it may end."""
+    """The logarithms of chances, but for words that may not come next in a form, or not end the text yet."""
     allowed = form.allowed()
     allowed[[end for end in ends if end < len(allowed)]] = form.may_end
     is_allowed_V = torch.from_numpy(allowed).to(logprobs_V.device)
-    return logprobs_V.masked_fill(~is_allowed_V, -torch.inf).log_softmax(0)
+    return logprobs_V.masked_fill(~is_allowed_V, -torch.inf)
 
 
 def _chosen(logprobs_V: Tensor, order: Order, rng: np.random.Generator) -> int:

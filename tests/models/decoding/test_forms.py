@@ -154,6 +154,20 @@ def test_a_report_has_every_given_figure_once_and_unchanged_and_no_other(forms, 
     assert seen == {"low", "nôrmal", "high"}
 
 
+@pytest.mark.parametrize("sign", ["5", "½", "Ⅳ", "٣", "三", "零", "𝟗", "²", ".", "\n"])
+def test_words_of_a_model_s_own_hold_nothing_that_stands_for_a_number_in_any_script(forms, tokenizer, sign):
+    following = forms.report("{own: text 9}", {}).begin()
+    for letter, is_fine in (("a", True), ("語", True), ("é", True), (sign, False)):
+        words = tokenizer(letter, add_special_tokens=False).input_ids
+        for place, word in enumerate(words):
+            if not following.allowed()[word]:
+                assert not is_fine
+                return
+            assert place < len(words) - 1 or is_fine
+            following.take(word)
+    raise AssertionError(sign)
+
+
 def test_a_value_or_a_template_is_text_and_no_expression(forms, tokenizer):
     odd = "".join(sign for sign in string.printable if sign.isprintable()) + "é½ \\d{3} (?i:a) ünder"
     form = forms.report("{value}[a-z]{{2}}|.*\n{other}", {"value": odd, "other": "^$"})
