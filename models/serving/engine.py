@@ -21,6 +21,7 @@ from ..decoding.forms import Following, Form
 from ..errors import Busy, FormRefused
 from .rows import Row, Rows
 
+_LIKELIEST = 1024  # words among which top_p is looked for first: to sort all of them takes as long as a small model
 _COLD = 1e-6  # a temperature at which the likeliest word is sure
 Reason = Literal["stop", "length", "cancelled", "failed"]
 Found = TypeVar("Found")
@@ -291,8 +292,19 @@ def _chosen(logprobs_V: Tensor, order: Order, rng: np.random.Generator) -> int:
     if order.temperature < _COLD:
         return int(logprobs_V.argmax())
     chances_V = (logprobs_V / order.temperature).softmax(0)
-    sorted_V, places_V = chances_V.sort(descending=True)
+    if order.top_p == 1:
+        return _drawn(chances_V, rng)
+    sorted_V, places_V = chances_V.topk(min(_LIKELIEST, len(chances_V)))
+    if float(sorted_V.sum()) < order.top_p:
+        sorted_V, places_V = chances_V.sort(descending=True)
     # The likeliest words whose chances together first reach top_p; always one.
     kept = int((sorted_V.cumsum(0) - sorted_V < order.top_p).sum())
-    chances = (sorted_V[: max(1, kept)] / sorted_V[: max(1, kept)].sum()).numpy()
-    return int(places_V[int(np.searchsorted(chances.cumsum(), rng.random(), side="right").clip(0, len(chances) - 1))])
+    return int(places_V[_drawn(sorted_V[: max(1, kept)], rng)])
+
+
+def _drawn(chances_N: Tensor, rng: np.random.Generator) -> int:
+    """A place, each with its chance; they need not add up to 1."""
+    sums = chances_N.cumsum(0).numpy()
+    place = int(np.searchsorted(sums, rng.random() * sums[-1], side="right"))
+    # Rounding may point behind the last word that has a chance, and to none without.
+    return min(place, int(np.searchsorted(sums, sums[-1], side="left")))

@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -256,6 +257,24 @@ def test_draws_have_the_chances_that_temperature_and_top_p_give_them(served):
         chances[kept:] = 0
         assert not counts[kept:].any()
         np.testing.assert_allclose(counts / 4000, chances / chances.sum(), atol=0.03)
+
+
+def test_a_word_without_a_chance_is_never_drawn():
+    class Fixed:
+        def __init__(self, number):
+            self.number = number
+
+        def random(self):
+            return self.number
+
+    chances = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0, 0.0], dtype=torch.float64)
+    asked = Order(ids=(1,), weights=(1.0,), longest=1, ends=frozenset(), temperature=1.0)
+    for number, want in ((0.0, 1), (0.24, 1), (0.26, 3), (0.5, 3), (1 - 2**-53, 3), (1.0, 3)):
+        assert _chosen(chances.log(), asked, Fixed(number)) == want
+        assert _chosen(chances.log(), replace(asked, top_p=0.9), Fixed(number)) in (1, 3)
+    even = torch.full((5000,), -np.log(5000), dtype=torch.float64)  # the likeliest 1,024 do not reach it
+    found = {_chosen(even, replace(asked, top_p=0.9), np.random.default_rng(seed)) for seed in range(4000)}
+    assert 2000 < len(found) <= 4500
 
 
 def test_more_than_may_wait_are_refused_and_those_that_are_cancelled_make_room(served, engine):
