@@ -112,9 +112,15 @@ def main() -> None:
     }
     print(f"{len(ids)} texts in training, {len(texts)} held out\n")
     print("| weights | right |\n|---|---|")
-    for form, own in found.items():
-        share = np.mean([word == want and is_ended for (word, is_ended), want in zip(own, right, strict=True)])
-        print(f"| {form} | {100 * share:.2f} % |")
+    judged = {
+        form: np.array([word == want and is_ended for (word, is_ended), want in zip(own, right, strict=True)])
+        for form, own in found.items()
+    }
+    for form, are_right in judged.items():
+        print(f"| {form} | {100 * are_right.mean():.2f} % |")
+    lost = judged["float32"].astype(float) - judged["int8"]
+    margin = 1.96 * lost.std(ddof=1) / math.sqrt(len(lost))
+    print(f"\nLost: {100 * lost.mean():.2f} points, and {100 * margin:.2f} more or less (95 %, texts in pairs)")
     same = sum(one == other for one, other in zip(*found.values(), strict=True))
     print(f"\nThe same answer: {same} of {len(texts)}")
 

@@ -1,3 +1,4 @@
+import copy
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -5,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from confide.kernels.formats import Int8Row
+from confide.kernels.install import quantise
+from confide.kernels.linear import multiply_in_integers, packed_stacks, quantise_linear
 from confide.models.backbones.families import FAMILIES
+from confide.models.backbones.packing import linear_layers
 from confide.models.heads import word_logits
 from confide.models.serving.rows import Row, Rows
 
@@ -71,6 +76,54 @@ def test_texts_of_every_family_are_those_of_reading_everything_anew(kind):
                 logits = word_logits(model, states[:, -1])[0]
             assert int(logits.argmax()) == token
             ids.append(token)
+
+
+def held_in_int8(model, kind):
+    """What `compose` makes of the model of a family."""
+    family = FAMILIES[kind.partition(",")[0]]
+    banks = family.banks(model) if family.experts is not None else {}
+    if banks:
+        quantise(model, Int8Row.quantised)
+    quantise_linear(model, [*linear_layers(family, model), "lm_head"], Int8Row.quantised)
+    multiply_in_integers(model)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_int8_every_family_says_nearly_the_same_together_as_alone(kind):
+    plain = model_of(kind)
+    packed = held_in_int8(copy.deepcopy(plain), kind)
+    stacks = [type(stack).__name__ for module in packed.modules() for stack in packed_stacks(module)]
+    assert len(stacks) > 2
+    assert {*stacks} == {"Int8Both"}
+    rng, rows = (
+        np.random.default_rng(1),
+        Rows(SimpleNamespace(adapted=SimpleNamespace(model=packed), answering=answering)),
+    )
+    texts = {
+        id(row): (row, rng.integers(1, VOCABULARY, size).tolist())
+        for row, size in ((Row((1.0,)), n) for n in (3, 14, 5))
+    }
+    for row, ids in texts.values():
+        rows.begin(row, ids)
+    errors = []
+    for _ in range(8):
+        for go_on in (rows.read, rows.step):
+            for row, logits in go_on():
+                _, ids = texts[id(row)]
+                with torch.inference_mode():
+                    alone, exact = (
+                        word_logits(
+                            each, each.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[:, -1]
+                        )[0]
+                        for each in (packed, plain)
+                    )
+                torch.testing.assert_close(logits, alone, rtol=0, atol=0.02 * float(alone.std()))
+                errors.append(float((logits - exact).norm() / exact.norm()))
+                row.last = int(logits.argmax())
+                ids.append(row.last)
+    assert 0 < np.median(errors) < 0.03
 
 
 @pytest.mark.parametrize("kind", KINDS)
