@@ -242,8 +242,9 @@ class Int8Both(Int8Row):
     A processor multiplies bytes some times as fast as float32. The high bytes are max|row| / 127 apart, as in
     vector-wise quantisation (Dettmers et al. 2022, arXiv:2208.07339, section 2.1), which a few large inputs make too
     coarse for a language model; the low bytes are what is left of them in 254 parts. Sums of integers are exact, so a
-    row has the same bits whatever rows are beside it. For inference: `mm_t` is the gradient of products by rows that
-    are not rounded.
+    row has the same bits whatever rows are beside it. A processor that adds them up in 16 bits would not be exact
+    (`multiplies_bytes_exactly`): there, rows are not rounded, and bytes save memory alone. For inference: `mm_t` is the
+    gradient of products by rows that are not rounded.
     """
 
     def __post_init__(self) -> None:
@@ -254,6 +255,9 @@ class Int8Both(Int8Row):
             raise UnfitWeights(f"sums of {self.codes_EOI.shape[2]:,} products of bytes do not fit in 32 bits")
 
     def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
+        if not multiplies_bytes_exactly():
+            Int8Row.mm(self, expert, x_SI, out_SO)
+            return
         rows = x_SI.flatten(0, -2).to(torch.promote_types(x_SI.dtype, torch.float32))
         scale_S1 = rows.abs().amax(1, keepdim=True).div_(127)
         rest = rows / scale_S1.clamp_min(torch.finfo(rows.dtype).tiny)
@@ -261,9 +265,24 @@ class Int8Both(Int8Row):
         codes[0] = high
         codes[1] = rest.sub_(high).mul_(_PARTS).round_()
         # One product of both: a matrix of weights is read once.
-        sums = torch._int_mm(codes.flatten(0, 1), self.codes_EOI[expert].T).view(2, len(rows), -1)
+        sums = torch._int_mm(codes.flatten(0, 1), self.codes_EOI[expert].T).view(2, len(rows), self.shape[1])
         products = sums[1].to(rows.dtype).div_(_PARTS).add_(sums[0])
         out_SO.copy_(products.mul_(scale_S1).mul_(self.scale_EO[expert]).view_as(out_SO))
+
+
+@functools.cache
+@torch.inference_mode(False)
+def multiplies_bytes_exactly() -> bool:
+    """True if products of bytes are exact on this processor; without VNNI, sums of two may leave 16 bits."""
+    numbers = torch.Generator().manual_seed(0)
+    some = (
+        torch.randint(-127, 128, (33, 512), generator=numbers),
+        torch.randint(-127, 128, (48, 512), generator=numbers),
+    )
+    extreme = torch.full((3, 512), 127), torch.full((16, 512), 127)
+    return all(
+        torch.equal(torch._int_mm(x.to(torch.int8), w.to(torch.int8).T).long(), x @ w.T) for x, w in (some, extreme)
+    )
 
 
 class _Widened(ABC):

@@ -103,8 +103,10 @@ def _text_of(path: Path) -> str:
         with path.open("rb") as file:
             found = file.read(_MOST_BYTES + 1)
         text = found.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise ServiceRefused(f"{path} cannot be read as a text in UTF-8") from err
+    except OSError as err:
+        raise ServiceRefused(f"{path} cannot be read: {err.strerror}") from err
+    except UnicodeDecodeError as err:
+        raise ServiceRefused(f"{path} is no text in UTF-8") from err
     if len(found) > _MOST_BYTES:
         raise ServiceRefused(f"{path} has more than {_MOST_BYTES:,} bytes, too many for a prefix")
     return text

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
 from ..errors import FormRefused
@@ -27,7 +27,7 @@ from .trial import LIMITS, Trial, vocabulary_of
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-_MOST_NODES, _DEEPEST, _MOST_REFS = 4000, 32, 100
+_MOST_NODES, _DEEPEST, _MOST_REFS = 4000, 32, 50
 _MOST_JSON, _MOST_REGEX, _MOST_TEMPLATE = 1 << 16, 4096, 1 << 14  # characters
 _LONGEST = 1 << 20  # characters of the shortest text of a schema
 _MULTIPLES = 10_000  # all `multipleOf` together: each takes as many states
@@ -37,6 +37,8 @@ _JSON: "JsonCompileOptions" = {
     "item_separator": ", ",
     "key_separator": ": ",
     "lenient": False,
+    # No letter by its number: a name in another spelling would pass by what the schema says of that name.
+    "json_allowed_escapes": '"\\bfnrt',
 }
 
 _END, _NOTHING = "<end of a form>", "NoExtension"
@@ -44,11 +46,13 @@ _LEAST_OF = {"object": 2, "array": 2, "string": 2, "number": 1, "integer": 1, "b
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _SIZES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _CHOICES = ("anyOf", "oneOf", "allOf")
-_NOTES = frozenset({"title", "description", "default", "examples", "$schema", "$comment", "deprecated"})
+_NOTES = frozenset({"title", "description", "default", "examples", "$comment", "deprecated"})
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_EXACT = 2**53  # up to which all integers are numbers of JSON readers
 KEYWORDS = frozenset(
     {
         "type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "pattern",
-        "format", "multipleOf", "$ref", "$defs", "definitions", *_COUNTS, *_SIZES, *_CHOICES,
+        "format", "multipleOf", "$schema", "$ref", "$defs", "definitions", *_COUNTS, *_SIZES, *_CHOICES,
     }
 )  # fmt: skip
 # What a refusal may name: a request's own words are never repeated.
@@ -60,7 +64,8 @@ _KNOWN = KEYWORDS | {
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})(?::([^{}]*))?\}|[{}]")
 _WORDS = re.compile(r" *text +([0-9]{1,4}) *")
-_MOST_WORDS = 1000  # characters of one slot
+_TWO_AND_HALF = "两兩俩倆双雙半皕"  # which Unicode does not call numeric
+_MOST_WORDS = 2000  # characters of all slots together
 
 
 class Following:
@@ -108,7 +113,7 @@ class Forms:
     """Makes forms for one vocabulary. No error repeats what was asked for."""
 
     def __init__(self, tokenizer: Any, words: int) -> None:
-        """Reads the vocabulary of a transformers tokenizer in Rust.
+        """Takes the vocabulary of a transformers tokenizer in Rust, which is read for the first form.
 
         Args:
             words: that can be written; one more than the largest id.
@@ -119,9 +124,15 @@ class Forms:
         # llguidance wants one word that ends texts, and ours may have several or none: it gets one of its own.
         core.add_special_tokens([_END])
         end = int(core.token_to_id(_END) or 0)
-        given = core.to_str(), max(words, end + 1), end
-        self._words, self._vocabulary = words, vocabulary_of(*given)
-        self._trial = Trial(*given, seconds=_SECONDS)
+        self._words, self._given = words, (core.to_str(), max(words, end + 1), end)
+        self._trial = Trial(*self._given, seconds=_SECONDS)
+
+    @functools.cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        try:
+            return vocabulary_of(*self._given)
+        except ValueError:
+            raise FormRefused("answers of a given form are not served: the tokenizer is of a kind without") from None
 
     def close(self) -> None:
         """Ends the process in which forms are tried, if there was one."""
@@ -133,14 +144,15 @@ class Forms:
         Raises:
             FormRefused: the schema is too large, has a keyword that is not kept, or no text fits it.
         """
-        try:
-            text = json.dumps(schema, allow_nan=False)
-        except (ValueError, RecursionError) as err:
-            raise FormRefused("the schema is no JSON of moderate depth") from err
+        _check(schema)
+        text = json.dumps(schema, ensure_ascii=False)
         if len(text) > _MOST_JSON:
             raise FormRefused(f"the schema has more than {_MOST_JSON:,} characters")
-        _check(schema)
-        return self._form(LLMatcher.grammar_from_json_schema(text, overrides=_JSON), "schema")
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
+        except ValueError:  # which quotes it
+            raise FormRefused("the schema is none that is served") from None
+        return self._form(grammar, "schema")
 
     def regex(self, pattern: str) -> Form:
         """Makes the form of texts that a regular expression describes as a whole, in the syntax of Rust's `regex`.
@@ -167,9 +179,10 @@ class Forms:
         return self._form(LLMatcher.grammar_from_regex("".join(_report(template, given))), "template")
 
     def _form(self, grammar: str, what: str) -> Form:
+        vocabulary = self._vocabulary
         if not self._trial.passes(grammar):
             raise FormRefused(f"the {what} takes too long to prepare: it leaves too many ways open")
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LIMITS)
+        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LIMITS)
         first = matcher.deep_copy()
         found = first.compute_bitmask()
         if first.is_error() or not (any(found) or first.is_accepting()):
@@ -195,7 +208,7 @@ def _problem(said: str, what: str) -> str:
 
 def _report(template: str, given: Mapping[str, str]) -> Iterator[str]:
     """The parts of a report as regular expressions, in order."""
-    place, named = 0, set[str]()
+    place, letters, named = 0, 0, set[str]()
     for found in _SLOT.finditer(template):
         yield _exactly(template[place : found.start()])
         place, (name, rule) = found.end(), found.groups()
@@ -207,6 +220,10 @@ def _report(template: str, given: Mapping[str, str]) -> Iterator[str]:
         if name in named:
             raise FormRefused("the template has the same name twice")
         named.add(name)
+        own = None if rule is None else _WORDS.fullmatch(rule)
+        letters += 0 if own is None else int(own[1])
+        if letters > _MOST_WORDS:
+            raise FormRefused(f"the slots of text have more than {_MOST_WORDS:,} characters together")
         yield _value(given, name) if rule is None else _slot(rule)
         if rule is not None and name in given:
             raise FormRefused("a given value has the name of a slot that the model fills")
@@ -226,8 +243,8 @@ def _value(given: Mapping[str, str], name: str) -> str:
 def _slot(rule: str) -> str:
     if found := _WORDS.fullmatch(rule):
         most = int(found[1])
-        if not 2 <= most <= _MOST_WORDS:
-            raise FormRefused(f"a slot of text has 2 to {_MOST_WORDS:,} characters")
+        if most < 2:
+            raise FormRefused("a slot of text has 2 characters or more")
         return rf"{_letter()}(?:(?:{_letter()}|[ ,;()'’\-]){{0,{most - 2}}}{_letter()})?"
     words = [word.strip() for word in rule.split("|")]
     if len(words) < 2 or not all(words) or len({*words}) < len(words):
@@ -238,8 +255,9 @@ def _slot(rule: str) -> str:
 @functools.cache
 def _letter() -> str:
     """The letters of any script, but for those that stand for a number, as three and ten do in Chinese."""
-    letters = (chr(code) for code in range(sys.maxunicode + 1) if chr(code).isnumeric())
-    numbers = "".join(_exactly(sign) for sign in letters if unicodedata.category(sign)[0] in "LM")
+    numeric = (chr(code) for code in range(sys.maxunicode + 1) if chr(code).isnumeric())
+    letters = [sign for sign in numeric if unicodedata.category(sign)[0] in "LM"]
+    numbers = "".join(map(_exactly, (*letters, *_TWO_AND_HALF)))
     return rf"[\p{{L}}\p{{M}}--[{numbers}]]"
 
 
@@ -250,33 +268,111 @@ def _exactly(text: str) -> str:
 
 def _check(schema: object) -> None:
     """Raises `FormRefused` if a schema is too large or deep, has keywords that are not kept, or never ends."""
-    places: dict[str, Any] = {}  # what a reference can name, by JSON pointer
+    nodes: dict[str, _Node] = {}  # by JSON pointer, each before those inside it
     count, references, multiples = 0, set[str](), 0
     todo: list[tuple[Any, str, int]] = [(schema, "#", 0)]
     while todo:
-        node, place, depth = todo.pop()
+        found, place, depth = todo.pop()
         count += 1
-        if count > _MOST_NODES or depth > _DEEPEST:
+        inside: dict[tuple[str, ...], str] = {}
+        if not isinstance(found, bool):
+            if not isinstance(found, dict):
+                raise FormRefused("a part of the schema is no object")
+            _check_keywords(found)
+            references |= {found["$ref"]} if "$ref" in found else set()
+            multiples += found.get("multipleOf", 0)
+            for path, child in _children(found):
+                inside[path] = f"{place}/{_escaped(path)}"
+                todo.append((child, inside[path], depth + 1))
+            count += sum(_values(found[name]) for name in ("const", "enum", *_NOTES) if name in found)
+            count += len(found.get("required", ()))
+        if count + len(todo) > _MOST_NODES or depth > _DEEPEST:
             raise FormRefused(f"the schema has more than {_MOST_NODES:,} parts, or is deeper than {_DEEPEST}")
-        places[place] = node
-        if isinstance(node, bool):
-            continue
-        if not isinstance(node, dict):
-            raise FormRefused("a part of the schema is no object")
-        _check_keywords(node)
-        references |= {node["$ref"]} if "$ref" in node else set()
-        multiples += node.get("multipleOf", 0)
-        count += len(node.get("enum", ())) + len(node.get("required", ()))
-        todo += [(child, f"{place}/{_escaped(path)}", depth + 1) for path, child in _children(node)]
+        nodes[place] = _Node(found, inside, _least_value(found))
     if multiples > _MULTIPLES:
         raise FormRefused(f"the numbers of multipleOf are more than {_MULTIPLES:,} together")
-    if len(references) > _MOST_REFS or not references <= places.keys():
+    if len(references) > _MOST_REFS or not references <= nodes.keys():
         raise FormRefused(f"the schema has more than {_MOST_REFS} references, or one to what is no part of it")
-    least = dict.fromkeys(references, math.inf)
+    least = dict.fromkeys(nodes, math.inf)
     for _ in range(len(references) + 1):  # each round makes one more reference finite, or none
-        least = {name: _least(places[name], least) for name in references}
-    if _least(schema, least) > _LONGEST:
+        before = {name: least[name] for name in references}
+        for place, node in reversed(nodes.items()):  # what is inside first
+            least[place] = node.least(least)
+        if before == {name: least[name] for name in references}:
+            break
+    if least["#"] > _LONGEST:
         raise FormRefused(f"no text of up to {_LONGEST:,} characters fits the schema")
+
+
+def _values(value: object) -> int:
+    """Counts the parts of a value of JSON.
+
+    Raises:
+        FormRefused: it is deep, or has a number that readers of JSON would read as another.
+    """
+    count, todo = 0, [(value, 0)]
+    while todo and count <= _MOST_NODES:
+        found, depth = todo.pop()
+        count += 1
+        if depth > _DEEPEST or (isinstance(found, int | float) and not abs(found) <= _EXACT):
+            raise FormRefused(f"a value in the schema is deeper than {_DEEPEST}, or has a number beyond 2^53")
+        inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        todo += [(each, depth + 1) for each in inside]
+    return count
+
+
+def _least_value(node: Any) -> float:
+    """Characters of the shortest of the values that a schema lists; 0 if it lists none."""
+    if isinstance(node, bool):
+        return 1 if node else math.inf
+    listed = [[node["const"]]] if "const" in node else []
+    listed += [node["enum"]] if "enum" in node else []
+    return max((min(len(json.dumps(each, ensure_ascii=False)) for each in values) for values in listed), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A schema inside a schema."""
+
+    own: Any
+    inside: Mapping[tuple[str, ...], str]  # places of its parts, by their way from here
+    value: float  # characters of the shortest value that it lists
+
+    def least(self, least: Mapping[str, float]) -> float:
+        """Characters of the shortest text of the schema, or fewer; infinite if none ever ends.
+
+        Args:
+            least: the same of what lies inside and of what references name.
+        """
+        if isinstance(self.own, bool):
+            return self.value
+        parts: dict[str, list[float]] = {}
+        for path, place in self.inside.items():
+            parts.setdefault(path[0], []).append(least[place])
+        found = [self.value, least[self.own["$ref"]] if "$ref" in self.own else 0, *parts.get("allOf", ())]
+        found += [min(parts[name]) for name in ("anyOf", "oneOf") if name in parts]
+        kinds = self.own.get("type", ())
+        if kinds := [kinds] if isinstance(kinds, str) else kinds:
+            found.append(min(self._least_of_kind(kind, least) for kind in kinds))
+        most: float = max(found)
+        return most
+
+    def _least_of_kind(self, kind: str, least: Mapping[str, float]) -> float:
+        def of(path: tuple[str, ...], otherwise: tuple[str, ...] = ()) -> float:
+            place = self.inside.get(path, self.inside.get(otherwise))
+            return 1 if place is None else least[place]
+
+        if kind == "string":
+            return 2.0 + int(self.own.get("minLength", 0))
+        if kind == "object":
+            needed = dict.fromkeys(self.own.get("required", ()))
+            return 2.0 + sum(4 + len(name) + of(("properties", name), ("additionalProperties",)) for name in needed)
+        if kind == "array":
+            count, first = int(self.own.get("minItems", 0)), len(self.own.get("prefixItems", ()))
+            sizes = [of(("prefixItems", str(place))) for place in range(min(first, count))]
+            more = count - len(sizes)
+            return 2.0 + sum(sizes) + (more * (1 + of(("items",))) if more > 0 else 0)
+        return _LEAST_OF[kind]
 
 
 def _are_kinds(found: object) -> bool:
@@ -297,11 +393,12 @@ def _check_keywords(node: Mapping[str, Any]) -> None:
         "pattern": lambda found: isinstance(found, str) and len(found) <= _MOST_REGEX,
         "format": lambda found: isinstance(found, str),
         "multipleOf": lambda found: type(found) is int and 1 <= found <= _MULTIPLES,
+        "$schema": lambda found: found == _DIALECT,
         "$ref": lambda found: isinstance(found, str) and found.startswith("#"),
         "$defs": lambda found: isinstance(found, dict),
         "definitions": lambda found: isinstance(found, dict),
         **dict.fromkeys(_COUNTS, lambda found: type(found) is int and 0 <= found <= _LONGEST),
-        **dict.fromkeys(_SIZES, lambda found: type(found) in (int, float) and abs(found) <= 1e18),
+        **dict.fromkeys(_SIZES, lambda found: type(found) in (int, float) and abs(found) <= _EXACT),
         **dict.fromkeys(_CHOICES, lambda found: isinstance(found, list) and bool(found)),
     }
     for name, is_right in is_fine.items():
@@ -321,43 +418,3 @@ def _children(node: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
 def _escaped(path: Sequence[str]) -> str:
     """A way as a JSON pointer (RFC 6901)."""
     return "/".join(each.replace("~", "~0").replace("/", "~1") for each in path)
-
-
-def _least(node: Any, least: Mapping[str, float]) -> float:
-    """Characters of the shortest text of a schema, or fewer; infinite if none ever ends.
-
-    Args:
-        least: the same of what references name.
-    """
-    if isinstance(node, bool):
-        return 1 if node else math.inf
-    found: list[float] = [0.0]
-    if "const" in node:
-        found.append(len(json.dumps(node["const"])))
-    if "enum" in node:
-        found.append(min(len(json.dumps(each)) for each in node["enum"]))
-    if "$ref" in node:
-        found.append(least[node["$ref"]])
-    found += [_least(each, least) for each in node.get("allOf", ())]
-    found += [min(_least(each, least) for each in node[name]) for name in ("anyOf", "oneOf") if name in node]
-    kinds = node.get("type", ())
-    if kinds := [kinds] if isinstance(kinds, str) else kinds:
-        found.append(min(_least_of_kind(kind, node, least) for kind in kinds))
-    most: float = max(found)
-    return most
-
-
-def _least_of_kind(kind: str, node: Mapping[str, Any], least: Mapping[str, float]) -> float:
-    if kind == "string":
-        return 2.0 + int(node.get("minLength", 0))
-    if kind == "object":
-        properties, other = node.get("properties", {}), node.get("additionalProperties", True)
-        needed = dict.fromkeys(node.get("required", ()))
-        return 2.0 + sum(4 + len(name) + _least(properties.get(name, other), least) for name in needed)
-    if kind == "array":
-        first: Sequence[Any] = node.get("prefixItems", ())
-        count: int = node.get("minItems", 0)
-        sizes = [_least(each, least) for each in first[:count]]
-        more = count - len(sizes)
-        return 2.0 + sum(sizes) + (more * (1 + _least(node.get("items", True), least)) if more > 0 else 0)
-    return _LEAST_OF[kind]

@@ -17,7 +17,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 LIMITS = LLParserLimits(
     max_items_in_row=2000, initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, step_max_items=50_000,
-    max_lexer_states=20_000, max_grammar_size=500_000, precompute_large_lexemes=False, verbose_errors=False,
+    max_lexer_states=100_000, max_grammar_size=500_000, precompute_large_lexemes=False, verbose_errors=False,
 )  # fmt: skip
 _START_S = 60.0  # for the process to start and read the vocabulary
 
@@ -38,42 +38,65 @@ class Trial:
         self._one_at_a_time = threading.Lock()
 
     def passes(self, grammar: str) -> bool:
-        """True if the grammar, right or wrong, was made in time."""
+        """True if the grammar, right or wrong, was made in time.
+
+        Raises:
+            OSError: the process does not start, or dies of every grammar.
+        """
         with self._one_at_a_time:
-            if self._process is None:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-                )
-                if not self._answers(self._first, _START_S):
-                    self._kill()
-                    raise OSError("the process that tries grammars does not start")
-            if self._answers(json.dumps(grammar), self._seconds):
-                return True
-            self._kill()
-            return False
+            for _ in range(2):  # a process that somebody has ended since is started anew
+                if self._process is None:
+                    self._start()
+                answered = self._answers(json.dumps(grammar), self._seconds)
+                if answered is not None:
+                    if not answered:
+                        self._end()
+                    return answered
+                self._end()
+        raise OSError("the process that tries grammars dies")
 
     def close(self) -> None:
         """Ends the process."""
         with self._one_at_a_time:
-            self._kill()
+            self._end()
 
-    def _answers(self, line: str, seconds: float) -> bool:
+    def _start(self) -> None:
+        # A session of its own: Ctrl-C in a terminal is the service's business alone.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        if not self._answers(self._first, _START_S):
+            self._end()
+            raise OSError("the process that tries grammars does not start")
+
+    def _answers(self, line: str, seconds: float) -> bool | None:
+        """True if the process answers in time, False if not, and None if it is dead."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
-            return False
+            return None
         ends = time.monotonic() + seconds
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError, ValueError):
             print(line, file=process.stdin, flush=True)
             ready, _, _ = select.select([process.stdout], [], [], max(0.0, ends - time.monotonic()))
-            return bool(ready) and bool(process.stdout.readline())
-        return False
+            if not ready:
+                return False
+            return True if process.stdout.readline() else None
+        return None
 
-    def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            with self._process:  # closes its pipes, and waits for it
-                pass
-            self._process = None
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        process.wait()
 
 
 def main(given: IO[str], answers: IO[str]) -> None:

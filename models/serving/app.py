@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 _BODY_S = 30.0  # for a whole request to arrive
 _LETTERS = 32  # of a token at the most, in the mean of a text
+_MOST_FORMS = 16  # that wait to be made; each may take a second
 _AT_ONCE = 2048  # tokens of documents that are read in one pass
 
 
@@ -88,7 +89,7 @@ class Service:
         self._token = None if token is None else hashlib.sha256(token.encode()).digest()
         self._started = int(time.time())
         self.counts = Counts()
-        self._making = asyncio.Semaphore(1)  # of forms
+        self._making, self._forms_asked = asyncio.Semaphore(1), 0  # forms are made one at a time
         answers = {
             "/metrics": ("GET", self._metrics),
             "/v1/models": ("GET", self._list),
@@ -186,7 +187,7 @@ class Service:
         ids = self._served.prompt(asked.prompt)
         if not ids:
             raise _Refused(400, "prompt is empty, and the backbone has no word that begins a text", "invalid_prompt")
-        order = self._order(model, asked, ids, asked.max_tokens, await self._form(asked.response_format))
+        order = self._order(model, asked, ids, asked.max_tokens, await self._form(request, asked.response_format))
         return await self._answered(request, asked, order, _AsText(model.name, asked, self._served, ids))
 
     async def _chat(self, request: Request) -> Response:
@@ -203,7 +204,7 @@ class Service:
             ids, ends = self._served.requests.chat(roles, texts), self._served.requests.turn_ends(roles)
         except InvalidPrompt as err:
             raise _Refused(400, str(err), "no_chat_template") from None
-        order = self._order(model, asked, ids, asked.longest, await self._form(asked.response_format), ends)
+        order = self._order(model, asked, ids, asked.longest, await self._form(request, asked.response_format), ends)
         return await self._answered(request, asked, order, _AsChat(model.name, asked, self._served, ids))
 
     async def _classify(self, request: Request) -> Response:
@@ -253,15 +254,24 @@ class Service:
                 "context_length_exceeded",
             )  # fmt: skip
 
-    async def _form(self, wanted: AnswerForm | None) -> Form | None:
+    async def _form(self, request: Request, wanted: AnswerForm | None) -> Form | None:
         """Makes the form that an answer shall have: one at a time and beside the loop, as it may take a moment."""
         if wanted is None or isinstance(wanted, AsText):
             return None
-        async with self._making:
-            try:
+        if self._forms_asked >= _MOST_FORMS:
+            raise self._busy(Busy(f"{_MOST_FORMS} requests wait for their forms already"))
+        self._forms_asked += 1
+        try:
+            async with asyncio.timeout(self._seconds), self._making:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
                 return await asyncio.to_thread(_made, self._served.forms, wanted)
-            except FormRefused as err:
-                raise _Refused(400, str(err), "invalid_response_format") from None
+        except FormRefused as err:
+            raise _Refused(400, str(err), "invalid_response_format") from None
+        except TimeoutError:
+            raise _Refused(504, f"the form was not made within {self._seconds:g} s", "timeout") from None
+        finally:
+            self._forms_asked -= 1
 
     def _order(
         self,

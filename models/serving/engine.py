@@ -192,9 +192,10 @@ class Engine:
                 _answer(compute, future)
             for ticket in begin:
                 self._begin(ticket)
-            due = self._rows.due
+            due: list[Row] = []
             try:
                 self._cut_cancelled()
+                due = self._rows.due
                 self._go_on(self._rows.read())
             except Exception:  # of whatever a request makes a model do; the message may tell of what was asked
                 self._fail([each for each in self._writing if each.row in due])

@@ -62,6 +62,7 @@ class _Prompt:
     ids: Sequence[int]
     begins_with: _Prefix | None
     cache: Any = None  # of the portions that were read
+    is_alone: bool = False  # to be read by itself, as one that was read with it makes the model fail
 
     @property
     def left(self) -> int:
@@ -128,7 +129,14 @@ class Rows:
                 return []
             group = _Group([prompt.row], prompt.cache)
         else:
-            group, states_RD = self._read_together(some)
+            lengths = [each.row.length for each in some]
+            try:
+                group, states_RD = self._read_together(some)
+            except Exception:  # of one of them, which then fails by itself
+                for each, length in zip(some, lengths, strict=True):
+                    each.row.length, each.is_alone = length, True
+                self._prompts = [*some, *self._prompts]
+                return []
         logits_RV = self._logits(states_RD)
         joined = next((each for each in self._groups if _fit(each, group)), None)
         if joined is None:
@@ -170,14 +178,15 @@ class Rows:
         if not self._prompts:
             return []
         first, *others = self._prompts
-        if not self._shares or self._reads_structure or first.cache is not None or first.left > PORTION:
+        is_alone = first.is_alone or first.cache is not None or first.left > PORTION
+        if not self._shares or self._reads_structure or is_alone:
             return [first]
         some, shortest, longest = [first], first.left, first.left
         for each in others:
             least, most = min(shortest, each.left), max(longest, each.left)
             is_like = most <= 2 * least + _LIKE and (len(some) + 1) * most <= PORTION
             same_start = each.begins_with is first.begins_with and each.row.length == first.row.length
-            if each.cache is None and is_like and same_start:
+            if each.cache is None and not each.is_alone and is_like and same_start:
                 some.append(each)
                 shortest, longest = least, most
         return some

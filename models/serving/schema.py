@@ -4,7 +4,7 @@ What is not served is refused by name, and never left out silently: an answer th
 than none.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -108,6 +108,12 @@ class _Writes(_Request):
     def _nothing_said(cls, fields: Any) -> Any:
         """Takes a null as if the field was left out, as clients write it."""
         return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
+
+    @model_validator(mode="after")
+    def _whole_form(self) -> Self:
+        if self.stops and not isinstance(self.response_format, AsText | None):
+            raise ValueError("a stop would cut an answer of a given form: leave one of them out")
+        return self
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from scipy import stats
@@ -5,7 +9,17 @@ from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
 from confide.kernels import formats
 from confide.kernels.errors import UnfitWeights
-from confide.kernels.formats import NF4_VALUES, BFloat16, Dense, FP8Block128, Int8Both, Int8Row, NF4Block64, Prepacked
+from confide.kernels.formats import (
+    NF4_VALUES,
+    BFloat16,
+    Dense,
+    FP8Block128,
+    Int8Both,
+    Int8Row,
+    NF4Block64,
+    Prepacked,
+    multiplies_bytes_exactly,
+)
 from confide.kernels.products import prepacks
 
 from .allocations import LargestAllocation
@@ -101,6 +115,12 @@ def test_int8_rounds_to_the_nearest_multiple_of_the_stored_scale(dtype):
             assert torch.equal(packed.codes_EOI[expert, row].double(), codes)
 
 
+exact_bytes = pytest.mark.skipif(
+    not multiplies_bytes_exactly(), reason="this processor adds products of bytes up in 16 bits"
+)
+
+
+@exact_bytes
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_bytes_times_bytes_are_the_products_of_what_two_bytes_a_number_stand_for(dtype):
     """By exact arithmetic of Python's integers."""
@@ -124,6 +144,30 @@ def test_bytes_times_bytes_are_the_products_of_what_two_bytes_a_number_stand_for
     assert not got[2].any()
 
 
+@pytest.mark.process
+def test_a_processor_that_adds_bytes_up_inexactly_multiplies_by_what_they_stand_for():
+    """oneDNN is told to use no more than AVX2, whose products of bytes leave 16 bits."""
+    program = """
+import torch
+from confide.kernels.formats import Int8Both, multiplies_bytes_exactly
+generator = torch.Generator().manual_seed(0)
+weights = Int8Both.quantised(torch.randn(1, 40, 512, generator=generator))
+x = torch.randn(6, 512, generator=generator)
+got, want = torch.empty(6, 40), x.double() @ weights.dense()[0].double().T
+weights.mm(0, x, got)
+print(multiplies_bytes_exactly(), float((got - want).abs().max()) < 1e-3)
+"""
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa}, capture_output=True, text=True, check=True,
+        ).stdout.split()
+        for isa in ("DEFAULT", "AVX2")
+    ]  # fmt: skip
+    assert found[1] == ["False", "True"]
+    assert found[0][0] == str(multiplies_bytes_exactly())
+
+
 def test_bytes_times_bytes_are_nearly_the_products_of_rows_that_are_not_rounded():
     weights = Int8Both.quantised(stack(1, 40, 200))
     x = stack(6, 200, seed=1)
@@ -134,8 +178,10 @@ def test_bytes_times_bytes_are_nearly_the_products_of_rows_that_are_not_rounded(
     assert ((got - want).abs() <= 1.001 * most + 1e-6 * want.abs()).all()
 
 
+@exact_bytes
 def test_bytes_times_bytes_have_the_same_bits_whatever_rows_are_beside_them():
     weights = Int8Both.quantised(stack(1, 130, 77))
+    weights.mm(0, torch.empty(0, 77), torch.empty(0, 130))
     x = stack(33, 77, seed=1) * 10 ** stack(33, 1, seed=2)
     together, alone, tiles = x.new_empty(33, 130), x.new_empty(1, 130), x.new_empty(3, 11, 130)
     weights.mm(0, x, together)

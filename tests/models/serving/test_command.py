@@ -95,7 +95,10 @@ def test_a_file_that_is_no_prefix_is_refused_before_a_model_is_loaded(tmp_path, 
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 1
     said = " ".join(found.output.split())
-    assert ("too many for a prefix" if content and len(content) > 9 else "cannot be read as a text") in said
+    wanted = (
+        "cannot be read: No such file" if content is None else "too many" if len(content) > 9 else "no text in UTF-8"
+    )
+    assert wanted in said
 
 
 def test_what_is_no_adapter_is_refused_in_a_sentence(parts, tmp_path):

@@ -277,6 +277,35 @@ def test_a_word_without_a_chance_is_never_drawn():
     assert 2000 < len(found) <= 4500
 
 
+def test_a_prompt_that_fails_leaves_those_that_are_read_beside_it_alone(served, other, engine):
+    kept = Heard()
+    engine.submit(order(served, "thyroid", "a cough", 400), kept)  # so that the others begin in one turn
+    heard = [Heard() for _ in range(2)]
+    bad = replace(order(served, "thyroid", "a cough"), ids=[5, 10**6, 7])
+    fine = replace(order(served, "loans", "a cough", 5), ids=[5, 6, 7])
+    with engine._changed:
+        for each, asked in zip(heard, (bad, fine), strict=True):
+            engine.submit(asked, each)
+    assert heard[0].reason == "failed"
+    assert heard[1].ids == alone(other, "loans", [5, 6, 7], 5)
+
+
+def test_a_prompt_that_fails_as_another_is_cancelled_is_told_its_end(served, other, engine, monkeypatch):
+    cut, tickets = Engine._cut_cancelled, []
+
+    def cancelling(self):
+        if tickets:
+            tickets[0].cancel()
+        cut(self)
+
+    monkeypatch.setattr(Engine, "_cut_cancelled", cancelling)
+    monkeypatch.setattr(Rows, "_read_portion", lambda self, prompt: 1 / 0)
+    heard = [Heard(), Heard()]
+    with engine._changed:
+        tickets += [engine.submit(order(served, "thyroid", "a cough " * 9), each) for each in heard]
+    assert [each.reason for each in heard] == ["cancelled", "failed"]
+
+
 def test_more_than_may_wait_are_refused_and_those_that_are_cancelled_make_room(served, engine):
     heard = [Heard() for _ in range(3)]
     running = [engine.submit(order(served, "thyroid", "x", 10_000), each) for each in heard]

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -23,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from starlette.responses import Response
 
 from confide.models.adapters.composing import Spent
-from confide.models.errors import ServiceRefused
+from confide.models.decoding.forms import Forms
+from confide.models.errors import FormRefused, ServiceRefused
 from confide.models.heads import pooled
 from confide.models.serving import server
 from confide.models.serving.schema import MAX_BODY
@@ -214,6 +216,49 @@ def test_a_form_that_cannot_be_kept_is_refused_in_a_sentence(client, wanted, sai
         assert found.status_code == 400
         assert said in found.text
         assert "Miller" not in found.text
+
+
+def test_a_stop_does_not_go_with_a_form(client):
+    asked = {"model": "loans", "prompt": "a", "stop": ".", "response_format": {"type": "json_object"}}
+    found = client._client.post("/completions", json=asked)
+    assert (found.status_code, "a stop would cut an answer of a given form" in found.text) == (400, True)
+    assert client._client.post("/completions", json=asked | {"response_format": {"type": "text"}}).status_code == 200
+
+
+def test_forms_that_wait_are_bounded_and_those_of_clients_that_left_are_not_made(served, monkeypatch):
+    made, goes_on = [], threading.Event()
+
+    def slow(self, schema):
+        made.append(schema)
+        goes_on.wait(10)
+        raise FormRefused("of a form")
+
+    monkeypatch.setattr(Forms, "json", slow)
+    asked = {"model": "loans", "prompt": "a", "response_format": {"type": "json_object"}}
+    with listening(served) as port, ThreadPoolExecutor(30) as pool:
+        url = f"http://127.0.0.1:{port}/v1/completions"
+
+        def ask(seconds):
+            try:
+                return httpx.post(url, json=asked, timeout=seconds).status_code
+            except httpx.ReadTimeout:
+                return None
+
+        left = [pool.submit(ask, 1.0) for _ in range(5)]
+        assert [each.result() for each in left] == [None] * 5
+        waiting = [pool.submit(ask, 30.0) for _ in range(20)]
+        while sum(each.done() for each in waiting) < 9:  # 16 wait, the one that is being made and those that left too
+            time.sleep(0.01)
+        goes_on.set()
+        codes = [each.result() for each in waiting]
+    assert codes.count(429) == 9
+    assert codes.count(400) == 11
+    assert len(made) == 12  # of those that left only what was begun before
+    monkeypatch.undo()
+    monkeypatch.setattr(Forms, "json", lambda self, schema: time.sleep(2))
+    with listening(served, bounds=Bounds(rows=4, waiting=6, seconds=0.5)) as port:
+        found = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=asked, timeout=30)
+    assert (found.status_code, "the form was not made within 0.5 s" in found.text) == (504, True)
 
 
 def test_models_are_listed_with_what_they_may_tell_of_a_person(client, port):
