@@ -46,7 +46,7 @@ RISK = (
     "mean income of borrowers was {income} dollars, and debts were {debts} % of it. {view: text 60}. Of them {risky} "
     "were graded D or worse, so the risk is {risk: low|moderate|high}."
 )
-ROWS = 32
+ROWS, PARTS = 32, ("reports", "cost", "hostile")
 HOSTILE: dict[str, dict[str, Any]] = {
     "100,000 alternatives": {"enum": [f"value {number}" for number in range(100_000)]},
     "3,000 alternatives": {"enum": [f"value {number}" for number in range(3000)]},
@@ -145,7 +145,7 @@ def reports(served: Served, template: str, rows: Iterable[dict[str, str]]) -> tu
 def cost(served: Served, rows: Iterable[dict[str, str]], rounds: int) -> float:
     """Ratio of seconds a token, with a form over without, on texts of equal prompts and lengths, in turn."""
     weights, orders = served.models[BACKBONE].weights, []
-    form = served.forms.regex(r"[\p{L} ,.'0-9-]{500,600}")
+    form = served.forms.regex("[a-zA-Z ,.'0-9-]{500,600}")
     for number, row in enumerate(rows):
         ids = served.prompt(", ".join(row.values()))
         orders.append(Order(ids=ids, weights=weights, longest=60, ends=frozenset(), temperature=1.0, seed=number))
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--reports", type=int, default=500, help="of each kind")
     parser.add_argument("--backbone", type=Path, help="a folder that `coordinator backbone import` wrote")
     parser.add_argument("--dir", type=Path, default=Path("serving"))
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     args.dir.mkdir(parents=True, exist_ok=True)
@@ -192,20 +193,20 @@ def main() -> None:
     count, rng = 4 if args.quick else args.reports, np.random.default_rng(0)
     kinds = {"discharge summary": (DISCHARGE, patients()), "risk report": (RISK, portfolios())}
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| model | report | complete | tokens/s |\n|---|---|---|---|")
+    print("| model | report | complete | tokens/s |\n|---|---|---|---|" if "reports" in args.part else "")
     firsts = []
-    for name, served in models.items():
+    for name, served in models.items() if "reports" in args.part else ():
         for kind, (template, rows) in kinds.items():
             some = [rows[place] for place in rng.choice(len(rows), count, replace=len(rows) < count)]
             complete, all_of_them, rate, first = reports(served, template, some)
             print(f"| {name} | {kind} | {complete} of {all_of_them} | {rate:.0f} |", flush=True)
             firsts.append(f"{name}: {first}")
     print("\n" + "\n".join(firsts) + "\n")
-    for name, served in models.items():
+    for name, served in models.items() if "cost" in args.part else ():
         times = cost(served, patients()[:16], 1 if args.quick else 5)
         print(f"A token with a form takes {times:.3f} times as long ({name}).", flush=True)
-    print("\n| schema | until it is made or refused | what is said |\n|---|---|---|")
-    for name, schema in HOSTILE.items():
+    print("\n| schema | until it is made or refused | what is said |\n|---|---|---|" if "hostile" in args.part else "")
+    for name, schema in HOSTILE.items() if "hostile" in args.part else ():
         print(f"| {name} | {refused_after(untrained, schema)} |", flush=True)
     for served in models.values():
         served.forms.close()

@@ -181,7 +181,7 @@ class Forms:
     def _form(self, grammar: str, what: str) -> Form:
         vocabulary = self._vocabulary
         if not self._trial.passes(grammar):
-            raise FormRefused(f"the {what} takes too long to prepare: it leaves too many ways open")
+            raise FormRefused(f"the {what} cannot be prepared in time: it leaves too many ways open")
         matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LIMITS)
         first = matcher.deep_copy()
         found = first.compute_bitmask()

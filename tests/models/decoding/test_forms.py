@@ -273,7 +273,7 @@ HOSTILE = {
     ),
     "takes minutes": (
         {"allOf": [{"type": "string", "pattern": f"a.{{{n}}}b"} for n in range(40)]},
-        "too long to prepare",
+        "cannot be prepared in time",
     ),
 }
 
@@ -401,12 +401,28 @@ def test_a_trial_that_somebody_ended_is_started_anew(tokenizer):
         found.json({"type": "boolean"})
     child = found._trial._process
     os.kill(child.pid, signal.SIGSTOP)
-    with pytest.raises(FormRefused, match="too long to prepare"):
+    with pytest.raises(FormRefused, match="cannot be prepared in time"):
         found.json({"type": "boolean"})
     found.json({"type": "boolean"})
     found.close()
     found.close()
     assert child.poll() is not None
+
+
+def test_a_grammar_of_which_the_process_dies_is_refused(tokenizer, monkeypatch):
+    found = Forms(tokenizer, len(tokenizer))
+    answers = Trial._answers
+
+    def dying(self, line, seconds):
+        answered = answers(self, line, seconds)
+        return answered if line == self._first else None
+
+    monkeypatch.setattr(Trial, "_answers", dying)
+    with pytest.raises(FormRefused, match="cannot be prepared in time"):
+        found.regex("a")
+    monkeypatch.undo()
+    found.regex("a")
+    found.close()
 
 
 def test_a_tokenizer_that_is_not_known_hinders_forms_alone():
