@@ -18,7 +18,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import torch
 from serving import asked, make_adapters, small_backbone
 
 from confide.models.backbones.smollm2 import import_smollm2
+from confide.models.decoding.forms import Form
 from confide.models.errors import FormRefused
 from confide.models.serving.engine import Engine, Order
 from confide.models.serving.served import BACKBONE, Served
@@ -142,22 +143,27 @@ def reports(served: Served, template: str, rows: Iterable[dict[str, str]]) -> tu
     return complete, len(rows), sum(map(len, ids)) / whole, texts[0]
 
 
-def cost(served: Served, rows: Iterable[dict[str, str]], rounds: int) -> float:
-    """Ratio of seconds a token, with a form over without, on texts of equal prompts and lengths, in turn."""
+def cost(served: Served, rows: Iterable[dict[str, str]], rounds: int) -> dict[str, float]:
+    """Ratio of seconds a token, with each form over without, on texts of equal prompts and lengths, in turn."""
+    forms: dict[str, Callable[[], Form | None]] = {
+        "none": lambda: None,
+        "JSON": lambda: served.forms.json({"type": "string", "minLength": 500, "maxLength": 600}),
+        "words of a report": lambda: served.forms.report("{own: text 600}", {}),
+    }
     weights, orders = served.models[BACKBONE].weights, []
-    form = served.forms.regex("[a-zA-Z ,.'0-9-]{500,600}")
     for number, row in enumerate(rows):
         ids = served.prompt(", ".join(row.values()))
         orders.append(Order(ids=ids, weights=weights, longest=60, ends=frozenset(), temperature=1.0, seed=number))
-    seconds: dict[bool, list[float]] = {False: [], True: []}
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(rounds):
-        for has_form, found in seconds.items():
+        for name, form in forms.items():
             engine = Engine(served.composition, words=served.requests.words, rows=8, waiting=len(orders))
-            given = [replace(each, form=form if has_form else None) for each in orders]
-            _, whole, ids = asked(engine, given, len(orders))
+            _, whole, ids = asked(engine, [replace(each, form=form()) for each in orders], len(orders))
             engine.stop()
-            found.append(whole / sum(map(len, ids)))
-    return statistics.median(seconds[True]) / statistics.median(seconds[False])
+            if any(len(own) < 60 for own in ids):
+                raise RuntimeError("a text was not written to its end")
+            seconds[name].append(whole / sum(map(len, ids)))
+    return {name: statistics.median(own) / statistics.median(seconds["none"]) for name, own in seconds.items()}
 
 
 def refused_after(served: Served, schema: dict[str, Any]) -> str:
@@ -203,8 +209,8 @@ def main() -> None:
             firsts.append(f"{name}: {first}")
     print("\n" + "\n".join(firsts) + "\n")
     for name, served in models.items() if "cost" in args.part else ():
-        times = cost(served, patients()[:16], 1 if args.quick else 5)
-        print(f"A token with a form takes {times:.3f} times as long ({name}).", flush=True)
+        for form, times in cost(served, patients()[:16], 1 if args.quick else 5).items():
+            print(f"{name}, form {form}: a token takes {times:.3f} times as long as without", flush=True)
     print("\n| schema | until it is made or refused | what is said |\n|---|---|---|" if "hostile" in args.part else "")
     for name, schema in HOSTILE.items() if "hostile" in args.part else ():
         print(f"| {name} | {refused_after(untrained, schema)} |", flush=True)

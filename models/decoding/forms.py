@@ -13,6 +13,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,8 @@ _KNOWN = KEYWORDS | {
     "unevaluatedProperties", "additionalItems", "$id", "$anchor", "$dynamicRef", "contentEncoding",
 }  # fmt: skip
 
+_beside = ThreadPoolExecutor(max_workers=2, thread_name_prefix="confide-forms")
+
 _SLOT = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})(?::([^{}]*))?\}|[{}]")
 _WORDS = re.compile(r" *text +([0-9]{1,4}) *")
 _TWO_AND_HALF = "两兩俩倆双雙半皕"  # which Unicode does not call numeric
@@ -69,15 +72,19 @@ _MOST_WORDS = 2000  # characters of all slots together
 
 
 class Following:
-    """A text that is being written in a form."""
+    """A text that is being written in a form.
+
+    Which words may come next is found out in another thread, while the model reads the last one.
+    """
 
     def __init__(self, matcher: LLMatcher, words: int) -> None:
         self._matcher, self._words = matcher, words
+        self._look_ahead()
 
     @property
     def may_end(self) -> bool:
         """True if the text has the form as it stands."""
-        return bool(self._matcher.is_accepting())
+        return self._may_end
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Returns bool [words], those that may come next; words that end a text are none.
@@ -85,7 +92,7 @@ class Following:
         Raises:
             FormRefused: nothing may come and the text may not end, or finding out takes too much work.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        bits = np.frombuffer(self._bits.result(), dtype=np.uint8)
         found = np.unpackbits(bits, bitorder="little")[: self._words].view(np.bool_)
         if self._matcher.is_error() or not (found.any() or self.may_end):
             raise FormRefused("the form cannot be followed any further")
@@ -93,8 +100,16 @@ class Following:
 
     def take(self, word: int) -> bool:
         """Goes on by a word that was allowed; returns True if the text now has the form and nothing may follow."""
+        self._bits.result()
         self._matcher.consume_token(word)
-        return self.may_end and bool(self._matcher.is_stopped())
+        return self._look_ahead()
+
+    def _look_ahead(self) -> bool:
+        """Begins to find out what may come next; returns True if nothing may."""
+        self._may_end = bool(self._matcher.is_accepting())
+        is_whole = self._may_end and bool(self._matcher.is_stopped())
+        self._bits = _beside.submit(self._matcher.compute_bitmask)  # while it runs, nothing else can be asked
+        return is_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import IO
 
+import psutil
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 LIMITS = LLParserLimits(
@@ -20,6 +21,8 @@ LIMITS = LLParserLimits(
     max_lexer_states=100_000, max_grammar_size=500_000, precompute_large_lexemes=False, verbose_errors=False,
 )  # fmt: skip
 _START_S = 60.0  # for the process to start and read the vocabulary
+_LOOK_S = 0.02  # between two looks at what it has spent
+_PATIENCE = 4  # times as long may pass as it may spend: other work shares the machine
 
 
 def vocabulary_of(definition: str, words: int, end: int) -> LLTokenizer:
@@ -31,7 +34,7 @@ class Trial:
     """A process that tries grammars."""
 
     def __init__(self, definition: str, words: int, end: int, *, seconds: float) -> None:
-        """Takes what `vocabulary_of` takes, and the time that a grammar may take."""
+        """Takes what `vocabulary_of` takes, and the processor time that a grammar may take."""
         self._first = json.dumps([definition, words, end])
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
@@ -78,12 +81,13 @@ class Trial:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             return None
-        ends = time.monotonic() + seconds
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            work = psutil.Process(process.pid)
+            before, ends = sum(work.cpu_times()[:2]), time.monotonic() + _PATIENCE * seconds
             print(line, file=process.stdin, flush=True)
-            ready, _, _ = select.select([process.stdout], [], [], max(0.0, ends - time.monotonic()))
-            if not ready:
-                return False
+            while not select.select([process.stdout], [], [], _LOOK_S)[0]:
+                if sum(work.cpu_times()[:2]) - before > seconds or time.monotonic() > ends:
+                    return False
             return True if process.stdout.readline() else None
         return None
 
