@@ -225,7 +225,8 @@ def test_as_many_headers_as_are_allowed_pass(gate: Gate) -> None:
 def test_a_known_connection_s_head_is_bounded_too(gate: Gate) -> None:
     caller = gate.call(gate.open())
     assert caller.ask(gate.nodes["north"]) == 200
-    caller.link.sendall(b"POST / HTTP/1.1\r\nlong: " + b"a" * (300 << 10))
+    with suppress(OSError):  # the gate may end the connection before all of it is sent
+        caller.link.sendall(b"POST / HTTP/1.1\r\nlong: " + b"a" * (300 << 10))
     assert caller.wait_for_end()
 
 
