@@ -15,6 +15,7 @@ docs/benchmarks/serving.md.
 """
 
 import argparse
+import re
 import statistics
 import sys
 import time
@@ -89,30 +90,23 @@ def portfolios() -> list[dict[str, str]]:
 
 def is_complete(text: str, template: str, given: dict[str, str]) -> bool:
     """True if a report has every given figure in its sentence and no other figure; found without any form."""
-    rest, parts = text, template.replace("}", "{").split("{")  # text, slot, text, ...
-    pieces: list[str] = []  # what the model wrote
-    for place, part in enumerate(parts):
-        name = part.partition(":")[0]
-        wanted = part if place % 2 == 0 else given.get(name)
-        if wanted is None:
-            pieces.append("")
-            continue
-        before, found, rest = rest.partition(wanted)
-        if not found and wanted:
-            return False
-        if before and (place == 0 or not pieces or parts[place - 1].partition(":")[0] in given):
-            return False
-        if before:
-            pieces[-1] = before
-    if rest or not all(piece.strip() for piece in pieces):
-        return False
-    rules = [part.partition(":")[2].strip() for place, part in enumerate(parts) if place % 2 and part not in given]
-    for piece, rule in zip(pieces, rules, strict=True):
-        if any(letter.isnumeric() for letter in piece):
-            return False
-        if "|" in rule and piece not in rule.split("|"):
-            return False
-    return True
+    wanted, rules = "", []
+    for place, part in enumerate(template.replace("}", "{").split("{")):  # text, slot, text, ...
+        name, _, rule = part.partition(":")
+        if place % 2 == 0:
+            wanted += re.escape(part)
+        elif rule:
+            wanted += "(.+?)"
+            rules.append(rule.strip())
+        else:
+            wanted += re.escape(given[name])
+    found = re.fullmatch(wanted, text)
+    return found is not None and all(
+        piece.strip()
+        and not any(map(str.isnumeric, piece))
+        and ("|" not in rule or piece in rule.split("|"))
+        for piece, rule in zip(found.groups(), rules, strict=True)
+    )  # fmt: skip
 
 
 def reports(served: Served, template: str, rows: Iterable[dict[str, str]]) -> tuple[int, int, float, str]:

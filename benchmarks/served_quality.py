@@ -49,7 +49,7 @@ def fit(model: StudyModel, ids_RT: np.ndarray, targets_RT: np.ndarray) -> None:
 
 
 def held_out(records: Path) -> list[tuple[str, str]]:
-    """(prompt as the study's template has it, chapter) of every held-out text."""
+    """(text, chapter) of every held-out record."""
     found = []
     for path in sorted(records.rglob("heldout.csv")):
         with path.open(encoding="utf-8", newline="") as file:

@@ -16,9 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,29 +80,20 @@ def asked(model: str, clients: int, requests: int, longest: int) -> tuple[list[f
     """(seconds of each request, tokens a second of all together)."""
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, int(rng.integers(4, 41)))) for _ in range(clients * requests)]
-    waiting, seconds, tokens, lock = texts[::-1], [], [], threading.Lock()
+    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=600) as http:
 
-    def client() -> None:
-        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=600) as http:
-            while True:
-                with lock:
-                    if not waiting:
-                        return
-                    text = waiting.pop()
-                asks = [{"role": "user", "content": f"Say what this is: {text}"}]
-                body = {"model": model, "messages": asks, "max_tokens": longest, "temperature": 0}
-                began = time.perf_counter()
-                answer = http.post("/v1/chat/completions", json=body).raise_for_status().json()
-                seconds.append(time.perf_counter() - began)
-                tokens.append(answer["usage"]["completion_tokens"])
+        def ask(text: str) -> tuple[float, int]:
+            asks = [{"role": "user", "content": f"Say what this is: {text}"}]
+            body = {"model": model, "messages": asks, "max_tokens": longest, "temperature": 0}
+            began = time.perf_counter()
+            answer = http.post("/v1/chat/completions", json=body).raise_for_status().json()
+            return time.perf_counter() - began, answer["usage"]["completion_tokens"]
 
-    began = time.perf_counter()
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return seconds, sum(tokens) / (time.perf_counter() - began)
+        began = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:  # each asks again when it is answered
+            found = list(pool.map(ask, texts))
+        whole = time.perf_counter() - began
+    return [seconds for seconds, _ in found], sum(tokens for _, tokens in found) / whole
 
 
 def main() -> None:

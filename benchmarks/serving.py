@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,34 +77,24 @@ def orders(served: Served, count: int, longest: int) -> list[Order]:
 
 def asked(engine: Engine, work: Sequence[Order], clients: int) -> tuple[list[float], float, list[list[int]]]:
     """Seconds of each request, of all together, and the tokens of each."""
-    seconds, texts = [0.0] * len(work), [[] for _ in work]
-    waiting, lock = list(range(len(work)))[::-1], threading.Lock()
 
-    def client() -> None:
-        while True:
-            with lock:
-                if not waiting:
-                    return
-                place = waiting.pop()
-            ended, began = threading.Event(), time.perf_counter()
+    def ask(order: Order) -> tuple[float, list[int]]:
+        ids, ended, began = [], threading.Event(), time.perf_counter()
 
-            def tell(event: Event, place: int = place, ended: threading.Event = ended) -> None:
-                if isinstance(event, Token):
-                    texts[place].append(event.id)
-                elif isinstance(event, End):
-                    ended.set()
+        def tell(event: Event) -> None:
+            if isinstance(event, Token):
+                ids.append(event.id)
+            elif isinstance(event, End):
+                ended.set()
 
-            engine.submit(work[place], tell)
-            ended.wait()
-            seconds[place] = time.perf_counter() - began
+        engine.submit(order, tell)
+        ended.wait()
+        return time.perf_counter() - began, ids
 
     started = time.perf_counter()
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return seconds, time.perf_counter() - started, texts
+    with ThreadPoolExecutor(clients) as pool:  # each asks again when it is answered
+        found = list(pool.map(ask, work))
+    return [seconds for seconds, _ in found], time.perf_counter() - started, [ids for _, ids in found]
 
 
 def measure(plain: Served, packed: Served, clients: int, requests: int, longest: int) -> str:

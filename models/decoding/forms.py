@@ -1,9 +1,9 @@
 """Forms that a written text must have: JSON of a schema, a regular expression, a report around given figures.
 
-A form says before each word which ones may come. Its automata are llguidance's (MIT; the engine of vLLM, SGLang and
-llama.cpp): they are built while a text is written and within limits of memory and work, so a hostile form ends its own
-text and no other. What is asked for is bounded before that: `Forms` takes the keywords of JSON Schema that are kept in
-full and refuses all others, and schemas that no text could ever complete.
+A form says before each word which ones may come. Its automata are llguidance's (MIT), as vLLM, SGLang and llama.cpp
+offer them too: they are built while a text is written and within limits of memory and work, so a hostile form ends its
+own text and no other. What is asked for is bounded before that: `Forms` takes the keywords of JSON Schema that are kept
+in full and refuses all others, and schemas that no text could ever complete.
 """
 
 import functools
@@ -92,11 +92,12 @@ class Following:
         Raises:
             FormRefused: nothing may come and the text may not end, or finding out takes too much work.
         """
-        bits = np.frombuffer(self._bits.result(), dtype=np.uint8)
-        found = np.unpackbits(bits, bitorder="little")[: self._words].view(np.bool_)
-        if self._matcher.is_error() or not (found.any() or self.may_end):
-            raise FormRefused("the form cannot be followed any further")
-        return found
+        if self._bits.exception() is None and not self._matcher.is_error():
+            bits = np.frombuffer(self._bits.result(), dtype=np.uint8)
+            found = np.unpackbits(bits, bitorder="little")[: self._words].view(np.bool_)
+            if found.any() or self.may_end:
+                return found
+        raise FormRefused("the form cannot be followed any further")
 
     def take(self, word: int) -> bool:
         """Goes on by a word that was allowed; returns True if the text now has the form and nothing may follow."""
@@ -108,7 +109,8 @@ class Following:
         """Begins to find out what may come next; returns True if nothing may."""
         self._may_end = bool(self._matcher.is_accepting())
         is_whole = self._may_end and bool(self._matcher.is_stopped())
-        self._bits = _beside.submit(self._matcher.compute_bitmask)  # while it runs, nothing else can be asked
+        if not is_whole:
+            self._bits = _beside.submit(self._matcher.compute_bitmask)  # while it runs, nothing else can be asked
         return is_whole
 
 
@@ -133,14 +135,19 @@ class Forms:
         Args:
             words: that can be written; one more than the largest id.
         """
-        core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._tokenizer, self._words = tokenizer, words
+        self._trial = Trial(lambda: self._given, seconds=_SECONDS)
+
+    @functools.cached_property
+    def _given(self) -> tuple[str, int, int]:
+        """The tokenizer's definition, how many words it has, and the one that ends a form."""
+        core = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
         core.no_padding()
         core.no_truncation()
         # llguidance wants one word that ends texts, and ours may have several or none: it gets one of its own.
         core.add_special_tokens([_END])
         end = int(core.token_to_id(_END) or 0)
-        self._words, self._given = words, (core.to_str(), max(words, end + 1), end)
-        self._trial = Trial(*self._given, seconds=_SECONDS)
+        return core.to_str(), max(self._words, end + 1), end
 
     @functools.cached_property
     def _vocabulary(self) -> LLTokenizer:

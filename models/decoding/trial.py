@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import IO
 
 import psutil
@@ -33,10 +34,9 @@ def vocabulary_of(definition: str, words: int, end: int) -> LLTokenizer:
 class Trial:
     """A process that tries grammars."""
 
-    def __init__(self, definition: str, words: int, end: int, *, seconds: float) -> None:
-        """Takes what `vocabulary_of` takes, and the processor time that a grammar may take."""
-        self._first = json.dumps([definition, words, end])
-        self._seconds = seconds
+    def __init__(self, vocabulary: Callable[[], tuple[str, int, int]], *, seconds: float) -> None:
+        """Takes a way to what `vocabulary_of` takes, and the processor time that a grammar may take."""
+        self._vocabulary, self._seconds = vocabulary, seconds
         self._process: subprocess.Popen[str] | None = None
         self._one_at_a_time = threading.Lock()
 
@@ -69,10 +69,11 @@ class Trial:
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # what breaks it may say what was asked
             text=True,
             start_new_session=True,
         )
-        if not self._answers(self._first, _START_S):
+        if not self._answers(json.dumps(self._vocabulary()), _START_S):
             self._end()
             raise OSError("the process that tries grammars does not start")
 

@@ -187,8 +187,8 @@ class Service:
         ids = self._served.prompt(asked.prompt)
         if not ids:
             raise _Refused(400, "prompt is empty, and the backbone has no word that begins a text", "invalid_prompt")
-        order = self._order(model, asked, ids, asked.max_tokens, await self._form(request, asked.response_format))
-        return await self._answered(request, asked, order, _AsText(model.name, asked, self._served, ids))
+        order = await self._order(request, model, asked, ids, asked.max_tokens)
+        return await self._answered(request, asked, order, _CompletionAnswer(model.name, asked, self._served, ids))
 
     async def _chat(self, request: Request) -> Response:
         asked = await _read(request, Chat)
@@ -204,8 +204,8 @@ class Service:
             ids, ends = self._served.requests.chat(roles, texts), self._served.requests.turn_ends(roles)
         except InvalidPrompt as err:
             raise _Refused(400, str(err), "no_chat_template") from None
-        order = self._order(model, asked, ids, asked.longest, await self._form(request, asked.response_format), ends)
-        return await self._answered(request, asked, order, _AsChat(model.name, asked, self._served, ids))
+        order = await self._order(request, model, asked, ids, asked.longest, ends)
+        return await self._answered(request, asked, order, _ChatAnswer(model.name, asked, self._served, ids))
 
     async def _classify(self, request: Request) -> Response:
         asked = await _read(request, Question)
@@ -273,13 +273,13 @@ class Service:
         finally:
             self._forms_asked -= 1
 
-    def _order(
+    async def _order(
         self,
+        request: Request,
         model: Model,
         asked: Completion | Chat,
         ids: list[int],
         longest: int,
-        form: Form | None,
         ends: Set[int] = frozenset(),
     ) -> Order:
         room = self._served.longest - len(ids)
@@ -298,10 +298,10 @@ class Service:
             top_p=asked.top_p,
             seed=None if asked.seed is None else asked.seed % 2**64,
             logprobs=asked.told or 0,
-            form=form,
+            form=await self._form(request, asked.response_format),
         )
 
-    async def _answered(self, request: Request, asked: Completion | Chat, order: Order, form: "_Form") -> Response:
+    async def _answered(self, request: Request, asked: Completion | Chat, order: Order, answer: "_Answer") -> Response:
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop, began = asyncio.get_running_loop(), time.perf_counter()
 
@@ -313,10 +313,10 @@ class Service:
             ticket = self._engine.submit(order, tell)
         except Busy as err:
             raise self._busy(err) from None
-        pieces = self._pieces(ticket, events, form, began)
+        pieces = self._pieces(ticket, events, answer, began)
         if asked.stream:
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return _Streamed(ticket, _stream(pieces, form, order, with_usage=with_usage))
+            return _Streamed(ticket, _stream(pieces, answer, order, with_usage=with_usage))
         gone = asyncio.create_task(_until_gone(request))
         try:
             writing = asyncio.create_task(_all(pieces))
@@ -332,10 +332,10 @@ class Service:
             raise _Refused(503, "the model could not write this; the server goes on", "not_written")
         if reason == "late":
             raise _Refused(504, f"not written within {self._seconds:g} s; ask for fewer tokens", "timeout")
-        return JSONResponse(form.whole(order, reason))
+        return JSONResponse(answer.whole(order, reason))
 
     async def _pieces(
-        self, ticket: Ticket, events: "asyncio.Queue[Event]", form: "_Form", began: float
+        self, ticket: Ticket, events: "asyncio.Queue[Event]", answer: "_Answer", began: float
     ) -> AsyncGenerator[tuple[str, str | None]]:
         """Yields (text that is new, None) as it is written, and at the end ("", the reason)."""
         try:
@@ -344,14 +344,14 @@ class Service:
                 try:
                     event = await asyncio.wait_for(events.get(), max(0.001, left))
                 except TimeoutError:
-                    yield form.cut(), None
+                    yield answer.cut(), None
                     yield "", "late"
                     return
                 if isinstance(event, End):
-                    yield form.cut(), None
+                    yield answer.cut(), None
                     yield "", event.reason
                     return
-                piece, is_stopped = form.take(event)
+                piece, is_stopped = answer.take(event)
                 if piece:
                     yield piece, None
                 if is_stopped:
@@ -389,7 +389,7 @@ class _Streamed(StreamingResponse):
             self._ticket.cancel()
 
 
-class _Form:
+class _Answer:
     """A text as it grows, and the objects in which OpenAI's API tells of it."""
 
     object_whole, object_piece, prefix = "", "", ""
@@ -478,7 +478,7 @@ class _Form:
         raise NotImplementedError
 
 
-class _AsText(_Form):
+class _CompletionAnswer(_Answer):
     object_whole = object_piece = "text_completion"
     prefix = "cmpl"
 
@@ -502,7 +502,7 @@ class _AsText(_Form):
         }
 
 
-class _AsChat(_Form):
+class _ChatAnswer(_Answer):
     object_whole, object_piece, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def _body(self, text: str) -> dict[str, Any]:
@@ -536,16 +536,16 @@ async def _all(pieces: AsyncGenerator[tuple[str, str | None]]) -> str:
 
 
 async def _stream(
-    pieces: AsyncGenerator[tuple[str, str | None]], form: _Form, order: Order, *, with_usage: bool
+    pieces: AsyncGenerator[tuple[str, str | None]], answer: _Answer, order: Order, *, with_usage: bool
 ) -> AsyncIterator[str]:
     async with aclosing(pieces):  # a client that goes away ends what is written for it
         async for text, reason in pieces:
             if reason in ("failed", "cancelled", "late"):
                 yield _line({"error": {"message": "the text broke off", "type": "server_error", "code": reason}})
             elif text or reason is not None:
-                yield _line(form.piece(text, reason))
+                yield _line(answer.piece(text, reason))
     if with_usage:
-        yield _line(form.last(order))
+        yield _line(answer.last(order))
     yield "data: [DONE]\n\n"
 
 

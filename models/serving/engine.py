@@ -84,7 +84,7 @@ class _Writing:
     ticket: Ticket
     row: Row
     rng: np.random.Generator
-    form: Following | None  # as far as the text has it
+    following: Following | None  # the order's form, as far as the text has it
     count: int = 0  # tokens that were written
 
 
@@ -235,10 +235,10 @@ class Engine:
 
     def _write(self, writing: _Writing, logits_V: Tensor) -> bool:
         """Writes the next token of a text; True if that is its end."""
-        order, form = writing.ticket.order, writing.form
+        order, following = writing.ticket.order, writing.following
         logprobs_V = logits_V[: self._words].double().log_softmax(0)
         try:
-            within_V = logprobs_V if form is None else _within(logprobs_V, form, order.ends)
+            within_V = logprobs_V if following is None else _within(logprobs_V, following, order.ends)
         except FormRefused:  # of this text alone
             writing.ticket.tell(End("failed"))
             return True
@@ -252,7 +252,7 @@ class Engine:
         writing.count += 1
         self.written += 1
         writing.ticket.tell(Token(token, float(logprobs_V[token]), likeliest))
-        if form is not None and form.take(token):
+        if following is not None and following.take(token):
             writing.ticket.tell(End("stop"))
             return True
         if writing.count >= order.longest:
@@ -281,10 +281,10 @@ def _answer(compute: Callable[[], Any], future: "Future[Any]") -> None:
         future.set_exception(err)
 
 
-def _within(logprobs_V: Tensor, form: Following, ends: Collection[int]) -> Tensor:
+def _within(logprobs_V: Tensor, following: Following, ends: Collection[int]) -> Tensor:
     """The logarithms of chances, but for words that may not come next in a form, or not end the text yet."""
-    allowed = form.allowed()
-    allowed[[end for end in ends if end < len(allowed)]] = form.may_end
+    allowed = following.allowed()
+    allowed[[end for end in ends if end < len(allowed)]] = following.may_end
     is_allowed_V = torch.from_numpy(allowed).to(logprobs_V.device)
     return logprobs_V.masked_fill(~is_allowed_V, -torch.inf)
 

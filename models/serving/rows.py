@@ -94,10 +94,12 @@ class Rows:
 
     def keep(self, weights: tuple[float, ...], ids: Sequence[int]) -> None:
         """Reads what prompts for the adapters of these weights may begin with; nothing if texts share no cache."""
+        if len(ids) < _WORTH or self._reads_structure or self._shares is False:
+            return
         prompt = _Prompt(Row(weights), ids, None)
-        while prompt.left and self._shares is not False and not self._reads_structure:
+        while prompt.left:
             self._read_portion(prompt)
-        if prompt.left == 0 and len(ids) >= _WORTH and self._shares:
+        if self._shares:  # which the first of all prompts has shown
             self._prefixes.append(_Prefix(weights, tuple(ids), prompt.cache))
 
     def begin(self, row: Row, ids: Sequence[int]) -> int:
