@@ -206,15 +206,11 @@ def _build_of_public(
 
 
 def _import_recipe(recipe: Recipe, directory: Path, as_json: bool) -> None:
+    from ...models.backbones.importing import import_recipe
     from ...models.backbones.loading import describe
-    from ...models.backbones.smollm2 import import_smollm2, import_smollm2_moe
 
-    difference = None
     with err.status("Converting, and comparing with the source"):
-        if recipe is Recipe.SMOLLM2:
-            import_smollm2(directory)
-        else:
-            difference = import_smollm2_moe(directory).logit_difference
+        difference = import_recipe(recipe.value, directory)
     show_imported(directory, describe(directory), (), as_json, logit_difference=difference)
 
 

@@ -195,14 +195,14 @@ def _build_backbone_of_public(draft: StudyDraft, directory: Path, console: Conso
 
 def _import_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
     """Imports SmolLM2, and takes moments from the example's public texts if a head is to read documents."""
+    from ...models.backbones.importing import import_recipe
     from ...models.backbones.moments import take_moments
-    from ...models.backbones.smollm2 import import_smollm2
 
     has_head = draft.data.kind.head == "pooled"
     imported = directory.with_name("smollm2") if has_head else directory
     if not imported.exists():
         with console.status("Writing SmolLM2-135M-Instruct, and comparing it with its source"):
-            import_smollm2(imported)
+            import_recipe("smollm2", imported)
     if has_head:
         texts = _load(_example_file(draft.name, "prepare.py")).public_texts()
         with Progress(console=console, transient=True) as progress:

@@ -24,11 +24,10 @@ False
 
 from .card import ModelCard
 from .factors import AdapterConfig
-from .layout import AdapterLayout
 from .lora import AdaptedModel, attach
 from .peft_export import export
 
 __all__ = [
-    "AdaptedModel", "AdapterConfig", "AdapterLayout", "ModelCard", "attach", "combining", "composing", "export",
-    "merging", "prototype",
+    "AdaptedModel", "AdapterConfig", "ModelCard", "attach", "combining", "composing", "export", "merging",
+    "prototype",
 ]  # fmt: skip

@@ -17,7 +17,6 @@ Legend: `R` rows (requests), `T` tokens, `K` adapters, `S` length of a signature
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,9 +33,10 @@ from ..backbones import loading
 from ..errors import CombinationRefused
 from ..heads import PooledHead, pooled
 from ..heads.signature import signatures
+from .attaching import attached, places
 from .combining import stack
-from .factors import LAYER, AdapterConfig, Pair
-from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, attach
+from .factors import Pair
+from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import Released, read
 from .provenance import Source as Source
 from .provenance import Spent as Spent
@@ -45,7 +45,6 @@ from .provenance import added_up as added_up
 TEMPERATURE = 0.05  # of cosines: an adapter that is nearer by this counts e times as much
 FLOOR = 0.25  # cosine at which the backbone alone counts as much as an adapter
 Frozen = Literal["float32", "int8"]  # how the weights of a backbone that answers are held
-_NAME = re.compile(r"base_model\.model\.(.+?)(\.base_layer)?\.lora_(embedding_)?\{\}(\.weight)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,15 +212,15 @@ def compose(
             quantise_linear(loaded.model, ["lm_head"], Int8Row.quantised)
         multiply_in_integers(loaded.model)
     head, weights_K = _heads(adapters, loaded) if with_heads else (None, None)
-    places = _places(whole)
+    by_module = places(whole)
     # Heads alone adapt nothing, and a model with neither would not be one to attach to.
-    adapted = _attached(loaded.model, whole, places, head if head is not None or places else loaded.head())
+    adapted = attached(loaded.model, whole, None if by_module else head or loaded.head())
     owners: dict[nn.Module, Tensor] = {
-        adapted.adapters[name]: _owner(keys, adapters, whole.rank) for name, keys in places.items()
+        adapted.adapters[name]: _owner(keys, adapters, whole.rank) for name, keys in by_module.items()
     }
     directions: dict[nn.Module, Tensor] = {
         adapted.adapters[name]: _directions(keys[0], adapters)
-        for name, keys in places.items()
+        for name, keys in by_module.items()
         if not isinstance(adapted.adapters[name], LoRAEmbedding)
     }
     has_moments = isinstance(loaded, loading.RecordBackbone) or loaded.moments is not None
@@ -255,53 +254,6 @@ def _heads(
         raise CombinationRefused("the adapters' heads do not read the pooled states of this backbone")
     rows = [each["weight"].reshape(-1, each["weight"].shape[-1]) for each in heads if each is not None]
     return head, torch.stack(rows)
-
-
-def _places(whole: Released) -> dict[str, list[str]]:
-    """Names of the pairs by the full name of the module that they adapt; of a bank gate_up_proj's first."""
-    places: dict[str, list[str]] = {}
-    for key in sorted(whole.pairs, key=lambda key: ".base_layer." not in key):
-        match = _NAME.fullmatch(key)
-        if match is None:
-            raise CombinationRefused(f"{key.format('*')} is no name that an adapted module has")
-        places.setdefault(match[1], []).append(key)
-    return places
-
-
-def _attached(model: Any, whole: Released, places: dict[str, list[str]], head: PooledHead | None) -> AdaptedModel:
-    """Puts the factors of all adapters into the model, and adapters nowhere else."""
-    layers = [LAYER.search(name) for name in places]
-    within = tuple(sorted({int(found[1]) for found in layers if found})) if all(layers) and layers else None
-    config = AdapterConfig(
-        rank=whole.rank,
-        alpha=whole.alpha,
-        targets=tuple(sorted({name.rpartition(".")[2] for name in places})),
-        seed="composed",
-        layers=within,
-    )
-    adapted = attach(model, config, head=None if places else head)  # heads alone adapt nothing
-    if missing := sorted(places.keys() - adapted.adapters.keys()):
-        raise CombinationRefused(f"the backbone has no {missing[0]} that could take an adapter")
-    for name, adapter in list(adapted.adapters.items()):
-        if name in places:
-            _fill(adapter, name, [whole.pairs[key] for key in places[name]])
-        else:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, adapter.base)
-            del adapted.adapters[name]
-    return adapted
-
-
-@torch.no_grad()
-def _fill(adapter: Adapter, name: str, pairs: Sequence[Pair]) -> None:
-    factors = list(adapter.named_factors().values())
-    given = [tensor for pair in pairs for tensor in pair]
-    is_bank = isinstance(adapter, LoRAExperts)
-    if len(pairs) != 1 + is_bank or any(a.shape != b.shape for a, b in zip(factors, given, strict=True)):
-        raise CombinationRefused(f"{name} of the backbone has another shape than the adapters are for")
-    for factor, tensor in zip(factors, given, strict=True):
-        factor.copy_(tensor)
-        factor.requires_grad_(False)
 
 
 def _owner(keys: Sequence[str], adapters: Sequence[Released], rank: int) -> Tensor:

@@ -29,6 +29,6 @@ The modules that a study may adapt, and the families, without loading a model:
 """
 
 __all__ = [
-    "checkpoints", "families", "family",
-    "importing", "loading", "moments", "pretraining", "public_tokens", "smollm2", "text_pretraining",
+    "balancing", "checkpoints", "families", "family",
+    "importing", "loading", "moments", "pretraining", "public_tokens", "text_pretraining",
 ]  # fmt: skip

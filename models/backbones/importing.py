@@ -20,6 +20,7 @@ from . import checkpoints, soundness
 from .checkpoints import CHAT_TEMPLATE, INDEX, ORIGIN, Claims, Origin
 from .loading import Description, describe
 from .published import LEGACY_CHAT_TEMPLATE, Published, read_published
+from .smollm2 import import_smollm2, import_smollm2_moe
 
 _BLOCK = 2**23  # bytes copied at a time
 _NOT_STATED = "not stated"
@@ -79,6 +80,29 @@ def import_checkpoint(
             checkpoints.write_json(partial / ORIGIN, _origin(found, digests, claims or Claims()).to_dict())
             description = describe(partial)
     return Imported(description, tuple(sorted({*digests, ORIGIN})), _left(found, digests))
+
+
+def import_recipe(name: str, directory: Path) -> float | None:
+    """Writes a model that comes in a Python package, and reads it back.
+
+    Args:
+        name: smollm2; or smollm2-moe, the same rewritten as a DeepSeek-V3 of experts.
+        directory: must not exist.
+
+    Returns:
+        The largest difference of a logit to the source's, of a model that was rewritten.
+
+    Raises:
+        InvalidBackbone: there is no such model, or what was written is not the source; nothing was written.
+        SourceMissing: a package is not installed, or its file is another.
+        FileExistsError: `directory` exists already.
+    """
+    if name == "smollm2":
+        import_smollm2(directory)
+        return None
+    if name == "smollm2-moe":
+        return import_smollm2_moe(directory).logit_difference
+    raise InvalidBackbone(f"there is no model {name[:40]!r} in a package; there are smollm2 and smollm2-moe")
 
 
 def check_checkpoint(source: Path, *, progress: Progress | None = None) -> Checked:

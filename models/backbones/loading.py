@@ -141,14 +141,26 @@ def save(
     """
     _check_fit(model, schema, center, whiten)
     with new_directory(directory) as partial:
-        with checkpoints.quietly():
-            model.save_pretrained(partial, safe_serialization=True)
-        save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / POOLING)
-        (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
-        if len(parts) > 1:
-            names = [[field.name for field in part.fields()] for part in parts]
-            (partial / _PARTS).write_text(json.dumps(names) + "\n", encoding="utf-8")
+        write(model, schema, center, whiten, partial, parts)
         return backbone_hash(partial)
+
+
+def write(
+    model: PreTrainedModel,
+    schema: RecordSchema,
+    center: torch.Tensor,
+    whiten: torch.Tensor,
+    directory: Path,
+    parts: Sequence[RecordSchema] = (),
+) -> None:
+    """Writes the files of a backbone into a folder that is being made; arguments are those of `save`."""
+    with checkpoints.quietly():
+        model.save_pretrained(directory, safe_serialization=True)
+    save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, directory / POOLING)
+    (directory / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if len(parts) > 1:
+        names = [[field.name for field in part.fields()] for part in parts]
+        (directory / _PARTS).write_text(json.dumps(names) + "\n", encoding="utf-8")
 
 
 def load(

@@ -89,7 +89,7 @@ def pretrain(
         model = build(whole, backbone or BackboneConfig())
         source = MixedRecords(parts, whole, questions=config.questions, seed=config.seed)
         fit(model, source, config, progress or (lambda done, total: None))
-        center, whiten = _moments(model, source, config)
+        center, whiten = pooled_moments(model, source, config)
     finally:
         torch.set_num_threads(threads)
     return save(model, whole, center, whiten, directory, parts)
@@ -300,8 +300,8 @@ def _settle(model: Any, source: SyntheticRecords | MixedRecords, config: Pretrai
             pooled(model, ids)
 
 
-def _moments(model: Any, source: MixedRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes centre [2D], whitening [2D, 2D] of pooled synthetic records: (cov + shrink * mean eigenvalue)^-1/2."""
+def pooled_moments(model: Any, source: MixedRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes centre [2D] and whitening [2D, 2D] of pooled records: (cov + shrink * mean eigenvalue)^-1/2."""
     states = []
     with torch.no_grad():
         for start in range(0, config.moment_records, 512):

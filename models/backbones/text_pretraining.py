@@ -120,7 +120,7 @@ def fit_text(
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.02, betas=(0.9, 0.98))
     model.train()
     read = 0
-    for step, (ids_RT, is_learned_RT) in enumerate(_batches(rows, config), start=1):
+    for step, (ids_RT, is_learned_RT) in enumerate(drawn(rows, config), start=1):
         is_token_RT = torch.arange(ids_RT.shape[1]) < _lengths(ids_RT)[:, None]
         decay = max(_LEAST_RATE, 1 - read / config.tokens)
         for group in optimizer.param_groups:
@@ -143,7 +143,7 @@ def fit_text(
     model.eval()
 
 
-def _batches(rows: Sequence[Row], config: TextPretrainingConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def drawn(rows: Sequence[Row], config: TextPretrainingConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Draws (ids, is_learned), both [rows, longest], without end: all rows in a new order again and again."""
     rng = np.random.default_rng(config.seed)
     while True:
@@ -153,6 +153,12 @@ def _batches(rows: Sequence[Row], config: TextPretrainingConfig) -> Iterator[tup
             batches = list(_cut(pool, config.batch_tokens))
             for place in rng.permutation(len(batches)):
                 yield _padded(batches[place])
+
+
+def once(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields (ids, is_learned), both [rows, longest], of each row once, the shortest first."""
+    for batch in _cut(sorted(rows, key=lambda row: len(row[0])), batch_tokens):
+        yield _padded(batch)
 
 
 def _cut(pool: Sequence[Row], batch_tokens: int) -> Iterator[list[Row]]:

@@ -7,7 +7,7 @@ Therefore a schema's cut points and categories must be public knowledge too: qua
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -198,6 +198,15 @@ class RecordSchema:
         if self.visits != whole.visits and not 1 < self.visits < whole.visits:
             found.append(f"its records have {whole.visits} visits at most, not {self.visits}")
         return found
+
+    def only(self, names: Collection[str]) -> "RecordSchema":
+        """Returns the schema of some of the fields."""
+        return RecordSchema(
+            numeric=tuple(field for field in self.numeric if field.name in names),
+            flags=tuple(field for field in self.flags if field.name in names),
+            categorical=tuple(field for field in self.categorical if field.name in names),
+            visits=self.visits,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values; equal schemas give equal dictionaries."""

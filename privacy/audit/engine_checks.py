@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from scipy.stats import binom, chi2, norm
 from torch import Tensor
 
-from ...models.adapters import AdaptedModel, AdapterLayout
+from ...models.adapters import AdaptedModel
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
 from ...models.heads.written import WRITTEN, joined
 from ..mechanism import adaptive_clipping
@@ -171,7 +171,7 @@ class Probe:
     @property
     def blocks(self) -> dict[str, slice]:
         """Place of every trained tensor in a release, each expert of a bank by itself, and of the count if any."""
-        found = blocks(self.adapted.layout)
+        found = blocks(self.adapted)
         return {**found, _COUNT: slice(self.dim - 1, self.dim)} if self.is_adaptive else found
 
     def limit(self, block: str) -> float:
@@ -253,14 +253,14 @@ def check_engine(
         reached = _reached(probe)
     finally:
         adapted.load_state(kept)
-    return Checked(tuple(findings), names, len(blocks(adapted.layout)), reached)
+    return Checked(tuple(findings), names, len(blocks(adapted)), reached)
 
 
-def blocks(layout: AdapterLayout) -> dict[str, slice]:
+def blocks(adapted: AdaptedModel) -> dict[str, slice]:
     """Place of every trained tensor in a state, each expert of a bank by itself."""
     found: dict[str, slice] = {}
-    for name, shape in layout.shapes.items():
-        whole = layout.slices[name]
+    for name, shape in adapted.layout.shapes.items():
+        whole = adapted.layout.slices[name]
         if len(shape) < 3:
             found[name] = whole
             continue
@@ -555,7 +555,7 @@ def _batch(probe: Probe) -> Iterator[str]:
     Sums are read so finely that one rounding of another unit's gradient shows, which is far below the bound by itself:
     at some state it would decide a whole gradient.
     """
-    for state in (None, *(made_up_state(probe.adapted.layout, probe.rng) for _ in range(_MADE_UP))):
+    for state in (None, *(made_up_state(probe.adapted, probe.rng) for _ in range(_MADE_UP))):
         if state is None:
             probe.loud(1.0)
         else:
@@ -583,9 +583,9 @@ def _batch(probe: Probe) -> Iterator[str]:
                 return
 
 
-def made_up_state(layout: AdapterLayout, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def made_up_state(adapted: AdaptedModel, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Trained numbers as nobody would come to by training: large and small, dense, of rank one or zero, by tensor."""
-    parts = []
+    parts, layout = [], adapted.layout
     for name, shape in layout.shapes.items():
         exponent = rng.uniform(-1, 10) if layout.slices[name] == layout.head_slice else rng.uniform(-3, 7)
         part = rng.normal(size=shape)
@@ -599,7 +599,7 @@ def _reached(probe: Probe) -> int:
     probe.loud(1e4)
     ids, targets = probe.records(6)
     gradients = unit_gradients(probe.adapted, ids, targets)
-    norms = _largest(gradients, blocks(probe.adapted.layout)).values()
+    norms = _largest(gradients, blocks(probe.adapted)).values()
     return sum(size > probe.clip_norm for size in norms)
 
 

@@ -45,9 +45,9 @@ def shapes_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made_up_states(trainer: Trainer) -> list[np.ndarray]:
     """An ordinary one, and such where a rounding decides gradients."""
-    rng, layout = np.random.default_rng(0), trainer.adapted.layout
-    ordinary = rng.normal(0, 0.3, layout.dim).astype(np.float32)
-    return [ordinary, *(made_up_state(layout, rng) for _ in range(4))]
+    rng, adapted = np.random.default_rng(0), trainer.adapted
+    ordinary = rng.normal(0, 0.3, adapted.layout.dim).astype(np.float32)
+    return [ordinary, *(made_up_state(adapted, rng) for _ in range(4))]
 
 
 LONG_CSV = """patient_id,note,finding

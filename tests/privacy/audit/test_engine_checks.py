@@ -62,7 +62,7 @@ def test_the_true_engine_passes_every_check_in_every_block(adapted):
     found = check_engine(site_round, adapted, VOCABULARY, TERMS)
     assert found.findings == ()
     assert found.checks == tuple(CHECKS)
-    assert found.reached == found.blocks == len(blocks(adapted.layout))
+    assert found.reached == found.blocks == len(blocks(adapted))
     np.testing.assert_array_equal(adapted.state(), before)
 
 
@@ -145,7 +145,7 @@ def test_the_one_unclipped_expert_is_named(adapted):
 
 
 def test_blocks_are_the_layout_with_experts_apart(adapted):
-    parts = blocks(adapted.layout)
+    parts = blocks(adapted)
     assert sum(name.startswith("model.layers.1.mlp.experts.down_proj.lora_B[") for name in parts) == 4
     covered = np.concatenate([np.arange(part.start, part.stop) for part in parts.values()])
     np.testing.assert_array_equal(np.sort(covered), np.arange(adapted.layout.dim))

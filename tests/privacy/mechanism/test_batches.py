@@ -73,7 +73,7 @@ def test_a_unit_takes_exactly_its_own_clipped_gradient_with_it_at_any_state(name
     assert shapes.rows_of_length, "this machine computes batches, so they are what is tested"
     ids, targets, sizes = records(adapted, 11)
     everybody = np.arange(11)
-    for state in (adapted.state(), made_up_state(adapted.layout, rng), made_up_state(adapted.layout, rng)):
+    for state in (adapted.state(), made_up_state(adapted, rng), made_up_state(adapted, rng)):
         total = clipped(adapted, state, ids, targets, sizes, everybody, shapes=shapes)
         for unit in everybody[::2]:
             without = clipped(adapted, state, ids, targets, sizes, np.delete(everybody, unit), shapes=shapes)
@@ -86,7 +86,7 @@ def test_a_unit_takes_exactly_its_own_clipped_gradient_with_it_at_any_state(name
 @pytest.mark.parametrize("changes", [{"clipping": "adaptive"}, {"trained_rank": 2}])
 def test_options_of_a_study_change_nothing_of_it(changes):
     adapted, terms = adapted_tiny(), replace(TERMS, **changes)
-    shapes, state = shapes_for(adapted), made_up_state(adapted.layout, np.random.default_rng(2))
+    shapes, state = shapes_for(adapted), made_up_state(adapted, np.random.default_rng(2))
     ids, targets, sizes = records(adapted, 9)
     everybody = np.arange(9)
     total = clipped(adapted, state, ids, targets, sizes, everybody, shapes=shapes, terms=terms)
@@ -115,7 +115,7 @@ def test_from_kept_states_a_unit_takes_exactly_its_own_clipped_gradient_with_it_
     units, terms = np.repeat(np.arange(9), sizes), replace(TERMS, scale_bits=40)
     kept = kept_states(adapted, ids, targets, used)
     for seed in (0, 1):
-        adapted.load_state(made_up_state(adapted.layout, np.random.default_rng(seed)))
+        adapted.load_state(made_up_state(adapted, np.random.default_rng(seed)))
 
         def sum_of(rows):
             entering = [kept[row] for row in np.flatnonzero(rows)]
@@ -138,7 +138,7 @@ def test_from_kept_states_the_sum_is_that_of_all_layers(name):
     ids, targets, _ = records(adapted, 20)
     kept = kept_states(adapted, ids, targets, used)
     for seed in (0, 1):
-        adapted.load_state(made_up_state(adapted.layout, np.random.default_rng(seed)))
+        adapted.load_state(made_up_state(adapted, np.random.default_rng(seed)))
         everybody = np.arange(len(ids))
         terms = replace(TERMS, scale_bits=40, max_records_per_unit=1)
         plain, resumed = (
@@ -176,7 +176,7 @@ def test_kept_states_of_other_rows_or_for_several_processes_are_refused():
 
 
 def test_one_unit_at_a_time_needs_no_test_of_the_machine():
-    adapted, state = adapted_tiny(), made_up_state(adapted_tiny().layout, np.random.default_rng(3))
+    adapted, state = adapted_tiny(), made_up_state(adapted_tiny(), np.random.default_rng(3))
     ids, targets, sizes = records(adapted, 5)
     everybody = np.arange(5)
     total = clipped(adapted, state, ids, targets, sizes, everybody, shapes=ONE_BY_ONE)
@@ -187,7 +187,7 @@ def test_one_unit_at_a_time_needs_no_test_of_the_machine():
 def test_a_length_from_the_longest_record_would_let_a_unit_move_the_others():
     """The very thing that shapes are for: without them the sum of the others has other bits."""
     adapted = adapted_tiny()
-    adapted.load_state(made_up_state(adapted.layout, np.random.default_rng(4)))
+    adapted.load_state(made_up_state(adapted, np.random.default_rng(4)))
     ids, targets, _ = records(adapted, 12)
     ids, targets = ids[:12].copy(), targets[:12]
     ids[:, 7:] = 0
