@@ -2,7 +2,7 @@
 
 Knows no site and no privacy. `backbones` builds and reads a frozen model, `adapters.attach` puts LoRA into it, `heads`
 turns its states into a loss, `records` turns cells into its inputs, and `evaluation` says how good it is. `structure`
-tells a model where a token stands, `decoding` lets it write.
+tells a model where a token stands, `decoding` lets it write, `compression` makes a backbone smaller.
 
 LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the model itself stays frozen:
 
@@ -15,7 +15,9 @@ LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the mod
 ((512,), False)
 """
 
-__all__ = ["adapters", "backbones", "decoding", "evaluation", "heads", "records", "serving", "structure"]
+__all__ = [
+    "adapters", "backbones", "compression", "decoding", "evaluation", "heads", "records", "serving", "structure",
+]  # fmt: skip
 
 if "." not in __name__:
     raise ImportError("this folder is the package confide.models: write `import confide.models`, not `import models`")

@@ -8,6 +8,7 @@ ModelError
  ├─ SourceMissing       the source of an import is not installed
  ├─ InvalidPrompt       a prompt template is malformed, or leaves no room for a record
  ├─ InvalidPretraining  pretraining settings are out of range
+ ├─ InvalidCompression  a backbone cannot be made smaller so, or an adapter not be carried over
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
  ├─ InvalidRelease      files of an exported adapter are broken, or differ from what an export writes
  ├─ CombinationRefused  adapters cannot be combined
@@ -52,6 +53,10 @@ class InvalidPrompt(ModelError, ValueError):
 
 class InvalidPretraining(ModelError, ValueError):
     """A pretraining setting out of range."""
+
+
+class InvalidCompression(ModelError, ValueError):
+    """Sizes that a backbone cannot be cut to, or an adapter that cannot be carried over to a cut one."""
 
 
 class ExportRefused(ModelError, ValueError):

@@ -1,4 +1,4 @@
-"""The commands `coordinator adapter`: export, merge, combine, ask, serve and evaluate trained adapters."""
+"""The commands `coordinator adapter`: export, merge, combine, carry, ask, serve and evaluate trained adapters."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -23,8 +23,29 @@ from ...client_node.cli.service import (
     serve_adapters,
 )
 from ..errors import Conflict
-from .model_tables import bar, reading, show_answers, show_combined, show_evaluation, show_routing, show_written
-from .options import DEFAULT_HOME, HomeOption, OverrideOption, PageOption, TextOption, TokensOption
+from .model_tables import (
+    bar,
+    reading,
+    show_answers,
+    show_carried,
+    show_combined,
+    show_evaluation,
+    show_routing,
+    show_written,
+)
+from .options import (
+    DEFAULT_HOME,
+    HomeOption,
+    OverrideOption,
+    PageOption,
+    PlainTextsOption,
+    PublicOption,
+    StepsOption,
+    StudyOption,
+    TextOption,
+    TokensOption,
+)
+from .public_rows import rows_of
 
 
 class Equality(StrEnum):
@@ -96,6 +117,38 @@ def adapter_combine(
 
     found = combine(directories, out_directory, weights=parse_weights(weights), rank=rank)
     show_combined(out_directory, found, is_exact=rank is None, as_json=as_json)
+
+
+@app.command(
+    "carry",
+    epilog=epilog("coordinator adapter carry adapter backbone small adapter-small"),
+)
+def adapter_carry(
+    adapter: Annotated[Path, typer.Argument(help="Exported adapter; it stays as it is.")],
+    backbone: Annotated[Path, typer.Argument(help="Folder of the backbone that it is for.")],
+    smaller: Annotated[Path, typer.Argument(help="What `coordinator backbone compress` made of that.")],
+    directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    texts: PlainTextsOption = None,
+    study: StudyOption = None,
+    public: PublicOption = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="With --texts: longer ones are cut.")] = 256,
+    steps: StepsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry an adapter over to a smaller backbone that was made of its own; epsilon stays as it is.
+
+    Its factors are cut as the weights were, and learn what the adapter did, on public tokens alone: on synthetic
+    records if it has a head; or, if it writes text, on --texts, or on --public with --study. These should look like
+    what it will be asked. Never give it a site's records: nothing is charged here.
+    """
+    from ...models.adapters.carrying import carry
+    from ...models.compression.distilling import DistillingConfig
+
+    rows = rows_of(backbone, texts=texts, study=study, public=public, max_tokens=max_tokens)
+    config = None if steps is None else DistillingConfig(steps=steps)
+    with bar("Learning on public tokens") as progress:
+        found = carry(adapter, backbone, smaller, directory, rows=rows, config=config, progress=progress)
+    show_carried(directory, found, as_json)
 
 
 @app.command("ask", epilog=epilog("coordinator adapter ask backbone one two --requests requests.csv"))

@@ -16,17 +16,28 @@ from .model_tables import (
     show_backbones,
     show_built,
     show_checked,
+    show_compressed,
     show_imported,
     show_moments,
     show_routing,
 )
-from .options import PageOption, TextOption, TokensOption
+from .options import (
+    PageOption,
+    PlainTextsOption,
+    PublicOption,
+    StepsOption,
+    StudyOption,
+    TextOption,
+    TokensOption,
+)
+from .public_rows import rows_of
 
 if TYPE_CHECKING:
     from ...models.backbones.family import BackboneConfig
 
 app = group("The frozen model that studies adapt.", "coordinator backbone build study.toml backbone")
 _TOKENS = 8192  # of synthetic records, for a line on routing
+_TIMES = 5.0
 
 
 class Recipe(StrEnum):
@@ -180,6 +191,60 @@ def backbone_moments(
             progress=progress,
         )  # fmt: skip
     show_moments(directory, taken, as_json)
+
+
+@app.command(
+    "compress",
+    epilog=epilog(
+        "coordinator backbone compress backbone small --times 5",
+        "coordinator backbone compress smollm2 small --texts public.txt",
+    ),
+)
+def backbone_compress(
+    backbone: Annotated[
+        Path, typer.Argument(help="Folder of a backbone or an imported checkpoint; it stays as it is.")
+    ],
+    directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    times: Annotated[
+        float | None,
+        typer.Option(help="How many times fewer parameters; by default 5, if no size is given either."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers that are kept; by default all.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Width that is kept.")] = None,
+    neurons: Annotated[int | None, typer.Option(min=1, help="Neurons of each dense MLP that are kept.")] = None,
+    expert_neurons: Annotated[int | None, typer.Option(min=1, help="Neurons of each expert that are kept.")] = None,
+    experts: Annotated[int | None, typer.Option(min=2, help="Routed experts of a layer that are kept.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Experts that a token is sent to; by default as many.")
+    ] = None,
+    texts: PlainTextsOption = None,
+    study: StudyOption = None,
+    public: PublicOption = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="With --texts: longer ones are cut.")] = 256,
+    steps: StepsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a backbone smaller: cut out what counts least, and let the rest learn again what the whole computes.
+
+    It learns on public tokens alone: on synthetic records; or, if it reads text, on --texts, or on --public with
+    --study. Never give it a site's records: nothing is charged here. Of records its loss is the share of what pooled
+    states tell, of text nats a word, both on what it did not learn. The new folder is a backbone of its own; adapters
+    follow by `coordinator adapter carry`.
+    """
+    from ...models.compression.compressing import compress
+    from ...models.compression.distilling import DistillingConfig
+
+    fixed = {
+        "layers": layers, "hidden": hidden, "neurons": neurons, "expert_neurons": expert_neurons, "experts": experts,
+        "top_k": top_k,
+    }  # fmt: skip
+    if times is None and not any(fixed.values()):
+        times = _TIMES
+    rows = rows_of(backbone, texts=texts, study=study, public=public, max_tokens=max_tokens)
+    config = DistillingConfig() if steps is None else DistillingConfig(steps=steps)
+    with bar("Learning on public tokens") as progress:
+        found = compress(backbone, directory, times=times, fixed=fixed, rows=rows, config=config, progress=progress)
+    show_compressed(directory, found, as_json)
 
 
 def _build_of_public(

@@ -17,10 +17,12 @@ from ...models.rounding import figures_up, rounded_up
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ...models.adapters import ModelCard
+    from ...models.adapters.carrying import Carry
     from ...models.adapters.combining import Combined
     from ...models.backbones.importing import Checked
     from ...models.backbones.loading import Description
     from ...models.backbones.moments import Taken
+    from ...models.compression.compressing import Compressed
     from ...models.evaluation.router_statistics import LayerRouting
     from ..results.asking import Answers
     from ..results.router_statistics import Routing
@@ -130,6 +132,32 @@ def show_moments(directory: Path, taken: "Taken", as_json: bool) -> None:
     out.print(f"  checkpoint: {'linked, not copied' if taken.is_linked else 'copied: this disk takes no links'}")
     out.print("Give it to every site; studies name it by its hash:")
     print(taken.hash)
+
+
+def show_compressed(directory: Path, found: "Compressed", as_json: bool) -> None:
+    """Prints the sizes of a backbone that was made smaller, what that cost, and its hash alone on the last line."""
+    if as_json:
+        return print_json({"directory": str(directory), **found.to_dict()})
+    facts = {
+        "parameters": f"{found.parameters:,}, {found.times:.2f} times fewer than {found.parameters_before:,}",
+        **{name.replace("_", " "): size for name, size in asdict(found.sizes).items() if size is not None},
+        found.measure: f"{found.before:.4f} of the whole, {found.cut:.4f} when cut, {found.after:.4f} now",
+    }
+    show_facts(f"Backbone written to {escape(str(directory))}", facts, as_json=False)
+    out.print("It is a backbone of its own. Give it to every site; studies name it by its hash:")
+    print(found.hash)
+
+
+def show_carried(directory: Path, found: "Carry", as_json: bool) -> None:
+    """Prints the folder of an adapter that was carried over, and what was left behind."""
+    if as_json:
+        facts = {"directory": str(directory), "numbers": found.numbers, "numbers_before": found.numbers_before}
+        return print_json(facts | {"provenance": found.provenance.model_dump(mode="json")})
+    out.print(
+        f"Adapter of {found.numbers:,} numbers, before {found.numbers_before:,}, written to {escape(str(directory))}"
+    )
+    if found.has_lost_prototype:
+        out.print("It has no prototype: that said how the whole backbone reads records")
 
 
 def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackbone]", as_json: bool) -> None:

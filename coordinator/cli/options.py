@@ -19,6 +19,17 @@ TextOption = Annotated[
 ]
 TokensOption = Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to read at the most.")]
 PageOption = Annotated[Path | None, typer.Option("--html", help="Write the figures as a web page to this file.")]
+PlainTextsOption = Annotated[
+    Path | None, typer.Option("--texts", help="Of what reads text: UTF-8 file of public texts, one a line.")
+]
+StudyOption = Annotated[
+    Path | None, typer.Option("--study", help="With --public: the study.toml that says how its records are read.")
+]
+PublicOption = Annotated[
+    Path | None,
+    typer.Option("--public", help="Of what reads text: a table of public records with the columns of --study."),
+]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of training.")]
 OverrideOption = Annotated[
     str | None, typer.Option(help="Write without an audit that passed, for this reason; the model card shows it.")
 ]

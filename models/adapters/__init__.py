@@ -2,7 +2,8 @@
 
 `attach` freezes a model and puts factors beside its target modules; the `AdaptedModel` gives and takes what is trained
 as one vector. `export` writes an adapter in PEFT's format with a `ModelCard`, `merging` adds it into the weights,
-`combining` makes one adapter of several, and `composing` chooses among several for each request. `lora` is the place to
+`combining` makes one adapter of several, `carrying` one for a smaller backbone, and `composing` chooses among several
+for each request. `lora` is the place to
 read.
 
 B starts at zero, so an adapted model computes what its backbone did until another state is put in:
@@ -28,6 +29,6 @@ from .lora import AdaptedModel, attach
 from .peft_export import export
 
 __all__ = [
-    "AdaptedModel", "AdapterConfig", "ModelCard", "attach", "combining", "composing", "export", "merging",
+    "AdaptedModel", "AdapterConfig", "ModelCard", "attach", "carrying", "combining", "composing", "export", "merging",
     "prototype",
 ]  # fmt: skip

@@ -17,8 +17,10 @@ from torch import Tensor
 from ...kernels.segments import Segments
 from ..directories import new_directory
 from ..errors import CombinationRefused
+from ..structure.readers import TARGET
 from .card import CARD, HEAD_ALONE, attention_text, head_text, one_line
 from .factors import Pair
+from .peft_export import JOINED
 from .peft_import import MAX_RANK, Released, read, save
 from .provenance import MAX_SOURCES, Compression, Provenance, composition
 
@@ -60,7 +62,11 @@ def combine(
     result = Combined(adapter, 0.0, dict.fromkeys(adapter.pairs, 0.0)) if rank is None else compress(adapter, rank)
     with new_directory(directory) as partial:
         save(result.adapter, partial)
-        (partial / CARD).write_text(_card_text(result.adapter), encoding="utf-8")
+        is_joined = any(f".{TARGET}." in name for name in result.adapter.pairs)
+        text = card_text(
+            result.adapter, _sum_text(result.adapter), "How good the sum is was not measured.", is_joined=is_joined
+        )
+        (partial / CARD).write_text(text, encoding="utf-8")
     return result
 
 
@@ -102,6 +108,7 @@ def stack(adapters: Sequence[Released], weights: Sequence[float]) -> Released:
             ),
             backbone_sources=first.provenance.backbone_sources,  # one hash, one backbone
             compressions=tuple(cut for adapter in adapters for cut in adapter.provenance.compressions),
+            carried=tuple(dict.fromkeys(move for adapter in adapters for move in adapter.provenance.carried)),
         ),
     )
 
@@ -213,7 +220,14 @@ def _mean_head(adapters: Sequence[Released], weights: Sequence[float]) -> dict[s
     return {**first, "weight": mean.float()}
 
 
-def _card_text(adapter: Released) -> str:
+def card_text(adapter: Released, made: str, measured: str, *, is_joined: bool) -> str:
+    """Writes the card of an adapter that was made of released ones.
+
+    Args:
+        made: what it is and how it was made.
+        measured: what is known of its quality.
+        is_joined: True if the backbone has structure tables.
+    """
     facts = adapter.provenance
     rows = "\n".join(
         f"| {source.study} `{source.study_hash[:12]}` | {source.weight:.4g} | {', '.join(source.sites)} "
@@ -227,15 +241,15 @@ tags: [lora, federated-learning, differential-privacy]
 ---
 # {" + ".join(source.study for source in facts.sources)}
 
-{_sum_text(adapter)}
+{made}
 
 | study | weight | sites | rounds | privacy | audit |
 |---|---|---|---|---|---|
 {rows}
 
-Backbone: `{facts.backbone_hash}`. How good the sum is was not measured.
-{_LOADING if adapter.pairs else HEAD_ALONE}{attention}{head_text(adapter.head, adapter.meaning)}
-## Privacy
+Backbone: `{facts.backbone_hash}`. {measured}
+{_loading(is_joined) if adapter.pairs else HEAD_ALONE}{attention}{head_text(adapter.head, adapter.meaning)}
+{facts.earlier_studies()}## Privacy
 {composition((*facts.backbone_sources, *facts.sources))}
 
 ## Limits
@@ -244,17 +258,22 @@ protected at each of them separately. Nothing here says how fair the adapter is,
 """
 
 
-_LOADING = """
-## Load
-```python
+_WITH_CARE = """Use the backbone with the hash above and no other. If it has one matrix as embedding and as output
+matrix and this adapter changes either, do not let PEFT merge it.
+"""
+_PLAIN = """```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(backbone_directory), adapter_directory)
 ```
-Use the backbone with the hash above and no other. If it has one matrix as embedding and as output matrix and this
-adapter changes either, do not let PEFT merge it.
 """
+
+
+def _loading(is_joined: bool) -> str:
+    return f"""
+## Load
+{JOINED if is_joined else _PLAIN}{_WITH_CARE}"""
 
 
 def _segments(adapter: Released) -> Segments | None:

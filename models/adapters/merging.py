@@ -19,6 +19,7 @@ from ...kernels.install import experts_of
 from ...kernels.linear import QuantisedLinear
 from ..backbones import checkpoints
 from ..backbones.families import family_in
+from ..compression.compressing import KEPT
 from ..directories import new_directory
 from ..errors import UnsupportedModule
 from ..structure.inputs import is_joined
@@ -78,7 +79,8 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
     with merged(adapted) as model, new_directory(directory) as partial:
         checkpoints.save_model(model, partial)
         for path in checkpoints.beside_weights(backbone):
-            if path.name not in (HEAD, FILE, CARD):  # of an earlier study, if one was merged before
+            # Of an earlier study, if one was merged before; and of weights that these are no longer.
+            if path.name not in (HEAD, FILE, CARD, KEPT):
                 (partial / path.name).write_bytes(path.read_bytes())
         origin = checkpoints.load_origin(backbone)
         if origin is not None:

@@ -18,7 +18,7 @@ from transformers import {kind}
 model = PeftModel.from_pretrained({kind}.from_pretrained(backbone_directory), adapter_directory)
 ```
 """
-_JOINED = """Transformers and PEFT by themselves miss the backbone's structure tables (`structure.safetensors`) and
+JOINED = """Transformers and PEFT by themselves miss the backbone's structure tables (`structure.safetensors`) and
 compute something else without a word. Let confide load the backbone:
 ```python
 from pathlib import Path
@@ -94,7 +94,7 @@ def _kind_text(adapted: AdaptedModel) -> str:
 
 
 def _loading(adapted: AdaptedModel, kind: str) -> str:
-    code = _JOINED if is_joined(adapted.model) else _PLAIN.format(kind=kind)
+    code = JOINED if is_joined(adapted.model) else _PLAIN.format(kind=kind)
     return f"""
 ## Load
 {code}Use the backbone with the hash above and no other: the adapter is meaningless on different weights.

@@ -69,15 +69,22 @@ class Released:
         return self.alpha / self.rank
 
 
-def released(adapted: AdaptedModel, provenance: Provenance, prototype: Prototype | None = None) -> Released:
-    """Takes the adapter as it stands now for an export; its tensors share memory with the model where they can."""
+def released(
+    adapted: AdaptedModel, provenance: Provenance, prototype: Prototype | None = None, *, by_full_name: bool = False
+) -> Released:
+    """Takes the adapter as it stands now for an export; its tensors share memory with the model where they can.
+
+    Args:
+        by_full_name: True to name each adapted module in full, also where all modules of its last name seem adapted.
+    """
     pairs: dict[str, Pair] = {}
     modules: set[str] = set()
     parameters: set[str] = set()
     mistaken = family_in(adapted.model).mistaken
     for name, module in adapted.adapters.items():
         # Where every module of a name is adapted, the last parts of it say it all.
-        leaf, place = (".".join(name.split(".")[-n:]) if adapted.config.layers is None else name for n in (1, 2))
+        is_short = adapted.config.layers is None and not by_full_name
+        leaf, place = (".".join(name.split(".")[-n:]) if is_short else name for n in (1, 2))
         prefix = f"base_model.model.{name}"
         if isinstance(module, LoRAExperts):
             parameters |= {f"{leaf}.gate_up_proj", f"{leaf}.down_proj"}

@@ -105,6 +105,13 @@ class Compression(_Fact):
     relative_error: float = Field(ge=0)  # in [0, 1], Frobenius, of all products together
 
 
+class Carried(_Fact):
+    """A move of an adapter to a smaller backbone that was made of its own."""
+
+    of: Digest  # hash of the backbone that it was for
+    learned: str = Field(max_length=200)  # the public tokens on which it was trained again, for people
+
+
 class Provenance(_Fact):
     """All that made an adapter, or a model with one added into its weights."""
 
@@ -113,6 +120,13 @@ class Provenance(_Fact):
     sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=MAX_SOURCES)]
     backbone_sources: Annotated[tuple[Source, ...], Field(max_length=MAX_SOURCES)] = ()  # in the backbone's weights
     compressions: Annotated[tuple[Compression, ...], Field(max_length=MAX_SOURCES)] = ()
+    carried: Annotated[tuple[Carried, ...], Field(max_length=MAX_SOURCES)] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_moves(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out that nothing was carried over: files from before that say nothing of it."""
+        plain: dict[str, Any] = serialize(self)
+        return plain if self.carried else {name: value for name, value in plain.items() if name != "carried"}
 
     @classmethod
     def of(cls, card: ModelCard, backbone: Path) -> Self:

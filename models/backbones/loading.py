@@ -139,7 +139,6 @@ def save(
         InvalidBackbone: the parts do not fit together.
         FileExistsError: `directory` exists already.
     """
-    _check_fit(model, schema, center, whiten)
     with new_directory(directory) as partial:
         write(model, schema, center, whiten, partial, parts)
         return backbone_hash(partial)
@@ -153,7 +152,8 @@ def write(
     directory: Path,
     parts: Sequence[RecordSchema] = (),
 ) -> None:
-    """Writes the files of a backbone into a folder that is being made; arguments are those of `save`."""
+    """Writes the files of a backbone into a folder that is being made; arguments and errors are those of `save`."""
+    _check_fit(model, schema, center, whiten)
     with checkpoints.quietly():
         model.save_pretrained(directory, safe_serialization=True)
     save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, directory / POOLING)

@@ -92,6 +92,7 @@ COORDINATOR_COMMANDS = (
 SLOW = {"study audit thyroid", "audit privacy {run}"}  # seconds where nothing is damaged: tried on a few damages
 SERVERS = {"run", "serve"}  # started as processes of their own
 WITHOUT_HOME = {
-    "demo", "study compare", "budget verify", "adapter combine", "adapter ask", "adapter serve",
-    "backbone build", "backbone import", "backbone moments", "backbone list", "backbone show", "backbone routing",
+    "demo", "study compare", "budget verify", "adapter combine", "adapter carry", "adapter ask", "adapter serve",
+    "backbone build", "backbone import", "backbone moments", "backbone compress", "backbone list", "backbone show",
+    "backbone routing",
 }  # fmt: skip

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import NodeRow, Round, Run
 from confide.coordinator.studies.catalogue import load_study
+from confide.models.adapters import AdapterConfig, attach, export
 from confide.models.backbones import pretraining
 from confide.models.backbones.checkpoints import content_hash
 from confide.models.backbones.loading import backbone_hash, load
@@ -32,6 +34,7 @@ from confide.privacy.ledger import backup
 from confide.privacy.ledger.ledger import Ledger
 
 from ...client_node.conftest import EVALUATION, STUDY_TOML, TEXT, changed, identity_of, key_of, make_study, write_draft
+from ...models.adapters.test_peft_export import CARD
 from ...models.tiny import save_text_backbone
 from ...privacy.ledgers import charge, ledger_with, signer
 from ..conftest import SITES, committed_round, enrolled_nodes, put_in_state
@@ -47,9 +50,10 @@ COMMANDS = (
     "init serve status doctor site+invite site+list site+revoke study+init study+check study+compare study+create "
     "study+list study+show run+start run+list "
     "run+rounds run+watch run+stop run+abandon run+resume run+metrics backbone+build backbone+import backbone+list "
-    "backbone+moments "
+    "backbone+moments backbone+compress "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
-    "adapter+merge adapter+combine adapter+ask adapter+serve adapter+evaluate adapter+routing audit+privacy demo"
+    "adapter+merge adapter+combine adapter+carry adapter+ask adapter+serve adapter+evaluate adapter+routing "
+    "audit+privacy demo"
 )
 
 
@@ -678,6 +682,55 @@ def test_a_study_of_unused_experts_is_created_only_if_they_are_accepted(call, st
     result = call("study", "create", home / "study.toml", code=FAILED)
     assert "experts 2, 3 of layer 1" in lined(result.stderr)
     call("study", "create", home / "study.toml", "--accept-unused-experts")
+
+
+def test_a_backbone_is_made_smaller_and_an_adapter_follows(tmp_path, monkeypatch):
+    few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=64)
+    monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    invoke("backbone", "build", tmp_path / "study.toml", whole, "--hidden", "64")
+    made = json.loads(invoke("backbone", "compress", whole, small, "--times", "2", "--steps", "2", "--json").stdout)
+    assert (made["hash"], made["of"]) == (backbone_hash(small), backbone_hash(whole))
+    assert made["times"] >= 2
+    assert made["measure"] == "variance lost"
+    again = invoke("backbone", "compress", whole, tmp_path / "again", "--times", "2", "--steps", "2").stdout
+    assert again.splitlines()[-1] == made["hash"]
+    assert f"{made['parameters']:,}, {made['times']:.2f} times fewer than {made['parameters_before']:,}" in lined(again)
+    assert f"{made['cut']:.4f} when cut, {made['after']:.4f} now" in lined(again)
+    shown = json.loads(invoke("backbone", "show", small, "--json").stdout)
+    assert (shown["hash"], shown["experts"]) == (made["hash"], made["sizes"]["experts"])
+
+    loaded = load(whole)
+    adapted = attach(loaded.model, AdapterConfig(rank=2, alpha=2.0, targets=("o_proj",), seed="s"), loaded.head())
+    export(adapted, whole, tmp_path / "adapter", replace(CARD, backbone_hash=loaded.hash))
+    words = ("adapter", "carry", tmp_path / "adapter", whole, small)
+    carried = json.loads(invoke(*words, tmp_path / "carried", "--steps", "2", "--json").stdout)
+    assert carried["provenance"]["backbone_hash"] == made["hash"]
+    assert carried["numbers"] < carried["numbers_before"]
+    assert f"Adapter of {carried['numbers']:,} numbers" in lined(invoke(*words, tmp_path / "b", "--steps", "2").stdout)
+    result = invoke(*words, tmp_path / "c", "--texts", tmp_path / "study.toml", code=FAILED)
+    assert "public texts have no part in it" in lined(result.stderr)
+
+
+def test_public_texts_for_a_smaller_backbone_come_from_one_place(tmp_path, backbone):
+    words = ("backbone", "compress", backbone, tmp_path / "small")
+    assert "--study and --public go together" in lined(invoke(*words, "--public", "a.csv", code=USAGE).stderr)
+    both = (*words, "--public", "a.csv", "--study", "s.toml", "--texts", "t.txt")
+    assert "not from both" in lined(invoke(*both, code=USAGE).stderr)
+    assert "experts is 64; it can be 1 to" in lined(invoke(*words, "--experts", "64", code=FAILED).stderr)
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_backbone_that_writes_is_made_smaller_on_texts_one_a_line(tmp_path):
+    backbone = tmp_path / "backbone"
+    save_text_backbone(backbone)
+    (tmp_path / "texts.txt").write_text("\n".join(f"text {n} of a few words" for n in range(40)))
+    words = ("backbone", "compress", backbone, tmp_path / "small", "--experts", "3", "--steps", "2", "--json")
+    made = json.loads(invoke(*words, "--texts", tmp_path / "texts.txt").stdout)
+    assert made["measure"] == "loss"
+    assert content_hash(tmp_path / "small") == made["hash"]
+    assert "none are given" in lined(invoke(*words[:3], tmp_path / "x", "--experts", "3", code=FAILED).stderr)
 
 
 def test_a_built_backbone_is_shown_with_its_hash_and_size(backbone):
