@@ -300,12 +300,13 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     For a backbone that reads text, see `coordinator backbone routing`: that takes longer.
     """
     from ...models.backbones.loading import describe
+    from ...models.compression.compressing import made_of
     from ..results.router_statistics import measure_records
 
     found = describe(directory)
     has_routing = found.reads == "records" and found.experts is not None
     routing = measure_records(directory, tokens=_TOKENS) if has_routing else None
-    show_backbone(directory, found, routing, as_json)
+    show_backbone(directory, found, routing, made_of(directory), as_json)
 
 
 @app.command("routing", epilog=epilog("coordinator backbone routing backbone --text letter.txt"))

@@ -214,14 +214,22 @@ def facts_of(found: "Description") -> dict[str, str]:
     return {name.replace("_", " "): value for name, value in facts.items()}
 
 
-def show_backbone(directory: Path, found: "Description", routing: "Routing | None", as_json: bool) -> None:
-    """Prints a backbone: hash, size, licence, origin, and its routing if it was measured."""
+def show_backbone(
+    directory: Path, found: "Description", routing: "Routing | None", made_of: str | None, as_json: bool
+) -> None:
+    """Prints a backbone: hash, size, licence, origin, and its routing if it was measured.
+
+    Args:
+        made_of: hash of the larger backbone that it was made of; None if it was not.
+    """
     if routing is not None:
         warn_of_unused(routing.layers)
     if as_json:
         layers = routing and routing.to_dict()["layers"]
-        return print_json({"directory": str(directory), **asdict(found), "routing": layers})
-    show_facts(escape(str(directory)), facts_of(found) | {"routing": _routing(found, routing)}, as_json=False)
+        smaller = {} if made_of is None else {"made_of": made_of}
+        return print_json({"directory": str(directory), **asdict(found), **smaller, "routing": layers})
+    smaller = {} if made_of is None else {"made smaller from": made_of}
+    show_facts(escape(str(directory)), facts_of(found) | smaller | {"routing": _routing(found, routing)}, as_json=False)
 
 
 def _routing(found: "Description", routing: "Routing | None") -> str:

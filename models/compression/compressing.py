@@ -153,6 +153,15 @@ def read_kept(directory: Path) -> tuple[Kept, str]:
     return Kept(layers=layers, channels=found["channels"].long(), neurons=neurons, experts=experts), of
 
 
+def made_of(directory: Path) -> str | None:
+    """Returns the hash of the backbone that a smaller one was made of; None if it was not.
+
+    Raises:
+        InvalidCompression: the file that says so is broken.
+    """
+    return read_kept(directory)[1] if (Path(directory) / KEPT).exists() else None
+
+
 def _is_ascending(places: Tensor) -> bool:
     return places.numel() > 0 and int(places.min()) >= 0 and bool((places.diff(dim=-1) > 0).all())
 

@@ -700,6 +700,9 @@ def test_a_backbone_is_made_smaller_and_an_adapter_follows(tmp_path, monkeypatch
     assert f"{made['cut']:.4f} when cut, {made['after']:.4f} now" in lined(again)
     shown = json.loads(invoke("backbone", "show", small, "--json").stdout)
     assert (shown["hash"], shown["experts"]) == (made["hash"], made["sizes"]["experts"])
+    assert shown["made_of"] == made["of"]
+    assert f"made smaller from: {made['of']}" in lined(invoke("backbone", "show", small).stdout)
+    assert "made_of" not in json.loads(invoke("backbone", "show", whole, "--json").stdout)
 
     loaded = load(whole)
     adapted = attach(loaded.model, AdapterConfig(rank=2, alpha=2.0, targets=("o_proj",), seed="s"), loaded.head())
