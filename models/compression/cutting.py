@@ -153,12 +153,12 @@ def planned(
 
 
 def _scaled(whole: Sizes, share: float, given: Mapping[str, int], config: Any) -> Sizes:
-    def cut(size: int, by: float) -> int:
-        return max(_MULTIPLE, round(size * by / _MULTIPLE) * _MULTIPLE)
+    def cut(size: int, by: float, multiple: int = _MULTIPLE) -> int:
+        return max(multiple, round(size * by / multiple) * multiple)
 
     found: dict[str, Any] = {
         "layers": whole.layers,
-        "hidden": min(whole.hidden, cut(whole.hidden, share**0.5)),
+        "hidden": min(whole.hidden, cut(whole.hidden, share**0.5, math.lcm(_MULTIPLE, _of_heads(config)))),
         "neurons": None if whole.neurons is None else min(whole.neurons, cut(whole.neurons, share)),
         "expert_neurons": None,
         "experts": None,
@@ -226,6 +226,8 @@ def _check(whole: Sizes, sizes: Sizes, config: Any) -> None:
         if (most is None) != (size is None) or (size is not None and not 1 <= size <= most):
             there = "none in this family" if most is None else f"1 to {most}"
             raise InvalidCompression(f"{name} is {size}; it can be {there}")
+    if sizes.hidden % _of_heads(config):
+        raise InvalidCompression(f"hidden is {sizes.hidden}; it must be a multiple of the {_of_heads(config)} heads")
     if sizes.experts is None or sizes.top_k is None:
         return
     if sizes.top_k >= sizes.experts:
@@ -240,6 +242,11 @@ def _check(whole: Sizes, sizes: Sizes, config: Any) -> None:
         raise InvalidCompression(
             f"{sizes.experts} experts are no {groups} groups, {within} of which hold {sizes.top_k} experts for a token"
         )
+
+
+def _of_heads(config: Any) -> int:
+    """Reads what the width must be a multiple of: transformers' own rule for some families."""
+    return int(config.num_attention_heads) if config.model_type in ("llama", "deepseek_v2") else 1
 
 
 def _groups(config: Any) -> tuple[int, int]:

@@ -231,6 +231,25 @@ def test_a_layer_of_experts_is_always_kept():
     assert hasattr(found.model.layers[0].mlp, "experts")
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_cut_model_is_one_that_transformers_writes_and_reads(kind, tmp_path):
+    """Some families take no width that is not a multiple of their heads, and say so when they are written."""
+    family = named(kind)
+    latent = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    settings = family.settings(BackboneConfig(family=kind, hidden=96, layers=2, heads=3)) | (
+        latent if kind.startswith("deepseek") else {}
+    )
+    model = family.model_class()(family.config_class()(**settings, vocab_size=50)).eval()
+    sizes, importance = planned(family, model.config, 1.8), measured(model, [BATCH])
+    found = cut(family, model, chosen(importance, model.config, sizes), sizes, importance.rms).eval()
+    found.save_pretrained(tmp_path)
+    again = family.model_class().from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(states(again), states(found), rtol=1e-5, atol=1e-5)
+    if kind in ("llama", "deepseek_v2"):
+        with pytest.raises(InvalidCompression, match="multiple of the 3 heads"):
+            resized(family, model.config, resize(sizes, hidden=40), (0, 1))
+
+
 def test_of_groups_of_experts_each_keeps_as_many():
     family, model = built("deepseek_v3")
     model.config.n_group, model.config.topk_group = 2, 1
