@@ -262,7 +262,8 @@ def _cut(
     all_of_it = Sizes.of(family, config)
     importance = measured(whole.model, batches)
     layers = chosen_layers(importance, given.get("layers", all_of_it.layers))
-    sizes = replace(all_of_it, **given) if times is None else planned(family, config, times, given, layers)
+    tables = int(whole.model.model.structure.in_features) if inputs.is_joined(whole.model) else 0
+    sizes = replace(all_of_it, **given) if times is None else planned(family, config, times, given, layers, tables)
     resized(family, config, sizes, layers)
     kept = chosen(importance, config, sizes)
     return cut(family, whole.model, kept, sizes, importance.rms).train(), kept, sizes

@@ -113,6 +113,7 @@ def planned(
     times: float,
     given: Mapping[str, int] | None = None,
     layers: tuple[int, ...] | None = None,
+    beside: int = 0,
 ) -> Sizes:
     """Finds the largest sizes that have `times` fewer parameters than a model of this configuration.
 
@@ -122,6 +123,7 @@ def planned(
     Args:
         given: sizes that are not to be found, by their names in `Sizes`.
         layers: that are kept; None: all.
+        beside: numbers of each channel that the configuration says nothing of, as structure tables have them.
 
     Raises:
         InvalidCompression: no sizes are that small, or the given ones fit no model.
@@ -131,10 +133,10 @@ def planned(
     whole, given = Sizes.of(family, config), dict(given or {})
     layers = tuple(range(whole.layers)) if layers is None else layers
     given["layers"] = len(layers)
-    most = parameters(family, config) / times
+    most = (parameters(family, config) + beside * whole.hidden) / times
 
     def fits(sizes: Sizes) -> bool:
-        return parameters(family, resized(family, config, sizes, layers)) <= most
+        return parameters(family, resized(family, config, sizes, layers)) + beside * sizes.hidden <= most
 
     least, largest = 0.0, 1.0
     best = _scaled(whole, least, given, config)

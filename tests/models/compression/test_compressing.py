@@ -106,6 +106,8 @@ def test_a_backbone_that_writes_is_made_smaller_on_public_texts(writer, rows, tm
         writer, tmp_path / "small", times=2.0, rows=rows, config=config, progress=lambda *at: told.append(at)
     )
     assert found.measure == "loss"
+    assert found.times >= 2.0  # structure tables and all
+    assert found.parameters == checkpoints.size(tmp_path / "small").parameters
     assert found.before < found.after < 0.9 * found.cut
     assert told[-1] == (150, 150)
     small = loading.load_text(tmp_path / "small", expected_hash=found.hash)
