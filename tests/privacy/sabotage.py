@@ -98,7 +98,7 @@ def one_expert_unclipped(adapted, ids, labels, units, *, terms):
     ids, labels, units = ids[rows], labels[rows], units[rows]
     total = private_release(adapted, ids, labels, units, terms=everybody)
     silent = replace(everybody, mode="none", site_noise_int=0)
-    experts = [part for name, part in blocks(adapted.layout).items() if name.endswith("]")]
+    experts = [part for name, part in blocks(adapted).items() if name.endswith("]")]
     expert = experts[-1] if experts else slice(0)
     for clip_norm, sign in ((terms.clip_norm, -1), (None, 1)):
         without = private_release(adapted, ids, labels, units, terms=replace(silent, clip_norm=clip_norm))
