@@ -17,7 +17,7 @@ from ..backbones import loading
 from ..backbones.text_pretraining import Row
 from ..compression.compressing import read_kept, records_of
 from ..compression.cutting import Kept, axes, columns_of_bank, layer_of, renamed, rows_of_bank
-from ..compression.distilling import DistillingConfig, Lesson, Outputs, Words, learn
+from ..compression.distilling import DistillingConfig, Lesson, Outputs, Words, learn, learnable
 from ..directories import new_directory
 from ..errors import InvalidCompression
 from ..heads import PooledHead
@@ -157,7 +157,7 @@ def _taught(
     if rows is None:
         lesson = Outputs(adapted, teacher, records_of(large, config.seed), config.batch)
     else:
-        lesson = Words(adapted.model, teacher.model, rows, config)
+        lesson = Words(adapted.model, teacher.model, learnable(rows, teacher.model, 1), config)
     learn(lesson, trained, config, progress)
     return adapted
 

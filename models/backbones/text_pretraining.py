@@ -121,7 +121,7 @@ def fit_text(
     model.train()
     read = 0
     for step, (ids_RT, is_learned_RT) in enumerate(drawn(rows, config), start=1):
-        is_token_RT = torch.arange(ids_RT.shape[1]) < _lengths(ids_RT)[:, None]
+        is_token_RT = up_to_the_last(ids_RT)
         decay = max(_LEAST_RATE, 1 - read / config.tokens)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, step / _WARM_UP) * decay
@@ -144,7 +144,13 @@ def fit_text(
 
 
 def drawn(rows: Sequence[Row], config: TextPretrainingConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Draws (ids, is_learned), both [rows, longest], without end: all rows in a new order again and again."""
+    """Draws (ids, is_learned), both [rows, longest], without end: all rows in a new order again and again.
+
+    Raises:
+        InvalidPretraining: there are no rows, of which nothing could ever be drawn.
+    """
+    if not rows:
+        raise InvalidPretraining("there are no rows to draw from")
     rng = np.random.default_rng(config.seed)
     while True:
         order = rng.permutation(len(rows))
@@ -181,5 +187,6 @@ def _padded(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids_RT, is_learned_RT
 
 
-def _lengths(ids_RT: torch.Tensor) -> torch.Tensor:
-    return ids_RT.shape[1] - (ids_RT > 0).flip(1).long().cumsum(1).eq(0).sum(1)
+def up_to_the_last(ids_RT: torch.Tensor) -> torch.Tensor:
+    """bool [R, T]: all but the zeros behind a row's last other token, which are padding."""
+    return (ids_RT > 0).flip(1).cummax(1).values.flip(1)

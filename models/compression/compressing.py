@@ -24,19 +24,19 @@ from ..backbones import checkpoints, loading
 from ..backbones.moments import POOLING
 from ..backbones.pretraining import MixedRecords, PretrainingConfig, pooled_moments
 from ..backbones.public_tokens import of_records
-from ..backbones.text_pretraining import Row, TextPretrainingConfig, drawn, once
+from ..backbones.text_pretraining import Row, TextPretrainingConfig, drawn, once, up_to_the_last
 from ..directories import new_directory
 from ..errors import InvalidCompression
 from ..records import RecordSchema
 from ..structure import inputs
 from ..structure.readers import STRUCTURE
 from .cutting import Kept, Sizes, chosen, chosen_layers, cut, measured, planned, resized
-from .distilling import DistillingConfig, PooledStates, Words, learn, learnable, loss_of_words, up_to_the_last
+from .distilling import DistillingConfig, PooledStates, Words, learn, learnable, loss_of_words
 
 KEPT = "compression.safetensors"
 # Of a model with adapters in its weights: the head reads states that the cut model has not, and the card tells of it.
 _OUTDATED = ("head.safetensors", "README.md", KEPT, POOLING, STRUCTURE)
-_TOLD = "confide.json"  # studies whose adapters are in the weights: the cut model still tells of their records
+_STUDIES = "confide.json"  # studies whose adapters are in the weights: the cut model still tells of their records
 _NAMES = ", ".join(Sizes.__dataclass_fields__)
 _TOKENS = 8192  # on which the parts of a model are measured
 _HELD_OUT, _LEAST_ROWS = 0.05, 8  # of public texts: the share that is not learned but judged on, and the least number
@@ -199,7 +199,7 @@ def _of_records(
         loading.write(model, whole.schema, center, whiten, partial, parts)
         _write_beside(backbone, partial, kept, facts, model)
         digest = loading.backbone_hash(partial)
-    return _told(whole, model, digest, sizes, "variance lost", 0.0, at_first, after)
+    return _result(whole, model, digest, sizes, "variance lost", 0.0, at_first, after)
 
 
 def _of_text(
@@ -233,14 +233,14 @@ def _of_text(
     with new_directory(directory) as partial:
         checkpoints.save_model(model, partial)
         for path in checkpoints.beside_weights(backbone):
-            if path.name not in (*_OUTDATED, _TOLD) and not (partial / path.name).exists():
+            if path.name not in (*_OUTDATED, _STUDIES) and not (partial / path.name).exists():
                 (partial / path.name).write_bytes(path.read_bytes())
         if inputs.is_joined(model):
             inputs.save(model, partial)
         _write_beside(backbone, partial, kept, facts, model)
         digest = checkpoints.content_hash(partial)
     before, after = (loss_of_words(each, judged) for each in (whole.model, model))
-    return _told(whole, model, digest, sizes, "loss", before, at_first, after)
+    return _result(whole, model, digest, sizes, "loss", before, at_first, after)
 
 
 def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -283,7 +283,7 @@ def _write_beside(backbone: Path, directory: Path, kept: Kept, facts: dict[str, 
         changes = f"{origin.changes}; cut to {count:,} parameters and trained again on {facts['learned']}"
         checkpoints.write_json(directory / checkpoints.ORIGIN, replace(origin, changes=changes).to_dict())
     if told is not None:
-        (directory / _TOLD).write_bytes(told)
+        (directory / _STUDIES).write_bytes(told)
 
 
 def _claims(backbone: Path) -> tuple[checkpoints.Origin | None, bytes | None]:
@@ -292,13 +292,13 @@ def _claims(backbone: Path) -> tuple[checkpoints.Origin | None, bytes | None]:
     Raises:
         InvalidBackbone: one of the files is broken.
     """
-    path = backbone / _TOLD
+    path = backbone / _STUDIES
     if path.exists():
         checkpoints.read_json(path)
     return checkpoints.load_origin(backbone), path.read_bytes() if path.exists() else None
 
 
-def _told(
+def _result(
     whole: loading.RecordBackbone | loading.TextBackbone,
     model: Any,
     digest: str,

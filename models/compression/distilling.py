@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..backbones.balancing import balanced
 from ..backbones.pretraining import MixedRecords
-from ..backbones.text_pretraining import Row, TextPretrainingConfig, drawn
+from ..backbones.text_pretraining import Row, TextPretrainingConfig, drawn, up_to_the_last
 from ..errors import InvalidCompression
 from ..heads import PooledHead, pooled, word_logits
 
@@ -127,7 +127,7 @@ class Words:
     def __init__(self, model: Any, teacher: Any, rows: Sequence[Row], config: DistillingConfig) -> None:
         self._model, self._teacher, self._config = model, teacher, config
         order = TextPretrainingConfig(batch_tokens=config.batch_tokens, seed=config.seed)
-        self._batches = drawn(learnable(rows, teacher, 1), order)
+        self._batches = drawn(rows, order)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Draws texts of similar length."""
@@ -231,11 +231,6 @@ def loss_of_words(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> float
         total += float(F.cross_entropy(logits_NV, target_N, reduction="sum"))
         words += len(target_N)
     return total / words
-
-
-def up_to_the_last(ids_RT: Tensor) -> Tensor:
-    """bool [R, T]: all but the zeros behind a row's last other token, which are padding."""
-    return (ids_RT > 0).flip(1).cummax(1).values.flip(1)
 
 
 def learn(

@@ -3,7 +3,7 @@ import torch
 
 from confide.models.backbones import loading
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text, pretrain_text
+from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, drawn, fit_text, pretrain_text
 from confide.models.errors import InvalidPretraining
 from confide.models.heads import foretell
 from confide.models.records.vocabularies import COMMANDS, character_tokenizer
@@ -100,3 +100,8 @@ def test_rows_that_teach_nothing_are_refused(tokenizer, tmp_path):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InvalidPretraining):
         TextPretrainingConfig(**wrong)
+
+
+def test_nothing_is_drawn_of_no_rows():
+    with pytest.raises(InvalidPretraining, match="no rows to draw from"):
+        next(drawn([], TextPretrainingConfig()))

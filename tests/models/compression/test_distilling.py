@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
 from confide.models.backbones.pretraining import MixedRecords
-from confide.models.backbones.text_pretraining import build_text
+from confide.models.backbones.text_pretraining import build_text, up_to_the_last
 from confide.models.compression.distilling import (
     DistillingConfig,
     PooledStates,
@@ -16,7 +16,6 @@ from confide.models.compression.distilling import (
     learn,
     loss_of_words,
     ridge,
-    up_to_the_last,
 )
 from confide.models.errors import InvalidCompression
 from confide.models.heads import PooledHead
