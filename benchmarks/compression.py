@@ -40,7 +40,7 @@ from rows import Rows
 from confide.client_node.study import StudyDraft, load_draft
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.coordinator.comparison.task import read_task
-from confide.coordinator.results.text_backbone import public_rows
+from confide.coordinator.studies.text_backbone import public_rows
 from confide.models.adapters import ModelCard, export
 from confide.models.adapters.attaching import attached
 from confide.models.adapters.carrying import carry

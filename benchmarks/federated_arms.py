@@ -19,7 +19,7 @@ from confide.client_node.study.cost import releases_of_draft, ring_of
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.coordinator.comparison.federated import federate, made_ready
 from confide.coordinator.comparison.task import Task, read_task
-from confide.coordinator.results.text_backbone import build_text_backbone
+from confide.coordinator.studies.text_backbone import build_text_backbone
 from confide.models.backbones.text_pretraining import TextPretrainingConfig
 from confide.privacy.accounting import epsilon_pld
 

@@ -32,7 +32,8 @@ from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
 from confide.models.heads import PooledHead
-from confide.models.records import NumericField, RecordSchema
+from confide.models.records import RecordSchema
+from confide.models.records.fields import NumericField
 from confide.mpc.links import Channel
 from confide.mpc.links.frames import end_with_parent
 from confide.privacy.mechanism.batches import probed_shapes

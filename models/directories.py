@@ -24,8 +24,8 @@ def new_directory(directory: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o755)
-        for path in partial.iterdir():
-            path.chmod(0o644)
+        for path in partial.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         partial.rename(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

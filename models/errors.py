@@ -10,6 +10,7 @@ ModelError
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ InvalidCompression  a backbone cannot be made smaller so, or an adapter not be carried over
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
+ ├─ DeploymentRefused   a trained model cannot be written so that it runs elsewhere
  ├─ InvalidRelease      files of an exported adapter are broken, or differ from what an export writes
  ├─ CombinationRefused  adapters cannot be combined
  ├─ MetricUndefined     a metric is not defined for these labels
@@ -61,6 +62,10 @@ class InvalidCompression(ModelError, ValueError):
 
 class ExportRefused(ModelError, ValueError):
     """An adapter that cannot be written in the PEFT format."""
+
+
+class DeploymentRefused(ModelError):
+    """A trained model that cannot be written so that it runs elsewhere."""
 
 
 class InvalidRelease(ModelError, ValueError):

@@ -1,12 +1,14 @@
-"""The commands `coordinator adapter`: export, merge, combine, carry, ask, serve and evaluate trained adapters."""
+"""The commands `coordinator adapter`: export, merge, deploy, combine, carry, ask, serve and evaluate adapters."""
 
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from ...client_node.cli.application import JsonOption, epilog, group
+from ...client_node.cli.console import err
 from ...client_node.cli.service import (
     AdaptersArgument,
     CertificateOption,
@@ -29,8 +31,11 @@ from .model_tables import (
     show_answers,
     show_carried,
     show_combined,
+    show_deployed,
     show_evaluation,
+    show_options,
     show_routing,
+    show_suite,
     show_written,
 )
 from .options import (
@@ -53,6 +58,24 @@ class Equality(StrEnum):
 
     MATHEMATICS = "mathematics"
     CODE = "code"
+
+
+class Modality(StrEnum):
+    """Kinds of things that a model reads."""
+
+    TABLE = "table"
+    TEXT = "text"
+    CODE = "code"
+    MATHEMATICS = "mathematics"
+    PICTURES = "pictures"
+
+
+class Target(StrEnum):
+    """Ways to run a model where confide is not installed."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+    TRITON = "triton"
 
 
 class Rule(StrEnum):
@@ -98,6 +121,81 @@ def adapter_merge(
     with opened_store(home) as store:
         card = merge_adapter(store, home, run, directory, override_audit=override_audit)
         show_written("Merged model", directory, card, as_json)
+
+
+@app.command(
+    "deploy",
+    epilog=epilog(
+        "coordinator adapter deploy RUN folder --target onnx",
+        "coordinator adapter deploy RUN folder --target torch --format float32",
+    ),
+)
+def adapter_deploy(
+    run: str,
+    directory: Path,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="onnx: one graph for ONNX Runtime; torch: a checkpoint for PyTorch; triton: that graph in the folder "
+            "of a Triton server."
+        ),
+    ],
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", help="How weights are held; int8 unless the target is torch, which has float32."),
+    ] = None,
+    override_audit: OverrideOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's model as a folder that runs where confide is not installed; conditions are those of `export`.
+
+    It holds the backbone with the adapter in its weights, what it may tell of a person, and ask.py, which asks it.
+    `coordinator adapter choose` says which target suits a use. For onnx and triton: pip install 'confide[deploy]'.
+    """
+    from ..federation import opened_store
+    from ..results.deployment import deploy_adapter
+
+    weights = form or (Format.FLOAT32 if target is Target.TORCH else Format.INT8)
+    with opened_store(home) as store, err.status("Writing the model"):
+        found = deploy_adapter(store, home, run, directory, target.value, weights.value, override_audit=override_audit)
+    show_deployed(directory, found, as_json)
+
+
+@app.command(
+    "choose",
+    epilog=epilog(
+        "coordinator adapter choose",
+        "coordinator adapter choose RUN --latency 5 --memory 300",
+        "coordinator adapter choose --modality code --clients 8",
+    ),
+)
+def adapter_choose(
+    run: Annotated[str | None, typer.Argument(help="Whose model it is; left out, one of a million parameters.")] = None,
+    modality: Annotated[
+        Modality | None, typer.Option(help="What it reads; left out, what the run's study reads, or it asks.")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option(min=0.001, help="Milliseconds that a record, or a word of an answer, may take.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(min=1, help="Megabytes of memory that there are.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, help="Who ask at a time.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a model should run for a use, and why: as a graph, in PyTorch, in a Triton server, or served by confide.
+
+    It asks for what is left out if no option is given. Times and sizes are estimates; ask.py --time measures.
+    """
+    from ..results.deployment import options_for
+
+    if (modality, latency, memory, clients) == (None,) * 4 and not as_json:
+        modality, latency, memory, clients = asked_use(run)
+    found = options_for(
+        None if run is None else home, run, None if modality is None else modality.value, milliseconds=latency,
+        megabytes=memory, clients=clients or 1,
+    )  # fmt: skip
+    show_options(found, as_json)
 
 
 @app.command("combine", epilog=epilog("coordinator adapter combine one two together --weights 1,2 --rank 4"))
@@ -237,11 +335,27 @@ def adapter_serve(
     serve_adapters(backbone, adapters, address, bounds, form, prefix or ())
 
 
-@app.command("evaluate", epilog=epilog("coordinator adapter evaluate RUN --data held-out.csv --unit-column id"))
+@app.command(
+    "evaluate",
+    epilog=epilog(
+        "coordinator adapter evaluate RUN --data held-out.csv --unit-column id",
+        "coordinator adapter evaluate RUN --suite tasks --equality mathematics",
+    ),
+)
 def adapter_evaluate(
     run: str,
-    data: Annotated[list[Path], typer.Option(help="Held-out CSV or Parquet file; may be given several times.")],
-    unit_column: Annotated[str, typer.Option(help="Column that names the unit.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Held-out CSV or Parquet file; may be given several times.")
+    ] = None,
+    unit_column: Annotated[str | None, typer.Option(help="Column of it that names the unit.")] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: folder with tasks of lm-evaluation-harness (YAML and local files), asked over the served "
+            "API. It runs with your rights, as a program does."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --suite: records of each task.")] = None,
     equality: Annotated[
         Equality | None,
         typer.Option(help="mathematics: compare what is written as formulas in x, too; code: not possible, says why."),
@@ -256,8 +370,10 @@ def adapter_evaluate(
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
     from ..federation import opened_store
-    from ..results.held_out import evaluate_run
+    from ..results.held_out import evaluate_run, evaluate_suite
 
+    if (suite is None) == (data is None or unit_column is None) or (data is None) != (unit_column is None):
+        raise typer.BadParameter("give --data with --unit-column, or --suite")
     if equality is Equality.CODE:
         raise Conflict(
             "confide runs no code that a model has written: unit tests of it need a sandbox without network, files and "
@@ -265,7 +381,13 @@ def adapter_evaluate(
             "programs that parse, without --equality; run tests of what was written in a virtual machine"
         )
     with opened_store(home) as store:
-        found = evaluate_run(store, home, run, data, unit_column, by_mathematics=equality is not None)
+        if suite is not None:
+            with bar("Asking") as progress:
+                measured = evaluate_suite(
+                    store, home, run, suite, limit=limit, by_mathematics=equality is not None, progress=progress
+                )
+            return show_suite(measured, as_json)
+        found = evaluate_run(store, home, run, data or (), unit_column or "", by_mathematics=equality is not None)
         show_evaluation(found, as_json)
 
 
@@ -298,3 +420,18 @@ def parse_weights(text: str | None) -> list[float] | None:
         return None if text is None else [float(weight) for weight in text.split(",")]
     except ValueError:
         raise Conflict("--weights takes numbers with commas between them, e.g. 1,2; nothing was written") from None
+
+
+def asked_use(run: str | None) -> tuple[Modality | None, float | None, float | None, int | None]:
+    """Asks for what a model is wanted; an empty answer is any."""
+    modality = None
+    if run is None:
+        kinds = click.Choice([each.value for each in Modality])
+        modality = Modality(typer.prompt("What does it read", type=kinds))
+    latency = typer.prompt("How many milliseconds may a record or a word take (empty: any)", "", show_default=False)
+    memory = typer.prompt("How many megabytes of memory are there (empty: any)", "", show_default=False)
+    clients = typer.prompt("How many ask at a time", 1, type=int)
+    try:
+        return modality, float(latency) if latency else None, float(memory) if memory else None, clients
+    except ValueError:
+        raise Conflict("a number was asked for; nothing was chosen") from None

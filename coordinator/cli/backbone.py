@@ -258,7 +258,7 @@ def _build_of_public(
 ) -> None:
     from ...client_node.study import load_draft
     from ...models.backbones.text_pretraining import TextPretrainingConfig
-    from ..results.text_backbone import build_text_backbone
+    from ..studies.text_backbone import build_text_backbone
 
     config = replace(size, max_tokens=512)
     training = TextPretrainingConfig() if tokens is None else TextPretrainingConfig(tokens=tokens)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from ...models.backbones.loading import Description
     from ...models.backbones.moments import Taken
     from ...models.compression.compressing import Compressed
+    from ...models.deployment.choosing import Option
+    from ...models.deployment.deploying import Deployed
     from ...models.evaluation.router_statistics import LayerRouting
     from ..results.asking import Answers
     from ..results.router_statistics import Routing
@@ -245,6 +247,43 @@ def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -
     out.print(f"{what} after round {card.rounds} written to {directory}")
 
 
+def show_deployed(directory: Path, found: "Deployed", as_json: bool) -> None:
+    """Prints the folder of a deployed model, its size, and how it is asked."""
+    made = found.deployment
+    if as_json:
+        facts = {"study": made.study, "runtime": made.runtime, "weights": made.weights, "bytes": found.bytes}
+        return print_json({"directory": str(directory), "target": found.target, **facts})
+    out.print(
+        f"Model of {made.study} written to {directory}: {found.bytes / 1e6:,.1f} MB, {made.weights} by {made.runtime}"
+    )
+    start = "python start.py &\n  " if found.target == "triton" else ""
+    out.print(
+        f"Ask it, on any machine:\n  cd {directory}\n  pip install -r requirements.txt\n  {start}python ask.py --help"
+    )
+
+
+def show_options(found: Sequence["Option"], as_json: bool) -> None:
+    """Prints the ways to run a model, the best first, and why."""
+    if as_json:
+        return print_json([asdict(option) for option in found])
+    first, *others = found
+    if first.misfits:
+        out.print("No way suits all that was asked for. The nearest:")
+    out.print(f"{first.runtime}: {first.why}")
+    out.print(f"  about {first.milliseconds:.3g} ms and {first.megabytes:,.0f} MB; meant for {first.use}")
+    for misfit in first.misfits:
+        out.print(f"  but it {misfit}")
+    out.print(f"  {first.command}", markup=False)
+    rows = [
+        {
+            "runtime": each.runtime, "meant for": each.use, "about ms": f"{each.milliseconds:.3g}",
+            "about MB": f"{each.megabytes:,.0f}", "suits": "; ".join(each.misfits) or "yes",
+        }
+        for each in others
+    ]  # fmt: skip
+    print_rows("Others", rows)
+
+
 def show_combined(directory: Path, found: "Combined", *, is_exact: bool, as_json: bool) -> None:
     """Prints the folder of a combined adapter, and its loss if it was cut to a smaller rank."""
     if as_json:
@@ -300,6 +339,29 @@ def show_evaluation(found: Mapping[str, Any], as_json: bool) -> None:
     for metric in (name for name in found if name != "records"):
         value, low, high = (found[metric][bound] for bound in ("value", "low", "high"))
         out.print(f"{metric.replace('_', ' '):17s} {value:.4f}  [{low:.4f}, {high:.4f}]")
+
+
+def show_suite(found: Mapping[str, Any], as_json: bool) -> None:
+    """Prints the metrics of each task, with their standard errors or intervals, and what the sites have measured."""
+    if as_json:
+        return print_json(found)
+    rows = [
+        {"task": task, "records": told["records"], "metric": metric, "value": _with_error(value)}
+        for task, told in found["tasks"].items()
+        for metric, value in told.items()
+        if metric != "records"
+    ]
+    print_rows("By lm-evaluation-harness", rows)
+    for metric, value in found.get("measured_by_sites", {}).items():
+        if value is not None:
+            out.print(f"Measured by the sites, and charged: {metric.replace('_', ' ')} {_with_error(value)}")
+
+
+def _with_error(value: Mapping[str, Any]) -> str:
+    if "low" in value:
+        return f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
+    error = value["standard_error"]
+    return f"{value['value']:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 @contextmanager

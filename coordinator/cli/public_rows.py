@@ -23,7 +23,7 @@ def rows_of(
         raise typer.BadParameter("public texts come from --texts or from --public, not from both")
     from ...client_node.study import load_draft
     from ...models.backbones.loading import reads_records
-    from ..results.text_backbone import plain_rows, public_rows
+    from ..studies.text_backbone import plain_rows, public_rows
 
     if (texts or public) and reads_records(backbone):
         return []  # which is refused, with the reason, by whoever learns from records

@@ -18,7 +18,7 @@ from ...models.evaluation.metrics import Estimate, auc, exact_match, mean_share
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
 from ...models.records.tasks import OutcomeTerms, is_told
 from ..errors import StudyRefused
-from ..results.export import held_out_policy
+from ..studies.held_out import held_out_policy
 from . import best_constant
 
 MOST_VALUES = 100  # of a completion that linear models foretell as a class

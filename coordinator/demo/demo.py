@@ -177,7 +177,7 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console, *, is_s
 def _build_backbone_of_public(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
     """Trains a small backbone on the example's public formulas or code, with tables of structure."""
     from ...models.backbones.text_pretraining import TextPretrainingConfig
-    from ..results.text_backbone import build_text_backbone
+    from ..studies.text_backbone import build_text_backbone
 
     config = TextPretrainingConfig(tokens=_SMOKE_TOKENS) if is_smoke else TextPretrainingConfig()
     with Progress(console=console, transient=True) as progress:
@@ -618,7 +618,7 @@ def _unit_column(draft: StudyDraft) -> str:
 
 
 def _records(bench: Workbench, study: Study, site: str, part: str) -> SitePolicy:
-    from ..results.export import held_out_policy
+    from ..studies.held_out import held_out_policy
 
     return held_out_policy(Path(bench.tables[site][part]), study, _unit_column(study.draft))
 

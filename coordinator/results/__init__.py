@@ -3,8 +3,8 @@
 `trained` loads the model that a run has trained, `export` writes its adapter. `metrics` computes metrics from the run's
 evaluation, `held_out` from records on this machine. `privacy_audit` tests the run's training step. `reports` makes
 signed budget reports and gives a site its replicated ledger back. `router_statistics` and `router_page` show the
-experts that a backbone's routers choose. `text_backbone` builds a backbone of public records. `asking` answers requests
-with the adapters of several studies.
+experts that a backbone's routers choose. `asking` answers requests with the adapters of several studies, `deployment`
+writes a model that runs elsewhere.
 
 A page about one layer with an unused expert:
 
@@ -19,6 +19,7 @@ A page about one layer with an unused expert:
 
 __all__ = [
     "asking",
+    "deployment",
     "export",
     "held_out",
     "metrics",
@@ -26,6 +27,5 @@ __all__ = [
     "reports",
     "router_page",
     "router_statistics",
-    "text_backbone",
     "trained",
 ]

@@ -1,6 +1,5 @@
-"""Exports a run's adapter as a PEFT directory or merged into its backbone, with its metrics on held-out records."""
+"""Exports a run's adapter for PEFT or merged into its backbone, with its metrics on held-out records."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -13,7 +12,7 @@ from ...client_node.policy import SitePolicy
 from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel
 from ...kernels.segments import Segments
-from ...models.adapters import AdaptedModel, ModelCard, export
+from ...models.adapters import ModelCard, export
 from ...models.adapters.merging import save_merged
 from ...models.records import outcomes
 from ...models.records.kind import SHARE
@@ -44,10 +43,10 @@ def export_adapter(
     """
     prototype = released_prototype(store, run_id)
 
-    def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
-        export(adapted, backbone, directory, card, prototype)
+    def write(model: StudyModel, backbone: Path, card: ModelCard) -> None:
+        export(model.adapted, backbone, directory, card, prototype)
 
-    return _publish(store, home, run_id, write, override_audit)
+    return publish(store, home, run_id, write, override_audit)
 
 
 def merge_adapter(
@@ -59,28 +58,64 @@ def merge_adapter(
         UnsupportedModule: an adapted module of the backbone has no weights that the adapter can be added to.
     """
 
-    def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
-        save_merged(adapted, backbone, directory, card)
+    def write(model: StudyModel, backbone: Path, card: ModelCard) -> None:
+        save_merged(model.adapted, backbone, directory, card)
 
-    return _publish(store, home, run_id, write, override_audit)
+    return publish(store, home, run_id, write, override_audit)
 
 
-def _publish(
+def publish(
     store: Store,
     home: Path,
     run_id: str,
-    write: Callable[[AdaptedModel, Path, ModelCard], None],
+    write: Callable[[StudyModel, Path, ModelCard], None],
     override_audit: str | None,
 ) -> ModelCard:
-    """Writes a run's model by `write`, after checking its charges and its audit, and returns its model card."""
+    """Writes a run's model by `write`, after checking its charges and its audit, and returns its model card.
+
+    Arguments and errors are those of `export_adapter`.
+    """
     if override_audit is not None and not override_audit.strip():
         raise Conflict("--override-audit needs a reason in words; nothing was written")
     study = load_study(store.study(store.run(run_id).study))
+    require_charges(store, run_id)
+    model = trained_model(store, home, run_id, unpacked=True)  # nothing can be added to a packed weight
+    standing = require_audit(store, study, run_id, override_audit)
+    card = _card(store, study, run_id, standing.card)
+    write(model, study_start(home, study).backbone, card)
+    if standing.override is not None:
+        with store.session() as session:
+            store.log_action(session, standing.override)
+    return card
+
+
+def copy_for_measuring(store: Store, home: Path, run_id: str, directory: Path) -> Path:
+    """Writes the run's adapter as `export_adapter` does, to be measured on this machine and then deleted.
+
+    Nothing is published, so no audit is asked for.
+
+    Returns:
+        The folder of the backbone that it is for.
+
+    Raises:
+        Conflict: no round is committed yet, or a charge is missing.
+    """
+    study = load_study(store.study(store.run(run_id).study))
+    require_charges(store, run_id)
+    backbone = study_start(home, study).backbone
+    adapted = trained_model(store, home, run_id, unpacked=True).adapted
+    export(adapted, backbone, directory, _card(store, study, run_id, "a copy for measuring, not published"))
+    return backbone
+
+
+def _card(store: Store, study: Study, run_id: str, audit: str) -> ModelCard:
+    """Collects the facts of a run's model.
+
+    Args:
+        audit: what is known of the training step, in words.
+    """
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
-    require_charges(store, run_id)
-    adapted = trained_model(store, home, run_id, unpacked=True).adapted  # nothing can be added to a packed weight
-    standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
     metrics = measurement(store, run_id).metrics if is_measured else None
@@ -88,7 +123,7 @@ def _publish(
     judged = study.draft.data.judged
     right = metrics.prevalence if metrics and judged != "labels" else None  # the share of records with label 1
     segments = study.draft.model.segments
-    card = ModelCard(
+    return ModelCard(
         study=study.name,
         study_hash=study.study_hash,
         backbone_hash=study.backbone_hash,
@@ -102,16 +137,11 @@ def _publish(
         collusion=privacy.collusion,
         auc=metrics.auc if metrics and judged == "labels" else None,
         **{SHARE[judged]: right},
-        audit=standing.card,
+        audit=audit,
         experts=study.draft.model.experts,
         frozen=study.draft.model.frozen,
         segments=None if segments is None else Segments(**segments.model_dump()),
     )
-    write(adapted, study_start(home, study).backbone, card)
-    if standing.override is not None:
-        with store.session() as session:
-            store.log_action(session, standing.override)
-    return card
 
 
 def require_charges(store: Store, run_id: str) -> None:
@@ -152,10 +182,3 @@ def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarr
     """Computes logits and labels of the records that `policy` points to, for a study that classifies."""
     examples = model.examples(read_records(policy, study, site=None))
     return outcomes.scores(model.adapted, examples), examples.targets
-
-
-def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:
-    """Makes a policy that reads `path` by the study's own column names, for records on the operator's machine."""
-    data = {"path": str(path), "name": "held-out", "unit": study.draft.data.unit, "unit_column": unit_column}
-    unused = {"budget": {"epsilon": 1.0, "delta": 1e-5}, "backbone": {"directory": "."}}
-    return SitePolicy.model_validate_json(json.dumps({"data": data, **unused}))

@@ -1,4 +1,4 @@
-"""Evaluates a run's adapter on held-out records on the operator's machine."""
+"""Evaluates a run's adapter on held-out records on the operator's machine; `suite` does so by tasks of a harness."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,8 +8,12 @@ from typing import Any
 from ..errors import Conflict
 from ..store import Store
 from ..studies.catalogue import load_study
-from .export import evaluate, held_out_policy
+from ..studies.held_out import held_out_policy
+from .export import evaluate
+from .suite import evaluate_suite
 from .trained import trained_model
+
+__all__ = ["evaluate_run", "evaluate_suite"]
 
 
 def evaluate_run(

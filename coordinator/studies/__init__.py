@@ -27,4 +27,7 @@ The head's rate is chosen so that the noise of all rounds moves the head by a fi
 23.1
 """
 
-__all__ = ["catalogue", "create", "dictionary", "examine", "first_draft", "learning_rates", "questions", "summary"]
+__all__ = [
+    "catalogue", "create", "dictionary", "examine", "first_draft", "held_out", "learning_rates", "questions", "summary",
+    "text_backbone",
+]  # fmt: skip

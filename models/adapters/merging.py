@@ -23,6 +23,7 @@ from ..compression.compressing import KEPT
 from ..directories import new_directory
 from ..errors import UnsupportedModule
 from ..structure.inputs import is_joined
+from ..structure.inputs import save as save_tables
 from .card import CARD, ModelCard, attention_text, head_text
 from .factors import Pair
 from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts
@@ -82,13 +83,36 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
             # Of an earlier study, if one was merged before; and of weights that these are no longer.
             if path.name not in (HEAD, FILE, CARD, KEPT):
                 (partial / path.name).write_bytes(path.read_bytes())
-        origin = checkpoints.load_origin(backbone)
-        if origin is not None:
-            changes = f"{origin.changes}; adapters of study {card.study} ({card.study_hash}) added into the weights"
-            checkpoints.write_json(partial / checkpoints.ORIGIN, replace(origin, changes=changes).to_dict())
         save_head(*exported_head(adapted), partial)
-        write_provenance(provenance, partial)
+        save_facts(provenance, card, backbone, partial)
         (partial / CARD).write_text(_card_text(adapted, card, provenance), encoding="utf-8")
+
+
+def facts_of(card: ModelCard, backbone: Path) -> Provenance:
+    """Reads where a merged model comes from, see `Provenance.of`."""
+    return Provenance.of(card, backbone)
+
+
+def save_parts(adapted: AdaptedModel, model: Any, directory: Path, *, beside: Path) -> None:
+    """Writes what a merged model is made of: a checkpoint, and beside it tables of structure and the head, if any.
+
+    Args:
+        model: that `merged` gave.
+        directory: of the checkpoint.
+    """
+    checkpoints.save_model(model, directory)
+    if is_joined(model):
+        save_tables(model, beside)
+    save_head(*exported_head(adapted), beside)
+
+
+def save_facts(provenance: Provenance, card: ModelCard, backbone: Path, directory: Path) -> None:
+    """Writes where a merged model comes from: `confide.json`, and `origin.json` of the backbone with the change."""
+    origin = checkpoints.load_origin(backbone)
+    if origin is not None:
+        changes = f"{origin.changes}; adapters of study {card.study} ({card.study_hash}) added into the weights"
+        checkpoints.write_json(directory / checkpoints.ORIGIN, replace(origin, changes=changes).to_dict())
+    write_provenance(provenance, directory)
 
 
 def _put(model: nn.Module, modules: dict[str, nn.Module]) -> None:

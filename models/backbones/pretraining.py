@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from ..errors import InvalidPretraining
 from ..heads import pooled
-from ..records import NumericField, RecordSchema
-from ..records.fields import AnyField, united
+from ..records import RecordSchema
+from ..records.fields import AnyField, NumericField, united
 from .balancing import balanced
 from .family import BackboneConfig
 from .loading import build, save

@@ -80,7 +80,7 @@ class PooledHead(nn.Module):
             white = (pooled - self.center) @ self.whiten
             # The constant is sqrt(2D)/2: a quarter of the expected square length of a whitened state.
             return _of_unit_length(white, len(self.center) ** 0.5 / 2)
-        parts = pooled.view(len(pooled), *self.center.shape).unbind(1)
+        parts = pooled.view(pooled.shape[0], *self.center.shape).unbind(1)
         white = torch.cat(
             [
                 nn.functional.normalize((part - center) @ whiten, dim=1)
@@ -92,7 +92,7 @@ class PooledHead(nn.Module):
 
 
 def _of_unit_length(white: Tensor, constant: float) -> Tensor:
-    return nn.functional.normalize(torch.cat([white, white.new_full((len(white), 1), constant)], dim=1), dim=1)
+    return nn.functional.normalize(torch.cat([white, white.new_full((white.shape[0], 1), constant)], dim=1), dim=1)
 
 
 def pooled(model: Any, ids_RT: Tensor, reads: tuple[int, ...] | None = None) -> Tensor:
@@ -135,7 +135,7 @@ def pooled_and_last(
 
 def _up_to_the_last(ids_RT: Tensor) -> Tensor:
     """bool [R, T]; a vocabulary may have a word of number 0, so only zeros behind the last other word are padding."""
-    return (ids_RT > 0).flip(1).cummax(1).values.flip(1)
+    return (ids_RT > 0).flip(1).cumsum(1).flip(1) > 0
 
 
 def _mean(

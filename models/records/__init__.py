@@ -6,11 +6,12 @@ and lists; its words are the vocabulary of a backbone. `documents` are free text
 `outcomes` is what a head learns: a label, classes, several labels, a number; `tasks` are several of these. `text` has
 templates that make a prompt and a completion of free text, or turns of a conversation by the checkpoint's chat
 template; `kinds` also holds whole conversations, formulas and code, for which `vocabularies` makes tokenizers.
+`requests` says what a trained model is shown of a request, and what it answers.
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 
->>> from confide.models.records import NumericField, RecordSchema
->>> from confide.models.records.fields import CategoricalField
+>>> from confide.models.records import RecordSchema
+>>> from confide.models.records.fields import CategoricalField, NumericField
 >>> schema = RecordSchema(
 ...     numeric=(NumericField("age", cuts=(40, 60)),), categorical=(CategoricalField("sex", values=("F", "M")),)
 ... )
@@ -21,10 +22,9 @@ Two people, the second of unknown sex, as lines of published words and as token 
 [[3, 7], [5, 6]]
 """
 
-from .fields import NumericField, RecordSchema
+from .fields import RecordSchema
 
 __all__ = [
-    "NumericField",
     "RecordSchema",
     "cells",
     "documents",
@@ -32,6 +32,7 @@ __all__ = [
     "kind",
     "kinds",
     "outcomes",
+    "requests",
     "tasks",
     "text",
 ]

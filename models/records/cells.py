@@ -11,11 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-TRUE = ("1", "t", "true", "y", "yes")
-FALSE = ("0", "f", "false", "n", "no")
-MISSING = ("", "?", "n/a", "na", "nan", "none", "null")  # in any case; a category of such a name is a value
+from .requests import FALSE, MISSING, NUMBER, TRUE
+
 MAX_TEXT = 2**16  # characters of a cell of free text
-_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _COMMA_NUMBER = r"^[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?$"
 
 
@@ -31,7 +29,7 @@ class Cells:
 def numbers(text: pa.Array) -> Cells:
     """Parses numbers: float64, NaN if missing. Decimal point; no thousands separators, no infinities."""
     missing = _is_in(pc.utf8_lower(text), MISSING)
-    plain = pc.match_substring_regex(text, _NUMBER)
+    plain = pc.match_substring_regex(text, NUMBER)
     values = _numpy(pc.cast(pc.if_else(plain, text, pa.scalar(None, pa.string())), pa.float64())).astype(np.float64)
     return Cells(values, missing, ~missing & ~np.isfinite(values))
 
@@ -119,7 +117,7 @@ def kinds(text: pa.Array, rows: np.ndarray) -> Iterator[str]:
         if _is_in(pc.utf8_lower(cell), MISSING)[0]:
             yield "nothing"
         else:
-            yield "a number" if pc.match_substring_regex(cell, _NUMBER)[0].as_py() else "text"
+            yield "a number" if pc.match_substring_regex(cell, NUMBER)[0].as_py() else "text"
 
 
 def _is_in(text: pa.Array, words: Sequence[str]) -> np.ndarray:

@@ -24,6 +24,7 @@ from ..structure.code import SPLIT, parts_of
 from ..structure.constructs import LANGUAGES
 from .completions import Completions, perplexity_by_unit, text_scores
 from .kind import Column, Examples, Judged
+from .requests import CellShown, Request, TextShown, Words, Writing
 from .templates import Row, WordTokenizer, padded
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class CodeEncoder:
         return token == self.end or word.startswith("\n") or word.strip() in _BOUNDARIES
 
     def _row(self, program: str, language: str) -> Row:
-        heading = self._heading(language)
+        heading = self.heading(language)
         gap = self._around_gap(program, self._max_tokens - len(heading) - 1)
         if gap is None:
             return self._completion(program, language)
@@ -187,9 +188,10 @@ class CodeEncoder:
         return self._cut([*heading, *shown], learned)
 
     def _completion(self, program: str, language: str) -> Row:
-        return self._cut(self._heading(language), self._tokenizer.of_records([program])[0])
+        return self._cut(self.heading(language), self._tokenizer.of_records([program])[0])
 
-    def _heading(self, language: str) -> list[int]:
+    def heading(self, language: str) -> list[int]:
+        """Returns the tokens of the line that names a language."""
         (heading,) = self._tokenizer.of_records([f"{language}\n"])
         return heading
 
@@ -280,6 +282,17 @@ class Code(Completions):
             BackboneMismatch: the tokenizer has no word that ends a text, or its words do not add up to the text.
         """
         return CodeEncoder(terms, vocabulary, max_tokens)
+
+    def request(self, terms: CodeTerms, reader: CodeEncoder) -> Request:
+        """Says how the beginning of a program is shown; gaps in the middle are not asked for so."""
+        heading: Words | CellShown
+        if terms.language is None:
+            heading = Words(tuple(reader.heading(terms.languages[0])))
+        else:
+            heading = CellShown(terms.language, behind="\n")
+        guide: Literal["grammar"] | None = "grammar" if terms.grammar else None
+        writing = Writing((reader.end,), terms.max_written, guide)
+        return Request(TextShown((heading, CellShown(terms.code))), writing=writing)
 
     def judge(
         self, terms: CodeTerms, reader: CodeEncoder, adapted: Any, ids: np.ndarray, target: Any

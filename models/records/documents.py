@@ -19,8 +19,9 @@ from ..strict import FIELD_NAME, FIELD_NAME_RULE, SparseModel
 from .completions import perplexity_by_unit, text_scores
 from .kind import Column, Examples
 from .outcomes import Outcome, ReadByHead
+from .requests import Request
 from .tasks import OutcomeTerms, WrittenTerms, is_told
-from .templates import Part, PlainTokenizer, Row, TokenTemplate, beginning, columns_of, padded, said
+from .templates import Part, PlainTokenizer, Row, TokenTemplate, beginning, columns_of, padded, said, shown_of
 from .text import Template
 
 Ids = npt.NDArray[np.int64]
@@ -192,6 +193,10 @@ class Documents(ReadByHead):
             InvalidPrompt: the template by itself leaves no room for a record.
         """
         return DocumentReader.of(terms.text, vocabulary, max_tokens, outcome=terms)
+
+    def request(self, terms: DocumentTerms, reader: DocumentReader) -> Request:
+        """Says what is read of a document; one that is too long is cut as in the study."""
+        return Request(shown_of(reader.template, reader.template.room), terms.all_answered())
 
     def judge(self, terms: Outcome, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges what the head gives for the document, and what is written behind it, see `OutcomeTerms.judge`."""

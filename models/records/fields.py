@@ -20,6 +20,7 @@ from ..errors import BackboneMismatch, InvalidSchema, ModelError, UnknownValue
 from ..strict import FieldName, Frozen, Label, Unique, rule
 from .kind import Column
 from .outcomes import ReadByHead
+from .requests import FieldsShown, FieldWords, Request
 from .tasks import OutcomeTerms
 
 PAD, EOS = "<pad>", "<eos>"
@@ -363,6 +364,21 @@ class FieldTerms(OutcomeTerms):
         )
 
 
+def words_of_fields(schema: RecordSchema, vocabulary: RecordSchema) -> tuple[FieldWords, ...]:
+    """Lists the fields of a schema in the order of their words, with the token ids that a larger one gives them."""
+    index = {word: number for number, word in enumerate(vocabulary.words())}
+    found = []
+    for field in schema.fields():
+        ids = tuple(index[word] for word in field.words())
+        if isinstance(field, NumericField):
+            found.append(FieldWords(field.name, "number", ids, cuts=field.cuts))
+        elif isinstance(field, CategoricalField):
+            found.append(FieldWords(field.name, "category", ids, values=field.values))
+        else:
+            found.append(FieldWords(field.name, "flag", ids))
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True)
 class FieldReader:
     """Encodes columns of values as words of a backbone's schema, of which the study's is a part."""
@@ -438,3 +454,8 @@ class Fields(ReadByHead):
         if misfits := schema.misfits(vocabulary):
             raise BackboneMismatch(f"reads records of another schema than [data] describes: {'; '.join(misfits)}")
         return FieldReader(schema, terms, vocabulary)
+
+    def request(self, terms: FieldTerms, reader: FieldReader) -> Request:
+        """Says which token each value of a record is."""
+        shown = FieldsShown(words_of_fields(reader.schema, reader.vocabulary), reader.vocabulary.words().index(EOS))
+        return Request(shown, terms.all_answered())

@@ -9,7 +9,7 @@ with semicolons between them, each operation written out with its value: `k=12/3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ..errors import AnswerRefused
 from ..strict import FieldName, SparseModel, matches
 from .completions import Completions, perplexity_by_unit, text_scores
 from .kind import Column, Examples, Judged
+from .requests import CellShown, Request, TextShown, Writing
 from .templates import Row, WordTokenizer, padded
 
 if TYPE_CHECKING:
@@ -215,6 +216,12 @@ class Formulas(Completions):
             BackboneMismatch: the tokenizer has no word that ends a text, or its words do not add up to the text.
         """
         return FormulaEncoder(terms, vocabulary, max_tokens)
+
+    def request(self, terms: FormulaTerms, reader: FormulaEncoder) -> Request:
+        """Says how a question is asked."""
+        guide: Literal["arithmetic"] | None = "arithmetic" if terms.engine else None
+        writing = Writing((reader.end,), terms.max_written, guide)
+        return Request(TextShown((CellShown(terms.question, behind=ASKED),)), writing=writing)
 
     def judge(
         self, terms: FormulaTerms, reader: FormulaEncoder, adapted: Any, ids: np.ndarray, target: Any

@@ -16,9 +16,10 @@ from pydantic import Field
 
 from ..errors import BackboneMismatch
 from ..strict import FieldName, SparseModel
-from .fields import EOS, FieldReader, Fields, FieldTerms, RecordSchema
+from .fields import EOS, FieldReader, Fields, FieldTerms, RecordSchema, words_of_fields
 from .kind import Column
 from .outcomes import ReadByHead, needed
+from .requests import FieldsShown, Request
 
 MOST_VISITS = 4096
 _VISIT = Fields()
@@ -118,3 +119,9 @@ class Histories(ReadByHead):
                 f"reads records of another schema than [data.history] describes: {'; '.join(misfits)}"
             )
         return HistoryReader(schema, terms, vocabulary)
+
+    def request(self, terms: HistoryTerms, reader: HistoryReader) -> Request:
+        """Says which token each value of a visit is, and which visits make a record."""
+        words = words_of_fields(reader.schema, reader.vocabulary)
+        end = reader.vocabulary.words().index(EOS)
+        return Request(FieldsShown(words, end, terms.visits, terms.order), terms.all_answered())

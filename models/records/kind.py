@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InvalidSchema
+from ..errors import DeploymentRefused, InvalidSchema
 from ..strict import StrictModel
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..heads.objectives import Objective
     from .cells import Cells
     from .fields import RecordSchema
+    from .requests import Request
 
 
 # What a charged evaluation counts: scores by label; answers or completions that are right; numbers near enough;
@@ -144,6 +145,17 @@ class RecordKind(Protocol):
             BackboneMismatch: the backbone reads other records.
             InvalidPrompt: the terms alone leave no room for a record.
         """
+
+    def request(self, terms: Any, reader: Any) -> "Request":
+        """Says how a request becomes tokens, and what is answered, to whoever has nothing of this package.
+
+        Args:
+            reader: that this kind made for the backbone.
+
+        Raises:
+            DeploymentRefused: it takes more than can be said so.
+        """
+        raise DeploymentRefused(f"records of kind {self.name} are not read outside of confide; serve the adapter")
 
     def judge(self, terms: Any, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself: (label, score), the score as a logit. PRIVATE: used in charged counts only.

@@ -18,6 +18,7 @@ from .kind import Column, Examples, Judged, RecordKind
 
 if TYPE_CHECKING:
     from ..heads.objectives import Objective
+    from .requests import Answered
 
 MOST_CLASSES = 1000
 _ROWS = 1024  # records scored at a time
@@ -131,6 +132,23 @@ class Outcome(StrictModel):
         if self.labels is not None:
             return {"labels": ", ".join(self.labels)}
         return {"label": self.label if self.classes is None else f"{self.label}, one of: {', '.join(self.classes)}"}
+
+    def answered(self, name: str | None = None) -> "Answered":
+        """Says what the outputs of the head answer.
+
+        Args:
+            name: of the answer; None: that of its column.
+        """
+        from .requests import Answered
+
+        if self.number is not None:
+            return Answered(name or self.number.column, "number", low=self.number.low, high=self.number.high)
+        if self.labels is not None:
+            return Answered(name or "labels", "labels", self.labels)
+        assert self.label is not None, "terms without an outcome passed their checks"
+        if self.classes is None:
+            return Answered(name or self.label, "label")
+        return Answered(name or self.label, "class", self.classes)
 
     def targets(self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None) -> npt.NDArray[np.generic]:
         """[rows], one target a record, as `objective` learns it."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
-from ..errors import InvalidPrompt
+from ..errors import DeploymentRefused, InvalidPrompt
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, FieldName, Frozen, Label, Name, SparseModel, StrictModel, Unique
 from .kind import Column, Judged
 from .outcomes import MOST_CLASSES, NumberTerms, Outcome
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ..heads.objectives import SeveralTasks
     from .cells import Cells
+    from .requests import Answered
 
 MOST_TASKS, MOST_BITS = 16, 62
 _DRAW = b"confide/task/1|"
@@ -239,6 +240,21 @@ class OutcomeTerms(Outcome):
     def outcome_facts(self) -> dict[str, Any]:
         """Describes for people what is learned."""
         return super().outcome_facts() if self.tasks is None else self._several.facts()
+
+    def all_answered(self) -> "tuple[Answered, ...]":
+        """Says what the outputs of the head answer, task by task.
+
+        Raises:
+            DeploymentRefused: one of the tasks is a text, which no head answers.
+        """
+        if self.tasks is None:
+            return (self.answered(),)
+        if self.written is not None:
+            raise DeploymentRefused(
+                f"task {self.text_task} is a text behind a document, which is not written outside of confide; serve "
+                "the adapter"
+            )
+        return tuple(task.outcome.answered(name) for name, task in self.head_tasks.items())
 
     def targets(self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None) -> npt.NDArray[np.generic]:
         """[rows], one target a record, as `objective` learns it; what is to be written has no part in it."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken
 
 from ..errors import BackboneMismatch, InvalidPrompt
+from .requests import CellShown, TextShown, Words
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
@@ -65,6 +66,10 @@ class PlainTokenizer:
         """Finds where the first control word in a template's text ends; None if there is none."""
         found = self._control.search(text)
         return found and found.end()
+
+    def is_control_word(self, token: int) -> bool:
+        """True if a token is one that only a template can say."""
+        return token in self._core.get_added_tokens_decoder()
 
     def of_template(self, text: str) -> list[int]:
         """Tokenizes what a template says, control words included."""
@@ -145,6 +150,24 @@ class TokenTemplate:
         pieces, _ = self._parts[0]
         return bool(pieces[0].ids)
 
+    @property
+    def room(self) -> int:
+        """Tokens of a row that are left for the cells of a record."""
+        return self._room
+
+    @property
+    def shown(self) -> tuple[tuple[tuple[int, ...], Cell | None], ...]:
+        """What stands before the last part that is learned, or all: the template's own words, each before a cell."""
+        learned = [place for place, (_, is_learned) in enumerate(self._parts) if is_learned]
+        parts = self._parts[: learned[-1]] if learned else self._parts
+        return tuple((tuple(piece.ids), piece.cell) for pieces, _ in parts for piece in pieces)
+
+    @property
+    def behind(self) -> tuple[int, ...]:
+        """What the last part that is learned says behind its cells, such as the word that ends a turn."""
+        learned = [pieces for pieces, is_learned in self._parts if is_learned]
+        return tuple(learned[-1][-1].ids) if learned and learned[-1][-1].cell is None else ()
+
     def fits(self, cells: Sequence[list[int]]) -> bool:
         """True if no cell would have to be cut."""
         return sum(map(len, cells)) <= self._room
@@ -178,6 +201,15 @@ class TokenTemplate:
                 ids += next(rest[is_learned]) if piece.cell is not None else []
             mask += [is_learned] * (len(ids) - len(mask))
         return ids, mask
+
+
+def shown_of(template: TokenTemplate, room: int | None = None) -> TextShown:
+    """Says piece by piece what a template shows of a request."""
+    pieces: list[Words | CellShown] = []
+    for ids, cell in template.shown:
+        pieces += [Words(ids)] if ids else []
+        pieces += [CellShown(cell.column, before=cell.lead)] if cell is not None else []
+    return TextShown(tuple(pieces), room)
 
 
 def columns_of(text: str, part: str) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ from ..strict import FIELD_NAME, FIELD_NAME_RULE, StrictModel, rule
 from .chat_template import MAX_TURNS, ChatTemplate, Role, is_conversation
 from .compared import EQUALITY, ComparedCompletions, Comparison, Equality
 from .kind import Column
-from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded, said
+from .requests import Request, Writing
+from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded, said, shown_of
 
 _STYLE = b"confide prompt style 1\0"
 MAX_STYLES = 16
@@ -169,6 +170,13 @@ class PromptEncoder:
             for row, *cells in zip(own, *encoded, strict=True):
                 rows[row] = style.row(cells)
         return padded(rows)
+
+    @property
+    def request(self) -> Request:
+        """How a request is shown and what ends its answer; of several styles, in the first."""
+        first = self._styles[0]
+        ends = tuple(token for token in first.behind if self._tokenizer.is_control_word(token))
+        return Request(shown_of(first), writing=Writing(ends))
 
     def styles(self, columns: Mapping[str, Sequence[str] | npt.NDArray[np.object_]]) -> npt.NDArray[np.int64]:
         """Chooses the style of each record, [rows], from 0: a function of its own cells and of nothing else."""
@@ -430,3 +438,7 @@ class FreeText(ComparedCompletions):
             InvalidPrompt: a template by itself leaves no room for a record, or does not fit the checkpoint's own.
         """
         return PromptEncoder(terms.templates(), vocabulary, max_tokens, day=terms.date)
+
+    def request(self, terms: TextTerms, reader: PromptEncoder) -> Request:
+        """Says what is shown of a request, in the first of the study's styles."""
+        return reader.request

@@ -49,7 +49,7 @@ from .schema import (
     Completion,
     Question,
 )
-from .served import Model, Served, Writing
+from .served import Model, Served, Shown, Writing
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,21 @@ class Service:
         if not ids:
             raise _Refused(400, "prompt is empty, and the backbone has no word that begins a text", "invalid_prompt")
         order = await self._order(request, model, asked, ids, asked.max_tokens)
-        return await self._answered(request, asked, order, _CompletionAnswer(model.name, asked, self._served, ids))
+        shown = await self._shown(model, asked, ids) if asked.echo else None
+        answer = _CompletionAnswer(model.name, asked, self._served, ids, shown)
+        return await self._answered(request, asked, order, answer)
+
+    async def _shown(self, model: Model, asked: Completion, ids: list[int]) -> "list[Shown]":
+        """What the model makes of the prompt itself, for who wants it repeated."""
+        if asked.told is None:
+            return []
+        try:
+            scored = self._engine.call(partial(self._served.scored, model, ids, asked.told))
+            return await self._in_time(asyncio.wrap_future(scored))  # type: ignore[no-any-return]
+        except InvalidPrompt as err:
+            raise _Refused(400, str(err), "context_length_exceeded") from None
+        except Busy as err:
+            raise self._busy(err) from None
 
     async def _chat(self, request: Request) -> Response:
         asked = await _read(request, Chat)
@@ -482,8 +496,15 @@ class _CompletionAnswer(_Answer):
     object_whole = object_piece = "text_completion"
     prefix = "cmpl"
 
+    def __init__(
+        self, model: str, asked: Completion, served: Served, prompt: Sequence[int], shown: "list[Shown] | None" = None
+    ) -> None:
+        """Takes the prompt's own tokens where it is to be repeated, and the text that it was."""
+        super().__init__(model, asked, served, prompt)
+        self._shown, self._prompt = shown or [], asked.prompt if shown is not None else ""
+
     def _body(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+        return {"text": self._prompt + text}
 
     def _delta(self, text: str, reason: str | None) -> dict[str, Any]:
         return {"text": text}
@@ -491,12 +512,16 @@ class _CompletionAnswer(_Answer):
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if self._told is None:
             return None
+        both: list[Token | Shown] = [*self._shown, *tokens]
         return {
-            "tokens": [self._served.word(token.id) for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
+            "tokens": [self._served.word(token.id) for token in both],
+            "token_logprobs": [token.logprob for token in both],
             # From the least likely on: of words that look alike, as parts of letters do, the likeliest stays.
             "top_logprobs": [
-                {self._served.word(word): logprob for word, logprob in reversed(token.likeliest)} for token in tokens
+                {self._served.word(word): logprob for word, logprob in reversed(token.likeliest)}
+                if token.logprob is not None
+                else None
+                for token in both
             ],
             "text_offset": None,
         }

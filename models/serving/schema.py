@@ -126,8 +126,14 @@ class Completion(_Writes):
 
     prompt: Words
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    echo: Literal[False] = False
+    echo: bool = False
     best_of: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _whole_echo(self) -> Self:
+        if self.echo and (self.stream or not isinstance(self.response_format, AsText | None)):
+            raise ValueError("echo goes with neither stream nor a form: leave one of them out")
+        return self
 
     @property
     def told(self) -> int | None:

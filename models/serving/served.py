@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ from ..adapters.composing import Composition, Frozen, Source, Spent, added_up, c
 from ..backbones.loading import TextBackbone
 from ..decoding.forms import Forms
 from ..errors import BackboneMismatch, CombinationRefused, InvalidPrompt
-from ..heads import PooledHead, pooled
+from ..heads import PooledHead, pooled, word_logits
 from ..records.documents import encoded
 from ..records.text import Requests
+from ..structure.inputs import embedded
 
 BACKBONE = "backbone"  # its name beside those of adapters
 _PART = "\ufffd"  # what a letter looks like of which some bytes are missing
+_MOST_SCORED, _SCORED = 4096, 64  # tokens of a prompt that is repeated; of them, those scored at a time
 _LONGEST_LETTER = 8  # tokens; UTF-8 has four bytes a letter at most, and what is longer is no letter
 
 
@@ -41,6 +43,14 @@ class Model:
     def unbounded(self) -> tuple[str, ...]:
         """Studies without privacy that are in it."""
         return tuple(dict.fromkeys(source.study for source in self.sources if source.mode == "none"))
+
+
+class Shown(NamedTuple):
+    """A token of a prompt, and what a model makes of it."""
+
+    id: int
+    logprob: float | None  # None of the first one, before which there is nothing
+    likeliest: tuple[tuple[int, float], ...]
 
 
 class Served:
@@ -129,6 +139,33 @@ class Served:
         with self.composition.answering(torch.tensor([model.weights] * len(documents))) as adapted:
             outputs = model.head(pooled(adapted.model, ids_RT, model.head.reads))
         found: list[list[float]] = outputs.reshape(len(documents), -1).tolist()
+        return found
+
+    @torch.inference_mode()
+    def scored(self, model: Model, ids: Sequence[int], likeliest: int) -> "list[Shown]":
+        """Says how likely a model finds each token of a prompt behind those before it.
+
+        Args:
+            likeliest: words that are told beside each token.
+
+        Raises:
+            InvalidPrompt: the prompt is longer than is read in one pass.
+        """
+        if len(ids) > _MOST_SCORED:
+            raise InvalidPrompt(f"a prompt that is repeated has at most {_MOST_SCORED:,} tokens, and this {len(ids):,}")
+        ids_RT = torch.tensor([list(ids)])
+        found = [Shown(ids[0], None, ())]
+        with self.composition.answering(torch.tensor([model.weights])) as adapted:
+            embedded_RTD = embedded(adapted.model, ids_RT)
+            states_TD = adapted.model.model(inputs_embeds=embedded_RTD, use_cache=False).last_hidden_state[0, :-1]
+            for start in range(0, len(ids) - 1, _SCORED):
+                words = ids_RT[0, 1:][start : start + _SCORED]
+                logits_TV = word_logits(adapted.model, states_TD[start : start + _SCORED])[:, : self.requests.words]
+                logprobs_TV = logits_TV.double().log_softmax(1)
+                top = logprobs_TV.topk(likeliest) if likeliest else None
+                for row, word in enumerate(words.tolist()):
+                    told = () if top is None else zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
+                    found.append(Shown(word, float(logprobs_TV[row, word]), tuple(told)))
         return found
 
     def _models(self) -> list[Model]:

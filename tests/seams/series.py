@@ -10,8 +10,8 @@ from pydantic import Field
 
 from confide.models.errors import BackboneMismatch
 from confide.models.heads.objectives import BinaryLabel
-from confide.models.records import NumericField, RecordSchema
-from confide.models.records.fields import Cuts
+from confide.models.records import RecordSchema
+from confide.models.records.fields import Cuts, NumericField
 from confide.models.records.kind import Column, Examples, RecordKind
 from confide.models.records.outcomes import scores
 from confide.models.strict import FieldName, StrictModel

@@ -11,7 +11,7 @@ from confide.client_node.training.trainer import release_terms
 from confide.coordinator.comparison.federated import federate
 from confide.coordinator.comparison.linear import private_linear, word_inputs
 from confide.coordinator.demo.baselines import references
-from confide.coordinator.results.export import held_out_policy
+from confide.coordinator.studies.held_out import held_out_policy
 from confide.privacy.mechanism.batches import probed_shapes
 from confide.privacy.mechanism.site_round import round_release
 

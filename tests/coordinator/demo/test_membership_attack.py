@@ -3,7 +3,7 @@ import pytest
 
 from confide.coordinator.comparison.federated import untrained
 from confide.coordinator.demo.membership_attack import Attacked, Pool, _facts, attack
-from confide.coordinator.results.export import held_out_policy
+from confide.coordinator.studies.held_out import held_out_policy
 from confide.privacy.audit.membership_attack import likelihood_ratios
 from confide.privacy.report.schema import membership_facts
 

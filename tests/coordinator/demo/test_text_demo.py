@@ -12,7 +12,7 @@ from confide.coordinator.comparison import federated
 from confide.coordinator.demo import demo
 from confide.coordinator.demo.baselines import answer_references, text_arrays
 from confide.coordinator.demo.membership_attack import NO_SHADOWS, Attacked, TextPool, attack_by_loss
-from confide.coordinator.results.export import held_out_policy
+from confide.coordinator.studies.held_out import held_out_policy
 from confide.models.records.kind import Examples
 from confide.privacy.report.schema import membership_facts
 

@@ -14,7 +14,6 @@ from confide.coordinator.errors import AuditMissing, Conflict, StateDamaged
 from confide.coordinator.results.export import (
     evaluate,
     export_adapter,
-    held_out_policy,
     largest_epsilon,
     merge_adapter,
     score,
@@ -24,6 +23,7 @@ from confide.coordinator.results.trained import trained_model
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.tables import Round, Run
+from confide.coordinator.studies.held_out import held_out_policy
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.linear import QuantisedLinear
 from confide.models.adapters.lora import AdapterConfig, attach

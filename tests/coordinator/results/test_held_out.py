@@ -1,9 +1,10 @@
 import pytest
 
 from confide.coordinator.errors import Conflict
-from confide.coordinator.results.export import evaluate, held_out_policy
+from confide.coordinator.results.export import evaluate
 from confide.coordinator.results.held_out import evaluate_run
 from confide.coordinator.results.trained import trained_model
+from confide.coordinator.studies.held_out import held_out_policy
 
 from .test_export import HELD_OUT, RUN, with_run
 

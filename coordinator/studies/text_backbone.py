@@ -16,7 +16,7 @@ from ...models.backbones.text_pretraining import Row
 from ...models.records import documents
 from ...privacy.mechanism.batches import used_tokens
 from ..errors import StudyRefused
-from .export import held_out_policy
+from .held_out import held_out_policy
 
 
 def build_text_backbone(

@@ -1,0 +1,79 @@
+"""Deploys the model of a run as a folder that runs without confide, and says which way of running suits a use."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...client_node.training.study_model import StudyModel
+from ...models.adapters import ModelCard
+from ...models.backbones.checkpoints import size
+from ...models.backbones.loading import describe
+from ...models.deployment.choosing import Modality, Option, Use, choose
+from ...models.deployment.deploying import Deployed, Target, Weights, deploy
+from ..errors import Conflict
+from ..federation import opened_store
+from ..store import Store
+from ..studies.catalogue import load_study, study_start
+from .export import publish
+
+_OF_KIND: Mapping[str, Modality] = {
+    "fields": "table", "history": "table", "code": "code", "formulas": "mathematics",
+}  # fmt: skip
+
+
+def deploy_adapter(
+    store: Store,
+    home: Path,
+    run_id: str,
+    directory: Path,
+    target: Target,
+    weights: Weights,
+    *,
+    override_audit: str | None = None,
+) -> Deployed:
+    """Writes a folder that runs without confide; other arguments and errors are those of `export_adapter`.
+
+    Raises:
+        DeploymentRefused: the target has no such form, or cannot run such a model.
+    """
+    found: list[Deployed] = []
+
+    def write(model: StudyModel, backbone: Path, card: ModelCard) -> None:
+        request = model.kind.request(model.terms, model.reader)
+        found.append(deploy(model.adapted, backbone, directory, card, request, target=target, weights=weights))
+
+    publish(store, home, run_id, write, override_audit)
+    return found[0]
+
+
+def options_for(
+    home: Path | None,
+    run: str | None,
+    modality: Modality | None,
+    *,
+    milliseconds: float | None,
+    megabytes: float | None,
+    clients: int,
+) -> tuple[Option, ...]:
+    """Returns all ways to run a model for a use, the best first.
+
+    Args:
+        home: of the federation whose run it is; None for a model of a million parameters.
+        modality: None takes what the run's study reads.
+
+    Raises:
+        Conflict: neither a run nor a modality is given.
+    """
+    parameters = active = 1_000_000
+    in_experts = 0
+    if home is not None and run is not None:
+        with opened_store(home) as store:
+            study = load_study(store.study(store.run(run).study))
+            backbone = study_start(home, study).backbone
+        found, described = size(backbone), describe(backbone)
+        parameters, active = found.parameters, found.active_parameters
+        if described.experts is not None and described.top_k is not None and described.experts > described.top_k:
+            in_experts = (parameters - active) * described.experts // (described.experts - described.top_k)
+        modality = modality or _OF_KIND.get(study.draft.data.kind.name, "text")
+    if modality is None:
+        raise Conflict("say what it reads with --modality, or name a run")
+    return choose(Use(modality, milliseconds, megabytes, clients, parameters, active, in_experts))

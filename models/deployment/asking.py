@@ -1,0 +1,208 @@
+"""Asks a deployed model: requests from a table, from lines of JSON, or from the command line. `ask.py` runs this.
+
+Nothing is sent anywhere and nothing is kept; answers are lines of JSON on standard output, one a request.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ..errors import InvalidPrompt, ModelError
+from ..records.requests import FieldsShown, Request
+from .description import TOKENIZER, Deployment, load
+from .reading import Asked, Reader
+from .writing import Writer
+
+_ROWS = 256  # requests whose heads are computed together
+_LONGEST_LINE = 1 << 20  # characters
+
+
+class Answering:
+    """A deployed model in a folder, with all that it takes to ask it."""
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        """Loads the model.
+
+        Args:
+            threads: of the processor; None: what the runtime takes.
+
+        Raises:
+            InvalidRelease: the description is missing or broken.
+        """
+        self.deployment: Deployment = load(folder)
+        tokenizer: Any = None
+        if (folder / TOKENIZER).exists():
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self.reader = Reader(self.deployment.request, tokenizer)
+        self._model = _model(folder, self.deployment, threads)
+        self._writer = Writer(
+            model=self._model,
+            tokenizer=tokenizer,
+            words=self.deployment.words,
+            ends=frozenset(self.deployment.ends),
+            structure=self.deployment.structure,
+            guide=None if self.deployment.request.writing is None else self.deployment.request.writing.guide,
+        )
+
+    def answer(
+        self,
+        requests: Sequence[Asked],
+        *,
+        longest: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        tell: Callable[[int, str], None] = lambda place, text: None,
+    ) -> list[dict[str, Any]]:
+        """Answers requests: `{"answer": {...}}` of a head, `{"text": ..., "is_ended": ...}`, or `{"error": ...}`.
+
+        Args:
+            longest: tokens that are written at most; None: as the study says.
+            temperature, seed, tell: see `Writer.write`.
+        """
+        found: list[dict[str, Any]] = [{}] * len(requests)
+        shown: dict[int, list[int]] = {}
+        for place, asked in enumerate(requests):
+            try:
+                shown[place] = self._shown(asked)
+            except ModelError as err:
+                found[place] = {"error": str(err)}
+        writing = self.deployment.request.writing
+        if writing is None:
+            for place, outputs in self._outputs(shown):
+                found[place] = {"answer": self.reader.answers(outputs)}
+            return found
+        places = [*shown]
+        room = self.deployment.longest - max(map(len, shown.values()), default=0)
+        texts = self._writer.write(
+            [shown[place] for place in places], min(room, longest or writing.longest), temperature=temperature,
+            seed=seed, tell=lambda at, text: tell(places[at], text),
+        )  # fmt: skip
+        for place, text in zip(places, texts, strict=True):
+            found[place] = text._asdict()
+        return found
+
+    def _shown(self, asked: Asked) -> list[int]:
+        ids = self.reader.ids(asked)
+        if len(ids) >= self.deployment.longest + (self.deployment.request.writing is None):
+            raise InvalidPrompt(
+                f"the request has {len(ids):,} tokens, and the model reads {self.deployment.longest:,} with its answer"
+            )
+        return ids or [0]
+
+    def _outputs(self, shown: Mapping[int, list[int]]) -> Iterator[tuple[int, Any]]:
+        order = sorted(shown, key=lambda place: len(shown[place]))  # so that little is padded
+        for start in range(0, len(order), _ROWS):
+            some = order[start : start + _ROWS]
+            ids_RT = np.zeros((len(some), len(shown[some[-1]])), dtype=np.int64)
+            for row, place in enumerate(some):
+                ids_RT[row, : len(shown[place])] = shown[place]
+            outputs = self._model.outputs(ids_RT, self._writer.places(ids_RT))
+            yield from zip(some, outputs.reshape(len(some), -1), strict=True)
+
+
+def main() -> None:
+    """Answers what the command line asks for."""
+    folder = Path(sys.argv[0]).resolve().parent
+    arguments = parser().parse_args()
+    try:
+        answering = Answering(folder, threads=arguments.threads)
+        is_wrong = False
+        for asked in requests_of(arguments, answering.deployment.request):
+            start = time.perf_counter()
+            if isinstance(asked, ModelError):
+                answer: dict[str, Any] = {"error": str(asked)}
+            else:
+                (answer,) = answering.answer(
+                    [asked], longest=arguments.longest, temperature=arguments.temperature, seed=arguments.seed
+                )
+            if arguments.time:
+                answer["milliseconds"] = round(1000 * (time.perf_counter() - start), 2)
+            is_wrong |= "error" in answer
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+    except (ModelError, OSError) as err:
+        sys.exit(f"{err}; nothing more was answered")
+    sys.exit(1 if is_wrong else 0)
+
+
+def _model(folder: Path, deployment: Deployment, threads: int | None) -> Any:
+    if deployment.runtime == "torch":
+        from .torch_model import TorchModel
+
+        return TorchModel(folder, deployment, threads)
+    from .onnx_model import OnnxModel
+
+    return OnnxModel(folder, deployment, threads)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Ask the model in this folder. Nothing leaves this machine. Answers are lines of JSON.",
+        epilog='examples: python ask.py requests.csv; python ask.py question="..."; python ask.py - < requests.jsonl',
+    )
+    parser.add_argument(
+        "requests",
+        nargs="*",
+        help="a .csv table with a request a row; a .jsonl file, or - for standard input, with a JSON object a line; or "
+        "COLUMN=VALUE for each column of one request; left out, it names the columns",
+    )
+    parser.add_argument("--by", metavar="COLUMN", help="of a table of histories: whose visit a row is")
+    parser.add_argument("--longest", type=int, help="tokens that are written at most")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 writes the likeliest words (default)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, with --temperature")
+    parser.add_argument("--threads", type=int, help="of the processor")
+    parser.add_argument("--time", action="store_true", help="say how long each answer took")
+    return parser
+
+
+def requests_of(arguments: argparse.Namespace, request: Request) -> Iterator[Any]:
+    """Yields the requests that the command line names; an error in the place of one that is none.
+
+    Raises:
+        InvalidPrompt: it names none.
+    """
+    given: list[str] = arguments.requests
+    columns = Reader(request).columns
+    if not given:
+        raise InvalidPrompt(f"a request says {', '.join(columns)}; see --help")
+    if len(given) == 1 and given[0] == "-":
+        return _lines(sys.stdin)
+    if len(given) == 1 and Path(given[0]).suffix in (".csv", ".jsonl"):
+        path = Path(given[0])
+        file = path.open(encoding="utf-8-sig", newline="")
+        return _lines(file) if path.suffix == ".jsonl" else _rows(file, arguments.by, request)
+    if not all("=" in each for each in given):
+        raise InvalidPrompt(f"write COLUMN=VALUE for {', '.join(columns)}, or give one .csv or .jsonl file")
+    return iter([dict(each.split("=", 1) for each in given)])
+
+
+def _lines(file: TextIO) -> Iterator[Any]:
+    for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                yield InvalidPrompt(f"a line is no JSON, or longer than {_LONGEST_LINE:,} characters")
+
+
+def _rows(file: TextIO, by: str | None, request: Request) -> Iterator[Any]:
+    csv.field_size_limit(_LONGEST_LINE)
+    table = csv.DictReader(file)
+    if not (isinstance(request.shown, FieldsShown) and request.shown.order is not None):
+        yield from table
+        return
+    if by is None:
+        raise InvalidPrompt("a record is all visits of a person: say with --by which column names the person")
+    visits: dict[str, list[Any]] = {}
+    for row in table:
+        visits.setdefault(row.get(by) or "", []).append(row)
+    yield from visits.values()

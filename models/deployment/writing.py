@@ -1,0 +1,157 @@
+"""Writes a deployed model's texts, a word at a time, for prompts of one length together.
+
+What a text becomes does not depend on how long the others are: nothing is padded.
+
+Legend: `R` rows (texts), `T` tokens, `F` tables of a structure reader, `V` words.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..decoding.arithmetic import Arithmetic
+from ..decoding.grammar import Grammar
+from ..decoding.guide import Guide
+from ..structure.readers import READERS, Prefix
+
+Integers = npt.NDArray[np.int64]
+_ROWS = 64  # texts that are written together
+
+
+class Steps(Protocol):
+    """A model that reads token by token."""
+
+    def next(self, ids_RT: Integers, places_RTF: Integers | None, cache: Any) -> tuple[npt.NDArray[np.float32], Any]:
+        """Returns the logits [R, V] of the word behind these tokens, and what to remember of them.
+
+        Args:
+            places_RTF: where the tokens stand, of a model that has tables of structure.
+            cache: what was remembered of the tokens before; None at the beginning.
+        """
+
+
+class Text(NamedTuple):
+    """A text that was written."""
+
+    text: str
+    is_ended: bool  # False if it was cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Writes behind prompts the likeliest words, or draws them."""
+
+    model: Steps
+    tokenizer: Any  # core of `tokenizers`
+    words: int
+    ends: Collection[int]
+    structure: str | None = None
+    guide: str | None = None
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        longest: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        tell: Callable[[int, str], None] = lambda place, text: None,
+    ) -> list[Text]:
+        """Writes behind each prompt until the model ends its text, or it has `longest` tokens.
+
+        Args:
+            temperature: by which logits are divided before a word is drawn; 0 takes the likeliest.
+            seed: of what is drawn, with the prompt.
+            tell: hears the place of a prompt and its text so far, whenever that has grown.
+        """
+        texts = [Text("", False)] * len(prompts)
+        given = [list(prompt) or [min(self.ends)] for prompt in prompts]
+        for places in _by_length(given):
+            some = [given[place] for place in places]
+            chance = [np.random.default_rng([seed, *prompt]) for prompt in some] if temperature else None
+            for place, text in self._together(some, longest, temperature, chance):
+                texts[places[place]] = text
+                tell(places[place], text.text)
+        return texts
+
+    def _together(
+        self, prompts: list[list[int]], longest: int, temperature: float, chance: list[np.random.Generator] | None
+    ) -> Iterator[tuple[int, Text]]:
+        written: list[list[int]] = [[] for _ in prompts]
+        is_ended = [False] * len(prompts)
+        prefixes = self._begin(len(prompts))
+        guide = self._guide
+        shown = ["".join(self._texts[token] for token in prompt) for prompt in prompts] if guide is not None else []
+        ids_RT, cache = np.array(prompts, dtype=np.int64), None
+        for _ in range(longest):
+            logits_RV, cache = self.model.next(ids_RT, self.places(ids_RT, prefixes), cache)
+            logits_RV = logits_RV[:, : self.words].astype(np.float64)
+            if guide is not None:
+                for row, own in enumerate(written):
+                    mask = guide.allowed(shown[row], "".join(self._texts[token] for token in own))
+                    if mask is not None:
+                        logits_RV[row, : len(mask)][~mask] = -np.inf
+            if chance is not None:
+                logits_RV += temperature * np.stack([rng.gumbel(size=logits_RV.shape[1]) for rng in chance])
+            next_R = logits_RV.argmax(1)
+            for row, word in enumerate(next_R.tolist()):
+                if not is_ended[row]:
+                    is_ended[row] = word in self.ends
+                    written[row] += [] if is_ended[row] else [word]
+                    yield row, Text(self._text(prompts[row], written[row]), is_ended[row])
+            if all(is_ended):
+                return
+            ids_RT = next_R[:, None]
+
+    @cached_property
+    def _texts(self) -> tuple[str, ...]:
+        """The text of each token id; "" for control words."""
+        return tuple(self.tokenizer.decode([token], skip_special_tokens=True) for token in range(self.words))
+
+    @cached_property
+    def _guide(self) -> Guide | None:
+        if self.guide is None:
+            return None
+        return Arithmetic(self._texts) if self.guide == "arithmetic" else Grammar(self._texts, self.ends)
+
+    def _text(self, prompt: Sequence[int], written: Sequence[int]) -> str:
+        """The text of words behind a prompt; some tokenizers drop a blank at the beginning of what they are given."""
+        if self.guide is not None or self.structure is not None:  # of kinds whose words add up to the text
+            return "".join(self._texts[token] for token in written)
+        before = self.tokenizer.decode(list(prompt[-8:]), skip_special_tokens=True)
+        both: str = self.tokenizer.decode([*prompt[-8:], *written], skip_special_tokens=True)
+        return both[len(before) :]
+
+    def places(self, ids_RT: Integers, prefixes: list[Prefix] | None = None) -> Integers | None:
+        """Says where tokens stand in their texts, [R, T, F]; None for a model that is not told.
+
+        Args:
+            prefixes: texts before them, which grow; None: these are whole texts.
+        """
+        prefixes = self._begin(len(ids_RT)) if prefixes is None else prefixes
+        if prefixes is None:
+            return None
+        return np.stack([self._fed(prefix, row.tolist()) for prefix, row in zip(prefixes, ids_RT, strict=True)])
+
+    def _begin(self, rows: int) -> list[Prefix] | None:
+        return None if self.structure is None else [READERS[self.structure].begin() for _ in range(rows)]
+
+    def _fed(self, prefix: Prefix, tokens: Sequence[int]) -> Integers:
+        """Places [T, F] of tokens among all ids of the tables; behind the last one where a token has no text."""
+        assert self.structure is not None
+        sizes = [*READERS[self.structure].sizes.values()]
+        starts, nowhere = np.cumsum([0, *sizes])[:-1], np.full(len(sizes), sum(sizes), dtype=np.int64)
+        texts = [self._texts[token] if token < self.words else "" for token in tokens]
+        return np.stack([starts + prefix.feed(text) if text else nowhere for text in texts])
+
+
+def _by_length(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    lengths: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        lengths.setdefault(len(prompt), []).append(place)
+    for places in lengths.values():
+        yield from (places[start : start + _ROWS] for start in range(0, len(places), _ROWS))
