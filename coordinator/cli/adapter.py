@@ -1,5 +1,7 @@
 """The commands `coordinator adapter`: export, merge, deploy, combine, carry, ask, serve and evaluate adapters."""
 
+import math
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -187,14 +189,16 @@ def adapter_choose(
 
     It asks for what is left out if no option is given. Times and sizes are estimates; ask.py --time measures.
     """
+    from ..federation import opened_store
     from ..results.deployment import options_for
 
     if (modality, latency, memory, clients) == (None,) * 4 and not as_json:
         modality, latency, memory, clients = asked_use(run)
-    found = options_for(
-        None if run is None else home, run, None if modality is None else modality.value, milliseconds=latency,
-        megabytes=memory, clients=clients or 1,
-    )  # fmt: skip
+    with nullcontext() if run is None else opened_store(home) as store:
+        found = options_for(
+            store, home, run, None if modality is None else modality.value, milliseconds=latency, megabytes=memory,
+            clients=clients or 1,
+        )  # fmt: skip
     show_options(found, as_json)
 
 
@@ -431,7 +435,14 @@ def asked_use(run: str | None) -> tuple[Modality | None, float | None, float | N
     latency = typer.prompt("How many milliseconds may a record or a word take (empty: any)", "", show_default=False)
     memory = typer.prompt("How many megabytes of memory are there (empty: any)", "", show_default=False)
     clients = typer.prompt("How many ask at a time", 1, type=int)
+    return modality, _positive(latency), _positive(memory), clients
+
+
+def _positive(text: str) -> float | None:
     try:
-        return modality, float(latency) if latency else None, float(memory) if memory else None, clients
+        number = float(text) if text.strip() else None
     except ValueError:
-        raise Conflict("a number was asked for; nothing was chosen") from None
+        number = -1.0
+    if number is not None and not 0 < number < math.inf:
+        raise Conflict(f"{text!r} is no number above 0; nothing was chosen")
+    return number

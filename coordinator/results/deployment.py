@@ -10,7 +10,6 @@ from ...models.backbones.loading import describe
 from ...models.deployment.choosing import Modality, Option, Use, choose
 from ...models.deployment.deploying import Deployed, Target, Weights, deploy
 from ..errors import Conflict
-from ..federation import opened_store
 from ..store import Store
 from ..studies.catalogue import load_study, study_start
 from .export import publish
@@ -46,8 +45,9 @@ def deploy_adapter(
 
 
 def options_for(
-    home: Path | None,
-    run: str | None,
+    store: Store | None,
+    home: Path,
+    run_id: str | None,
     modality: Modality | None,
     *,
     milliseconds: float | None,
@@ -57,7 +57,7 @@ def options_for(
     """Returns all ways to run a model for a use, the best first.
 
     Args:
-        home: of the federation whose run it is; None for a model of a million parameters.
+        store: with the run whose model it is; None for a model of a million parameters.
         modality: None takes what the run's study reads.
 
     Raises:
@@ -65,10 +65,9 @@ def options_for(
     """
     parameters = active = 1_000_000
     in_experts = 0
-    if home is not None and run is not None:
-        with opened_store(home) as store:
-            study = load_study(store.study(store.run(run).study))
-            backbone = study_start(home, study).backbone
+    if store is not None and run_id is not None:
+        study = load_study(store.study(store.run(run_id).study))
+        backbone = study_start(home, study).backbone
         found, described = size(backbone), describe(backbone)
         parameters, active = found.parameters, found.active_parameters
         if described.experts is not None and described.top_k is not None and described.experts > described.top_k:

@@ -1,4 +1,4 @@
-"""Asks a deployed model: requests from a table, from lines of JSON, or from the command line. `ask.py` runs this.
+"""Asks a deployed model: requests from a table, from lines of JSON, or from the command line. ask.py runs this.
 
 Nothing is sent anywhere and nothing is kept; answers are lines of JSON on standard output, one a request.
 """
@@ -44,10 +44,11 @@ class Answering:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self.reader = Reader(self.deployment.request, tokenizer)
         self._model = _model(folder, self.deployment, threads)
-        self._writer = Writer(
+        self.writer = Writer(
             model=self._model,
             tokenizer=tokenizer,
             words=self.deployment.words,
+            room=self.deployment.longest,
             ends=frozenset(self.deployment.ends),
             structure=self.deployment.structure,
             guide=None if self.deployment.request.writing is None else self.deployment.request.writing.guide,
@@ -77,14 +78,13 @@ class Answering:
                 found[place] = {"error": str(err)}
         writing = self.deployment.request.writing
         if writing is None:
-            for place, outputs in self._outputs(shown):
+            for place, outputs in self.outputs(shown):
                 found[place] = {"answer": self.reader.answers(outputs)}
             return found
         places = [*shown]
-        room = self.deployment.longest - max(map(len, shown.values()), default=0)
-        texts = self._writer.write(
-            [shown[place] for place in places], min(room, longest or writing.longest), temperature=temperature,
-            seed=seed, tell=lambda at, text: tell(places[at], text),
+        texts = self.writer.write(
+            [shown[place] for place in places], longest or writing.longest, temperature=temperature, seed=seed,
+            tell=lambda at, text: tell(places[at], text),
         )  # fmt: skip
         for place, text in zip(places, texts, strict=True):
             found[place] = text._asdict()
@@ -98,14 +98,15 @@ class Answering:
             )
         return ids or [0]
 
-    def _outputs(self, shown: Mapping[int, list[int]]) -> Iterator[tuple[int, Any]]:
+    def outputs(self, shown: Mapping[int, list[int]]) -> Iterator[tuple[int, Any]]:
+        """Yields the outputs [K] of the head for token ids, each with the place that it was given."""
         order = sorted(shown, key=lambda place: len(shown[place]))  # so that little is padded
         for start in range(0, len(order), _ROWS):
             some = order[start : start + _ROWS]
             ids_RT = np.zeros((len(some), len(shown[some[-1]])), dtype=np.int64)
             for row, place in enumerate(some):
                 ids_RT[row, : len(shown[place])] = shown[place]
-            outputs = self._model.outputs(ids_RT, self._writer.places(ids_RT))
+            outputs = self._model.outputs(ids_RT, self.writer.places(ids_RT))
             yield from zip(some, outputs.reshape(len(some), -1), strict=True)
 
 
@@ -177,12 +178,15 @@ def requests_of(arguments: argparse.Namespace, request: Request) -> Iterator[Any
     if len(given) == 1 and given[0] == "-":
         return _lines(sys.stdin)
     if len(given) == 1 and Path(given[0]).suffix in (".csv", ".jsonl"):
-        path = Path(given[0])
-        file = path.open(encoding="utf-8-sig", newline="")
-        return _lines(file) if path.suffix == ".jsonl" else _rows(file, arguments.by, request)
+        return _of_file(Path(given[0]), arguments.by, request)
     if not all("=" in each for each in given):
         raise InvalidPrompt(f"write COLUMN=VALUE for {', '.join(columns)}, or give one .csv or .jsonl file")
     return iter([dict(each.split("=", 1) for each in given)])
+
+
+def _of_file(path: Path, by: str | None, request: Request) -> Iterator[Any]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from _lines(file) if path.suffix == ".jsonl" else _rows(file, by, request)
 
 
 def _lines(file: TextIO) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Chooses how a model should run, for a use: what it reads, how fast it must answer, in how much memory, for how many.
 
 The figures are estimates from runs on one thread of a processor with VNNI (docs/deployment.md): a runtime's own time
-and memory, and what each parameter adds. They tell a factor of two apart and no less; `ask.py --time` measures.
+and memory, and what each parameter adds. They tell a factor of two apart and no less; ask.py --time measures.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _MANY = 4  # who ask at a time, from which on it pays to answer them together
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a model is wanted for."""
+    """A use that a model is wanted for."""
 
     modality: Modality
     milliseconds: float | None = None  # that a record, or a word of an answer, may take; None: any

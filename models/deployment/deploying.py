@@ -1,7 +1,7 @@
 """Writes a trained model as a folder that runs where confide is not installed.
 
 The folder has the model with the adapter in its weights, a description of what it is asked and answers, the model card
-with what it may tell of a person, and `ask.py`, which asks it. Its program is this package's own files, copied as they
+with what it may tell of a person, and ask.py, which asks it. Its program is this package's own files, copied as they
 are: those of `PROGRAM`, which import nothing of confide but each other.
 
     onnx    one graph in ONNX; routed experts, or the linear layers of a model without them, in 8 bits

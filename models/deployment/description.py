@@ -55,9 +55,11 @@ def load(folder: Path) -> Deployment:
         if not isinstance(plain, dict) or plain.pop("format", None) != _FORMAT:
             raise InvalidRelease(f"{path} is not of format {_FORMAT}, the one that this program reads")
         return _read(plain)
+    except InvalidRelease:
+        raise
     except OSError as err:
         raise InvalidRelease(f"{path} cannot be read ({err.strerror})") from None
-    except (KeyError, TypeError, ValueError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
         raise InvalidRelease(f"{path} describes no deployed model ({type(err).__name__})") from None
 
 

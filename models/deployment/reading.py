@@ -62,8 +62,8 @@ class Reader:
         shown = self._request.shown
         if isinstance(shown, TextShown):
             return self._of_text(shown, self._one(asked))
-        visits = [asked] if isinstance(asked, Mapping) else list(asked)
-        if not visits or not all(isinstance(visit, Mapping) for visit in visits):
+        visits = [asked] if isinstance(asked, Mapping) else asked
+        if not isinstance(visits, list) or not visits or not all(isinstance(visit, Mapping) for visit in visits):
             raise InvalidPrompt("a record is an object of columns; one of several visits is a list of such objects")
         if len(visits) > 1 and shown.order is None:
             raise InvalidPrompt("the study reads one row a record, and the request has several")

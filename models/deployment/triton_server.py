@@ -1,4 +1,4 @@
-"""Starts a Triton server for the models of a folder, and asks it. `start.py` and `ask.py` run this.
+"""Starts a Triton server for the models of a folder, and asks it. start.py and ask.py run this.
 
 The server is the one in the package nvidia-pytriton, which also runs without a GPU. A server of your own takes the
 folder `models` as it is, if its backend for Python finds the packages of requirements.txt.

@@ -48,6 +48,7 @@ class Writer:
     model: Steps
     tokenizer: Any  # core of `tokenizers`
     words: int
+    room: int  # tokens of a prompt and its answer together
     ends: Collection[int]
     structure: str | None = None
     guide: str | None = None
@@ -73,7 +74,7 @@ class Writer:
         for places in _by_length(given):
             some = [given[place] for place in places]
             chance = [np.random.default_rng([seed, *prompt]) for prompt in some] if temperature else None
-            for place, text in self._together(some, longest, temperature, chance):
+            for place, text in self._together(some, min(longest, self.room - len(some[0])), temperature, chance):
                 texts[places[place]] = text
                 tell(places[place], text.text)
         return texts
@@ -83,7 +84,7 @@ class Writer:
     ) -> Iterator[tuple[int, Text]]:
         written: list[list[int]] = [[] for _ in prompts]
         is_ended = [False] * len(prompts)
-        prefixes = self._begin(len(prompts))
+        prefixes = self.begin(len(prompts))
         guide = self._guide
         shown = ["".join(self._texts[token] for token in prompt) for prompt in prompts] if guide is not None else []
         ids_RT, cache = np.array(prompts, dtype=np.int64), None
@@ -132,12 +133,13 @@ class Writer:
         Args:
             prefixes: texts before them, which grow; None: these are whole texts.
         """
-        prefixes = self._begin(len(ids_RT)) if prefixes is None else prefixes
+        prefixes = self.begin(len(ids_RT)) if prefixes is None else prefixes
         if prefixes is None:
             return None
         return np.stack([self._fed(prefix, row.tolist()) for prefix, row in zip(prefixes, ids_RT, strict=True)])
 
-    def _begin(self, rows: int) -> list[Prefix] | None:
+    def begin(self, rows: int) -> list[Prefix] | None:
+        """Begins so many texts, whose tokens a model with tables of structure is told the places of."""
         return None if self.structure is None else [READERS[self.structure].begin() for _ in range(rows)]
 
     def _fed(self, prefix: Prefix, tokens: Sequence[int]) -> Integers:

@@ -2,7 +2,7 @@
 
 A study's own reader makes rows of whole tables with their targets. Whoever deploys a model elsewhere needs less: what
 the model is shown of one request, and what ends its answer. Every kind of record that can say so gives a `Request`, of
-plain values alone; `models.deployment.program` is what reads it.
+plain values alone; `models.deployment` reads it.
 """
 
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a model is shown of a request, and what it answers: outputs of a head in this order, or a text."""
+    """A request as a model is shown it, and its answer: outputs of a head in this order, or a text."""
 
     shown: FieldsShown | TextShown
     answers: tuple[Answered, ...] = ()

@@ -157,14 +157,14 @@ class TokenTemplate:
 
     @property
     def shown(self) -> tuple[tuple[tuple[int, ...], Cell | None], ...]:
-        """What stands before the last part that is learned, or all: the template's own words, each before a cell."""
+        """Pieces before the last part that is learned, or all: words of the template's own, each before a cell."""
         learned = [place for place, (_, is_learned) in enumerate(self._parts) if is_learned]
         parts = self._parts[: learned[-1]] if learned else self._parts
         return tuple((tuple(piece.ids), piece.cell) for pieces, _ in parts for piece in pieces)
 
     @property
     def behind(self) -> tuple[int, ...]:
-        """What the last part that is learned says behind its cells, such as the word that ends a turn."""
+        """Words behind the last cell that is learned, such as the one that ends a turn."""
         learned = [pieces for pieces, is_learned in self._parts if is_learned]
         return tuple(learned[-1][-1].ids) if learned and learned[-1][-1].cell is None else ()
 

@@ -173,7 +173,7 @@ class PromptEncoder:
 
     @property
     def request(self) -> Request:
-        """How a request is shown and what ends its answer; of several styles, in the first."""
+        """A request as it is shown, and what ends its answer; of several styles, in the first."""
         first = self._styles[0]
         ends = tuple(token for token in first.behind if self._tokenizer.is_control_word(token))
         return Request(shown_of(first), writing=Writing(ends))

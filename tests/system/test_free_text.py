@@ -74,3 +74,48 @@ def test_no_text_of_a_record_stands_in_a_log_or_at_the_coordinator(outcome, fold
     written = [path for part in ("logs", "coordinator") for path in (federation / part).rglob("*") if path.is_file()]
     assert len(written) > 10
     assert [path for path in written if any(text in path.read_bytes() for text in texts)] == []
+
+
+SUITE = {
+    "topics.yaml": """task: topics
+dataset_path: json
+dataset_kwargs: {data_files: {test: topics.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Topic of: {{text}}\\nIt is the"
+doc_to_choice: ["heart", "lung"]
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+    "sums.yaml": """task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: sums.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "1, 2, 3, 4, 5, 6, 7, "
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: [","], max_gen_toks: 4, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+    "topics.jsonl": '{"text": "cough", "label": 1}\n{"text": "chest pain", "label": 0}\n',
+    "sums.jsonl": '{"answer": "8"}\n{"answer": "16/2"}\n',
+}
+
+
+def test_a_suite_of_the_harness_measures_the_adapter_over_the_api_without_a_network(outcome, tmp_path):
+    for name, text in SUITE.items():
+        (tmp_path / name).write_text(text)
+    home = Path(outcome["report_json"]).parent / "coordinator"
+    words = ["adapter", "evaluate", outcome["run"], "--suite", str(tmp_path), "--equality", "mathematics", "--json"]
+    done = subprocess.run([str(COORDINATOR), *words, "--home", str(home)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tasks"]["topics"]["records"] == 2
+    assert found["tasks"]["topics"]["acc"]["value"] in (0, 0.5, 1)
+    assert found["tasks"]["sums"]["exact_match"]["value"] == 0.5
+    assert found["tasks"]["sums"]["equal as mathematics"]["value"] == 1
+    assert "exact_match" in found["measured_by_sites"]
+    (tmp_path / "sums.jsonl").unlink()
+    broken = subprocess.run([str(COORDINATOR), *words, "--home", str(home)], capture_output=True, text=True)
+    assert broken.returncode == 1
+    assert "nothing was measured. It said last:" in broken.stderr

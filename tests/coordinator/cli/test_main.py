@@ -52,7 +52,8 @@ COMMANDS = (
     "run+rounds run+watch run+stop run+abandon run+resume run+metrics backbone+build backbone+import backbone+list "
     "backbone+moments backbone+compress "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
-    "adapter+merge adapter+combine adapter+carry adapter+ask adapter+serve adapter+evaluate adapter+routing "
+    "adapter+merge adapter+deploy adapter+choose adapter+combine adapter+carry adapter+ask adapter+serve "
+    "adapter+evaluate adapter+routing "
     "audit+privacy demo"
 )
 

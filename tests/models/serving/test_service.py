@@ -140,6 +140,32 @@ def test_probabilities_come_with_the_words(client):
     assert [token.top_logprobs for token in bare.choices[0].logprobs.content] == [[]] * bare.usage.completion_tokens
 
 
+def test_a_prompt_is_repeated_with_how_likely_its_words_are(client, other):
+    terms = {"model": "thyroid", "prompt": "a cough", "max_tokens": 2, "temperature": 0}
+    plain = client.completions.create(**terms, logprobs=1).choices[0]
+    found = client.completions.create(**terms, logprobs=1, echo=True).choices[0]
+    assert found.text == f"a cough{plain.text}"
+    ids = other.prompt("a cough")
+    told = found.logprobs
+    assert len(told.tokens) == len(ids) + len(plain.logprobs.tokens)
+    assert "".join(told.tokens[: len(ids)]) == "a cough"
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None
+    with other.composition.answering(torch.tensor([[1.0, 0.0]])) as adapted:
+        logits = adapted.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, : other.requests.words]
+    want = logits.double().log_softmax(1)
+    by_hand = [float(want[place, word]) for place, word in enumerate(ids[1:])]
+    assert told.token_logprobs[1 : len(ids)] == pytest.approx(by_hand, abs=1e-5)
+    assert [max(top.values()) for top in told.top_logprobs[1 : len(ids)]] == pytest.approx(
+        want[:-1].max(1).values.tolist(), abs=1e-5
+    )
+    assert told.token_logprobs[len(ids) :] == plain.logprobs.token_logprobs
+    bare = client.completions.create(**terms, echo=True).choices[0]
+    assert (bare.text, bare.logprobs) == (found.text, None)
+    for more in ({"stream": True}, {"extra_body": {"response_format": {"type": "regex", "pattern": "a"}}}):
+        with pytest.raises(openai.BadRequestError, match="echo goes with neither"):
+            client.completions.create(**terms, echo=True, **more)
+
+
 def test_a_stop_ends_a_text_before_it_and_no_part_of_it_is_streamed(client):
     terms = {"model": "backbone", "prompt": "a cough", "max_tokens": 30, "temperature": 0}
     whole = client.completions.create(**terms).choices[0].text

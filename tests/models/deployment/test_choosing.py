@@ -1,0 +1,46 @@
+import pytest
+
+from confide.models.deployment.choosing import Use, choose
+
+
+def ways(**wanted):
+    return [option.way for option in choose(Use(**wanted))]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first"),
+    [
+        ({"modality": "code"}, "onnx"),
+        ({"modality": "table"}, "onnx"),
+        ({"modality": "mathematics"}, "torch"),
+        ({"modality": "mathematics", "megabytes": 200}, "onnx"),
+        ({"modality": "text", "clients": 8}, "serve"),
+        ({"modality": "table", "clients": 8}, "triton"),
+        ({"modality": "pictures"}, "triton"),
+        ({"modality": "mathematics", "milliseconds": 1}, "onnx"),
+    ],
+)
+def test_each_use_has_its_way(wanted, first):
+    assert ways(**wanted)[0] == first
+
+
+def test_what_does_not_suit_comes_last_and_says_why():
+    options = choose(Use("text", milliseconds=30, megabytes=600, parameters=135_000_000, active=135_000_000))
+    assert [(option.way, bool(option.misfits)) for option in options] == [
+        ("onnx", False), ("triton", False), ("torch", True), ("serve", True),
+    ]  # fmt: skip
+    assert options[-1].misfits == ("takes about 56 ms, and 30 are given", "takes about 1,190 MB, and 600 are given")
+
+
+def test_experts_are_packed_and_idle_ones_take_no_time():
+    whole, sparse = (
+        Use("code", parameters=10**8, active=10**8),
+        Use("code", parameters=10**8, active=10**7, in_experts=95 * 10**6),
+    )
+    (first, *_), (second, *_) = choose(whole), choose(sparse)
+    assert second.milliseconds < first.milliseconds / 5
+    assert second.megabytes == pytest.approx(75 + 1.125 * 95 + 4 * 5)
+
+
+def test_nobody_claims_to_read_pictures_yet():
+    assert "no backbone reads pictures yet" in choose(Use("pictures"))[0].why
