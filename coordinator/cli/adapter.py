@@ -192,6 +192,8 @@ def adapter_choose(
     from ..federation import opened_store
     from ..results.deployment import options_for
 
+    if not all(value is None or math.isfinite(value) for value in (latency, memory)):
+        raise typer.BadParameter("--latency and --memory take finite numbers")
     if (modality, latency, memory, clients) == (None,) * 4 and not as_json:
         modality, latency, memory, clients = asked_use(run)
     with nullcontext() if run is None else opened_store(home) as store:
@@ -199,7 +201,7 @@ def adapter_choose(
             store, home, run, None if modality is None else modality.value, milliseconds=latency, megabytes=memory,
             clients=clients or 1,
         )  # fmt: skip
-    show_options(found, as_json)
+    show_options(found, run, as_json)
 
 
 @app.command("combine", epilog=epilog("coordinator adapter combine one two together --weights 1,2 --rank 4"))
@@ -378,6 +380,8 @@ def adapter_evaluate(
 
     if (suite is None) == (data is None or unit_column is None) or (data is None) != (unit_column is None):
         raise typer.BadParameter("give --data with --unit-column, or --suite")
+    if limit is not None and suite is None:
+        raise typer.BadParameter("--limit goes with --suite")
     if equality is Equality.CODE:
         raise Conflict(
             "confide runs no code that a model has written: unit tests of it need a sandbox without network, files and "
@@ -434,7 +438,7 @@ def asked_use(run: str | None) -> tuple[Modality | None, float | None, float | N
         modality = Modality(typer.prompt("What does it read", type=kinds))
     latency = typer.prompt("How many milliseconds may a record or a word take (empty: any)", "", show_default=False)
     memory = typer.prompt("How many megabytes of memory are there (empty: any)", "", show_default=False)
-    clients = typer.prompt("How many ask at a time", 1, type=int)
+    clients = typer.prompt("How many ask at a time", 1, type=click.IntRange(min=1))
     return modality, _positive(latency), _positive(memory), clients
 
 

@@ -262,7 +262,7 @@ def show_deployed(directory: Path, found: "Deployed", as_json: bool) -> None:
     )
 
 
-def show_options(found: Sequence["Option"], as_json: bool) -> None:
+def show_options(found: Sequence["Option"], run: str | None, as_json: bool) -> None:
     """Prints the ways to run a model, the best first, and why."""
     if as_json:
         return print_json([asdict(option) for option in found])
@@ -273,7 +273,7 @@ def show_options(found: Sequence["Option"], as_json: bool) -> None:
     out.print(f"  about {first.milliseconds:.3g} ms and {first.megabytes:,.0f} MB; meant for {first.use}")
     for misfit in first.misfits:
         out.print(f"  but it {misfit}")
-    out.print(f"  {first.command}", markup=False)
+    out.print(f"  {first.command.replace('RUN', run or 'RUN')}", markup=False)
     rows = [
         {
             "runtime": each.runtime, "meant for": each.use, "about ms": f"{each.milliseconds:.3g}",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ...client_node.training.study_model import StudyModel
 from ...models.adapters import ModelCard
-from ...models.backbones.checkpoints import size
+from ...models.backbones.checkpoints import read_config, size
 from ...models.backbones.loading import describe
 from ...models.deployment.choosing import Modality, Option, Use, choose
-from ...models.deployment.deploying import Deployed, Target, Weights, deploy
+from ...models.deployment.deploying import GRAPHS, Deployed, Target, Weights, deploy
 from ..errors import Conflict
 from ..store import Store
 from ..studies.catalogue import load_study, study_start
@@ -57,22 +57,31 @@ def options_for(
     """Returns all ways to run a model for a use, the best first.
 
     Args:
-        store: with the run whose model it is; None for a model of a million parameters.
+        store: with the run whose model it is; None for one of a million parameters.
         modality: None takes what the run's study reads.
 
     Raises:
         Conflict: neither a run nor a modality is given.
     """
-    parameters = active = 1_000_000
+    if store is None or run_id is None:
+        if modality is None:
+            raise Conflict("say what it reads with --modality, or name a run")
+        return choose(Use(modality, milliseconds, megabytes, clients))
+    study = load_study(store.study(store.run(run_id).study))
+    backbone, data = study_start(home, study).backbone, study.draft.data
+    found, described = size(backbone), describe(backbone)
     in_experts = 0
-    if store is not None and run_id is not None:
-        study = load_study(store.study(store.run(run_id).study))
-        backbone = study_start(home, study).backbone
-        found, described = size(backbone), describe(backbone)
-        parameters, active = found.parameters, found.active_parameters
-        if described.experts is not None and described.top_k is not None and described.experts > described.top_k:
-            in_experts = (parameters - active) * described.experts // (described.experts - described.top_k)
-        modality = modality or _OF_KIND.get(study.draft.data.kind.name, "text")
-    if modality is None:
-        raise Conflict("say what it reads with --modality, or name a run")
-    return choose(Use(modality, milliseconds, megabytes, clients, parameters, active, in_experts))
+    if described.experts is not None and described.top_k is not None and described.experts > described.top_k:
+        idle = found.parameters - found.active_parameters
+        in_experts = idle * described.experts // (described.experts - described.top_k)
+    family, config = read_config(backbone)
+    has_text_task = getattr(data.terms, "written", None) is not None
+    return choose(
+        Use(
+            modality or _OF_KIND.get(data.kind.name, "text"), milliseconds, megabytes, clients,
+            parameters=found.parameters, active=found.active_parameters, in_experts=in_experts,
+            in_words=config["vocab_size"] * config["hidden_size"],
+            no_graph="" if family.model_type in GRAPHS else f"no graph is made of a {family.name} yet",
+            no_folder="takes confide to read its requests" if data.kind.name == "chat" or has_text_task else "",
+        )
+    )  # fmt: skip

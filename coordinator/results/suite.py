@@ -28,7 +28,7 @@ import yaml
 from ...models.errors import AnswerRefused
 from ...models.evaluation import answers, metrics
 from ...models.records.kind import SHARE
-from ...models.serving.served import BACKBONE, Served
+from ...models.serving.served import BACKBONE, MOST_SCORED, Served
 from ...models.serving.server import Address, Bounds, Listening, run
 from ..errors import Conflict
 from ..store import Store
@@ -75,13 +75,13 @@ def evaluate_suite(
     with tempfile.TemporaryDirectory(prefix="confide-suite-") as folder:
         work = Path(folder)
         backbone = copy_for_measuring(store, home, run_id, work / "adapter")
-        served = Served(backbone, [work / "adapter"])
+        served = Served(backbone, [work / "adapter"], reads_control_words=True)
         (name,) = (name for name in served.models if name != BACKBONE)
         with _listening(served, work / "token") as port:
             told = {
                 "model": name, "base_url": f"http://127.0.0.1:{port}/v1/completions", "num_concurrent": _ROWS,
                 "tokenizer_backend": "huggingface", "tokenizer": str(backbone), "tokenized_requests": False,
-                "max_length": served.longest, "timeout": int(_SECONDS),
+                "max_length": min(served.longest, MOST_SCORED), "timeout": int(_SECONDS),
             }  # fmt: skip
             _measure(suite, work, tasks, told, limit, progress)
         found: dict[str, Any] = {"tasks": _results(work / "results")}
@@ -221,10 +221,11 @@ def _by_mathematics(folder: Path) -> dict[str, dict[str, Any]]:
     right: dict[str, dict[str, list[bool]]] = {}
     for path in folder.rglob("samples_*.jsonl"):
         task = path.name.removeprefix("samples_").rpartition("_")[0]
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # and nowhere else: answers hold other breaks
             sample = json.loads(line)
-            (answer, *_) = sample["filtered_resps"]
-            if isinstance(answer, str) and isinstance(sample["target"], str):
+            (answer, *_), asked = sample["filtered_resps"], sample["arguments"]["gen_args_0"]["arg_1"]
+            is_written = isinstance(asked, dict)  # settings of writing; a continuation that is scored is a text
+            if is_written and isinstance(answer, str) and isinstance(sample["target"], str):
                 own = right.setdefault(task, {}).setdefault(sample["filter"], [])
                 own.append(_is_right(answer.strip(), sample["target"].strip()))
     found: dict[str, dict[str, Any]] = {}

@@ -22,6 +22,7 @@ from .writing import Writer
 
 _ROWS = 256  # requests whose heads are computed together
 _LONGEST_LINE = 1 << 20  # characters
+_HOTTEST = 100.0
 
 
 class Answering:
@@ -157,12 +158,29 @@ def parser() -> argparse.ArgumentParser:
         "COLUMN=VALUE for each column of one request; left out, it names the columns",
     )
     parser.add_argument("--by", metavar="COLUMN", help="of a table of histories: whose visit a row is")
-    parser.add_argument("--longest", type=int, help="tokens that are written at most")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 writes the likeliest words (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, with --temperature")
-    parser.add_argument("--threads", type=int, help="of the processor")
+    parser.add_argument("--longest", type=_whole(1), help="tokens that are written at most")
+    parser.add_argument("--temperature", type=_temperature, default=0.0, help="0 writes the likeliest words (default)")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="of what is drawn, with --temperature")
+    parser.add_argument("--threads", type=_whole(1), help="of the processor")
     parser.add_argument("--time", action="store_true", help="say how long each answer took")
     return parser
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        found = int(text)
+        if found < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more")
+        return found
+
+    return number
+
+
+def _temperature(text: str) -> float:
+    found = float(text)
+    if not 0 <= found <= _HOTTEST:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to {_HOTTEST}")
+    return found
 
 
 def requests_of(arguments: argparse.Namespace, request: Request) -> Iterator[Any]:
@@ -176,9 +194,10 @@ def requests_of(arguments: argparse.Namespace, request: Request) -> Iterator[Any
     if not given:
         raise InvalidPrompt(f"a request says {', '.join(columns)}; see --help")
     if len(given) == 1 and given[0] == "-":
-        return _lines(sys.stdin)
-    if len(given) == 1 and Path(given[0]).suffix in (".csv", ".jsonl"):
-        return _of_file(Path(given[0]), arguments.by, request)
+        return _told(_lines(sys.stdin))
+    is_said = any(each.startswith(f"{name}=") for each in given for name in columns)
+    if len(given) == 1 and not is_said and Path(given[0]).suffix in (".csv", ".jsonl"):
+        return _told(_of_file(Path(given[0]), arguments.by, request))
     if not all("=" in each for each in given):
         raise InvalidPrompt(f"write COLUMN=VALUE for {', '.join(columns)}, or give one .csv or .jsonl file")
     return iter([dict(each.split("=", 1) for each in given)])
@@ -189,24 +208,48 @@ def _of_file(path: Path, by: str | None, request: Request) -> Iterator[Any]:
         yield from _lines(file) if path.suffix == ".jsonl" else _rows(file, by, request)
 
 
+def _told(requests: Iterator[Any]) -> Iterator[Any]:
+    """Says in words what is wrong with a file as a whole."""
+    try:
+        yield from requests
+    except UnicodeError:
+        raise InvalidPrompt("the requests are not UTF-8") from None
+    except csv.Error as err:
+        raise InvalidPrompt(f"the table is no CSV ({err})") from None
+
+
 def _lines(file: TextIO) -> Iterator[Any]:
     for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
-        if line.strip():
+        end = line
+        while len(end) == _LONGEST_LINE and not end.endswith("\n"):  # its rest is no request of its own
+            end = file.readline(_LONGEST_LINE)
+        if end is not line:
+            yield InvalidPrompt(f"a line is longer than {_LONGEST_LINE:,} characters")
+        elif line.strip():
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError):
-                yield InvalidPrompt(f"a line is no JSON, or longer than {_LONGEST_LINE:,} characters")
+                yield InvalidPrompt("a line is no JSON")
 
 
 def _rows(file: TextIO, by: str | None, request: Request) -> Iterator[Any]:
     csv.field_size_limit(_LONGEST_LINE)
     table = csv.DictReader(file)
+    names = [name.strip() for name in table.fieldnames or ()]
+    table.fieldnames = names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidPrompt(f"the table has several columns {', '.join(twice)}")
     if not (isinstance(request.shown, FieldsShown) and request.shown.order is not None):
         yield from table
         return
-    if by is None:
-        raise InvalidPrompt("a record is all visits of a person: say with --by which column names the person")
+    if by is None or by not in names:
+        raise InvalidPrompt(
+            "a record is all visits of a person: say with --by which column of the table names the person"
+        )
     visits: dict[str, list[Any]] = {}
     for row in table:
-        visits.setdefault(row.get(by) or "", []).append(row)
+        person = (row[by] or "").strip()
+        if not person:
+            raise InvalidPrompt(f"a row has nothing in {by}, so it is nobody's visit")
+        visits.setdefault(person, []).append(row)
     yield from visits.values()

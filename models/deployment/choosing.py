@@ -23,6 +23,9 @@ class Use:
     parameters: int = 1_000_000
     active: int = 1_000_000  # of them, those that one token meets
     in_experts: int = 0  # of them, those in routed experts
+    in_words: int = 0  # of them, those in the table of embeddings, which is never packed
+    no_graph: str = ""  # why no graph is made of the model; "" if one is
+    no_folder: str = ""  # why the study's requests are not read without confide; "" if they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,10 @@ def _option(way: Way, use: Use) -> Option:
         misfits.append(f"takes about {milliseconds:.3g} ms, and {use.milliseconds:g} are given")
     if use.megabytes is not None and megabytes > use.megabytes:
         misfits.append(f"takes about {megabytes:,.0f} MB, and {use.megabytes:,g} are given")
+    if way in ("onnx", "triton") and use.no_graph:
+        misfits.append(use.no_graph)
+    if way != "serve" and use.no_folder:
+        misfits.append(use.no_folder)
     if way == "serve" and use.modality in ("table", "pictures"):
         misfits.append("serves models that read text")
     return Option(way, meant, name, command, milliseconds, megabytes, tuple(misfits), _why(way, use))
@@ -112,7 +119,7 @@ def _option(way: Way, use: Use) -> Option:
 
 def _weights(use: Use, *, is_packed: bool) -> float:
     """Megabytes of weights: four bytes a number, or a byte and an eighth where they are packed, as scales take."""
-    packed = 0 if not is_packed else use.in_experts or use.parameters
+    packed = 0 if not is_packed else use.in_experts or use.parameters - use.in_words
     return (4 * (use.parameters - packed) + 1.125 * packed) / 1e6
 
 

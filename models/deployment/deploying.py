@@ -22,7 +22,7 @@ from ..backbones import checkpoints
 from ..backbones.families import family_in
 from ..directories import new_directory
 from ..errors import DeploymentRefused
-from ..records.requests import Request
+from ..records.requests import Request, TextShown
 from ..records.text import Requests
 from ..structure import inputs
 from ..structure.readers import READERS
@@ -54,6 +54,8 @@ PROGRAM = (
     "deployment/triton_model.py",
     "deployment/triton_server.py",
 )
+# Of transformers' models, those whose graph was compared with the model.
+GRAPHS = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe", "mixtral")
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
@@ -95,11 +97,9 @@ def deploy(
     if target != "torch":
         if absent := [name for name in _PACKAGES if find_spec(name) is None]:
             raise DeploymentRefused(f"it takes {' and '.join(absent)}: pip install 'confide[deploy]'")
-        from .exporting import FAMILIES
-
-        if family.model_type not in FAMILIES:
+        if family.model_type not in GRAPHS:
             raise DeploymentRefused(
-                f"no graph is made of a {family.name} yet; there is one of {', '.join(FAMILIES)}: use --target torch, "
+                f"no graph is made of a {family.name} yet; there is one of {', '.join(GRAPHS)}: use --target torch, "
                 "or serve the adapter"
             )
     elif weights == "int8":
@@ -110,7 +110,7 @@ def deploy(
         folder = partial if target != "triton" else partial / "models" / card.study / "1"
         folder.mkdir(parents=True, exist_ok=True)
         save_parts(adapted, model, folder / MODEL, beside=folder)
-        if deployment.request.writing is not None or deployment.ends:
+        if isinstance(request.shown, TextShown):
             _save_tokenizer(backbone, folder)
         if target != "torch":
             deployment = _as_graph(deployment, folder, weights)
@@ -140,7 +140,7 @@ def _described(
         words=model.config.vocab_size, longest=longest, structure=reader,
         segments=None if sizes is None else (sizes.window, sizes.top),
     )  # fmt: skip
-    if not (backbone / TOKENIZER).exists():
+    if not isinstance(request.shown, TextShown):
         return found
     tokenizer: Any = checkpoints.load_tokenizer(backbone)
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -249,7 +249,8 @@ def _script(name: str, what: str, module: str, function: str, *, before: str = "
 def _requirements(target: Target, deployment: Deployment) -> str:
     needed = ["numpy"]
     needed += ["torch>=2.9", "transformers>=5.24,<6", "safetensors"] if target == "torch" else ["onnxruntime>=1.22"]
-    needed += ["tokenizers"] if deployment.ends and target != "torch" else []
+    is_text = isinstance(deployment.request.shown, TextShown)
+    needed += ["tokenizers"] if is_text and target != "torch" else []
     guide = None if deployment.request.writing is None else deployment.request.writing.guide
     if "code" in (deployment.structure, guide) or guide == "grammar":
         needed += ["tree-sitter>=0.25,<0.26", "tree-sitter-java>=0.23.5,<0.24", "tree-sitter-python>=0.25,<0.26"]
@@ -258,7 +259,7 @@ def _requirements(target: Target, deployment: Deployment) -> str:
 
 
 _HELD: Mapping[str, str] = {
-    "int8": "8 bits (routed experts, or the linear layers of a model without them)",
+    "int8": "8 bits (routed experts, or the linear layers of a model without them), which move answers a little",
     "float32": "float32",
 }
 
@@ -296,7 +297,8 @@ _RUNS: Mapping[str, str] = {
 _NOTES: Mapping[str, str] = {
     "onnx": "Nothing that is asked leaves the machine or is kept.",
     "torch": "Nothing that is asked leaves the machine or is kept.",
-    "triton": "The server listens on this machine alone, as it asks nobody for a token; `--grpc` asks over gRPC.",
+    "triton": "The server asks nobody for a token, so it listens on this machine alone, where any program, and a page "
+    "in a browser, may ask it; `--grpc` asks over gRPC.",
 }
 
 

@@ -32,9 +32,6 @@ from .torch_model import Embeds, Reads
 BLOCK = 32  # inputs that share a scale; without blocks the operator takes a path about as slow as float32
 _OPSET = 21
 _LARGEST = 1 << 31  # bytes of one file of ONNX; weights of a larger one lie beside it
-# Of transformers' models, those whose graph was compared with the model.
-FAMILIES = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe", "mixtral")
-
 Weights = Literal["float32", "int8"]
 Cache = tuple[tuple[tuple[int, int], tuple[int, int]], ...]
 

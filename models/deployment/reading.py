@@ -4,7 +4,6 @@ Entries come from a CSV file, where all are text, or from JSON. What counts as m
 site's own tables count as such (`records.cells`). No error repeats an entry.
 """
 
-import json
 import math
 import re
 from bisect import bisect_right
@@ -28,6 +27,8 @@ from ..records.requests import (
     TextShown,
     Words,
 )
+
+_LARGEST = 1e300  # of a number in JSON, which may have any length
 
 Asked = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # a request; of a history its visits
 
@@ -87,7 +88,7 @@ class Reader:
 
     def _of_text(self, shown: TextShown, asked: Mapping[str, Any]) -> list[int]:
         cells = [piece for piece in shown.pieces if isinstance(piece, CellShown)]
-        texts = [f"{cell.before}{_text(asked[cell.column])}{cell.behind}" for cell in cells]
+        texts = [f"{cell.before}{_cell(cell, asked[cell.column])}{cell.behind}" for cell in cells]
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
         rest = iter(encoded if shown.room is None else _cut(encoded, shown.room))
         ids: list[int] = []
@@ -118,7 +119,7 @@ def _words(field: FieldWords, entry: Any) -> list[int]:
     if field.kind == "number":
         number = _number(field.name, entry)
         return [field.ids[0 if number is None else 1 + bisect_right(field.cuts, number)]]
-    text = _text(entry)
+    text = _text(field.name, entry).strip()
     if field.kind == "category":
         if text in field.values:
             return [field.ids[1 + field.values.index(text)]]
@@ -133,7 +134,7 @@ def _words(field: FieldWords, entry: Any) -> list[int]:
 
 
 def _number(name: str, entry: Any) -> float | None:
-    text = _text(entry)
+    text = _text(name, entry).strip()
     if text.lower() in MISSING:
         return None
     number = float(text) if re.match(NUMBER, text) else math.nan
@@ -142,13 +143,34 @@ def _number(name: str, entry: Any) -> float | None:
     return number
 
 
-def _text(entry: Any) -> str:
+def _cell(cell: CellShown, entry: Any) -> str:
+    """Reads a cell of text as a table has it: trimmed, but for one that goes on where it ends."""
+    text = _text(cell.column, entry)
+    text = text if cell.is_begun else text.strip()
+    if cell.values and text not in cell.values:
+        raise UnknownValue(f"{cell.column}: an entry is none of {', '.join(cell.values)}")
+    return text
+
+
+def _text(name: str, entry: Any) -> str:
     """Writes an entry as a cell of a table."""
     if entry is None:
         return ""
     if isinstance(entry, bool):
         return "true" if entry else "false"
-    return entry.strip() if isinstance(entry, str) else json.dumps(entry)
+    if isinstance(entry, int | float) and abs(entry) < math.inf and abs(entry) < _LARGEST:
+        return str(entry)
+    if not isinstance(entry, str) or not _is_unicode(entry):
+        raise UnknownValue(f"{name}: an entry is neither text nor a number nor true or false")
+    return entry
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair, which JSON can say
+        return False
+    return True
 
 
 def _cut(cells: Sequence[list[int]], room: int) -> list[list[int]]:

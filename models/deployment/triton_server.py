@@ -7,6 +7,7 @@ folder `models` as it is, if its backend for Python finds the packages of requir
 import argparse
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from .triton_model import ANSWER, REQUEST
 
 _TOGETHER = 64  # requests that are sent together
 _SECONDS = 600.0
+_CLOSED = "model-repository,logging,trace,shared-memory"
 
 
 def start() -> None:
@@ -48,21 +50,35 @@ def start() -> None:
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(libraries), os.environ.get("LD_LIBRARY_PATH")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
+    server: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, _: object) -> None:
+        for each in server:
+            each.terminate()
+        if not server:
+            raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
     with tempfile.TemporaryDirectory(prefix="triton-backends-") as backends:
         shutil.copytree(parts / "backends" / "python", Path(backends) / "python")
         for path in stub.iterdir():
             shutil.copy(path, Path(backends) / "python")
+        # Whoever reaches the server may ask models and nothing else: the header that allows more is drawn anew, and
+        # known to those alone who see the processes of this machine.
+        closed = f"{_CLOSED}:x-{secrets.token_hex(16)}={secrets.token_hex(16)}"
         command = [
             str(parts / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}",
             f"--backend-directory={backends}", f"--http-address={given.host}", f"--http-port={given.http_port}",
             f"--grpc-address={given.host}", f"--grpc-port={given.grpc_port}", "--allow-metrics=false",
+            f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}",
         ]  # fmt: skip
-        sys.exit(_wait(subprocess.Popen(command, env=environment)))
+        server.append(subprocess.Popen(command, env=environment))
+        sys.exit(_ended(server[0]))
 
 
-def _wait(server: "subprocess.Popen[bytes]") -> int:
-    """Waits for the server to end, and ends it on SIGTERM; Ctrl-C reaches both."""
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+def _ended(server: "subprocess.Popen[bytes]") -> int:
+    """Waits for the server to end; Ctrl-C reaches it as well."""
     while True:
         try:
             return server.wait()
@@ -77,16 +93,16 @@ def ask() -> None:
     given.add_argument("--server", default="127.0.0.1", help="address of the server")
     arguments = given.parse_args()
     (model,) = (Path(sys.argv[0]).resolve().parent / "models").iterdir()
+    client, kind = _client(arguments)
     try:
         requests = requests_of(arguments, load(model / "1").request)
-        client, kind = _client(arguments)
         is_wrong = False
         while some := list(islice(requests, _TOGETHER)):
             cells = [b"" if isinstance(each, ModelError) else json.dumps(each).encode() for each in some]
             for answer in _answered(client, kind, model.name, cells):
                 is_wrong |= "error" in json.loads(answer)
                 print(answer.decode(), flush=True)
-    except (ModelError, OSError) as err:
+    except (ModelError, OSError, kind.InferenceServerException) as err:
         sys.exit(f"{err}; nothing more was answered")
     sys.exit(1 if is_wrong else 0)
 

@@ -289,10 +289,10 @@ class Code(Completions):
         if terms.language is None:
             heading = Words(tuple(reader.heading(terms.languages[0])))
         else:
-            heading = CellShown(terms.language, behind="\n")
+            heading = CellShown(terms.language, behind="\n", values=terms.languages)
         guide: Literal["grammar"] | None = "grammar" if terms.grammar else None
         writing = Writing((reader.end,), terms.max_written, guide)
-        return Request(TextShown((heading, CellShown(terms.code))), writing=writing)
+        return Request(TextShown((heading, CellShown(terms.code, is_begun=True))), writing=writing)
 
     def judge(
         self, terms: CodeTerms, reader: CodeEncoder, adapted: Any, ids: np.ndarray, target: Any

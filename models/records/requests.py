@@ -50,6 +50,8 @@ class CellShown:
     column: str
     before: str = ""  # belongs to the cell
     behind: str = ""
+    values: tuple[str, ...] = ()  # that it may have; none: any
+    is_begun: bool = False  # a text that goes on where it ends, so that blanks at its end count
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +116,8 @@ def _fields_shown(plain: Mapping[str, Any]) -> FieldsShown:
 
 
 def _text_shown(plain: Mapping[str, Any]) -> TextShown:
-    pieces = (Words(tuple(each["ids"])) if "ids" in each else CellShown(**each) for each in plain["pieces"])
+    pieces = (
+        Words(tuple(each["ids"])) if "ids" in each else CellShown(**{**each, "values": tuple(each["values"])})
+        for each in plain["pieces"]
+    )
     return TextShown(**{**plain, "pieces": tuple(pieces)})

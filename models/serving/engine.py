@@ -185,7 +185,7 @@ class Engine:
                 self._changed.wait_for(lambda: self._is_ending or self._waiting or self._calls or self._writing)
                 if self._is_ending:
                     break
-                calls, self._calls = self._calls, deque()
+                calls = [self._calls.popleft()] if self._calls else []
                 room = self._most_rows - len(self._writing)
                 begin = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             for compute, future in calls:

@@ -24,7 +24,7 @@ from ..structure.inputs import embedded
 
 BACKBONE = "backbone"  # its name beside those of adapters
 _PART = "\ufffd"  # what a letter looks like of which some bytes are missing
-_MOST_SCORED, _SCORED = 4096, 64  # tokens of a prompt that is repeated; of them, those scored at a time
+MOST_SCORED, _SCORED = 4096, 64  # tokens of a prompt that is repeated; of them, those scored at a time
 _LONGEST_LETTER = 8  # tokens; UTF-8 has four bytes a letter at most, and what is longer is no letter
 
 
@@ -56,13 +56,22 @@ class Shown(NamedTuple):
 class Served:
     """A backbone that reads text, with adapters that are asked for by name."""
 
-    def __init__(self, backbone: Path, adapters: Sequence[Path], *, frozen: Frozen = "float32") -> None:
+    def __init__(
+        self,
+        backbone: Path,
+        adapters: Sequence[Path],
+        *,
+        frozen: Frozen = "float32",
+        reads_control_words: bool = False,
+    ) -> None:
         """Loads the backbone and puts the adapters on it.
 
         Args:
             backbone: its folder.
             adapters: folders that `coordinator adapter export` wrote, one or more.
             frozen: "int8" to multiply bytes, see `compose`.
+            reads_control_words: True if whoever asks for completions may say control words, as a study's template does;
+                for measurements of one's own.
 
         Raises:
             InvalidRelease: a folder is not what an export wrote; one without its card is none.
@@ -81,12 +90,14 @@ class Served:
         self.longest = int(getattr(self._backbone.model.config, "max_position_embeddings", None) or 2**17)
         self.requests = Requests(self.tokenizer, self.longest)
         self.forms = Forms(self.tokenizer, self.requests.words)
+        self._reads_control_words = reads_control_words
         self.models: Mapping[str, Model] = {model.name: model for model in self._models()}
 
     def prompt(self, text: str) -> list[int]:
         """Tokenizes what a text begins with; one that is empty begins as the model's own texts do, if they do."""
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-        return self.requests.plain(text) or ([] if start is None else [int(start)])
+        ids = self.requests.stated(text) if self._reads_control_words else self.requests.plain(text)
+        return ids or ([] if start is None else [int(start)])
 
     def beginnings(self, texts: Sequence[str]) -> list[tuple[tuple[float, ...], list[int]]]:
         """Tokenizes what requests may begin with, for each model: weights of the adapters, and tokens.
@@ -151,8 +162,8 @@ class Served:
         Raises:
             InvalidPrompt: the prompt is longer than is read in one pass.
         """
-        if len(ids) > _MOST_SCORED:
-            raise InvalidPrompt(f"a prompt that is repeated has at most {_MOST_SCORED:,} tokens, and this {len(ids):,}")
+        if len(ids) > MOST_SCORED:
+            raise InvalidPrompt(f"a prompt that is repeated has at most {MOST_SCORED:,} tokens, and this {len(ids):,}")
         ids_RT = torch.tensor([list(ids)])
         found = [Shown(ids[0], None, ())]
         with self.composition.answering(torch.tensor([model.weights])) as adapted:

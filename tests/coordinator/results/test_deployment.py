@@ -71,8 +71,16 @@ def test_the_command_deploys_and_chooses(federation, monkeypatch):
     assert told.exit_code == 0
     assert "ONNX Runtime, 8 bits: the quickest answer" in told.stdout
     assert asked("choose", "--modality", "text", "--memory", 10).stdout.startswith("No way suits all")
-    for wrong in ("code\nx\n\n1\n", "code\nnan\n\n1\n", "code\n-5\n\n1\n"):
+    assert "adapter deploy thyroid-0001 folder" in asked("choose", RUN, "--clients", 1, *home).stdout
+    for flags in (("--latency", "nan"), ("--memory", "inf")):
+        assert asked("choose", "--modality", "text", *flags).exit_code == 2
+    for wrong in ("code\n5\n\n-3\n", "code\nx\n\n1\n", "code\nnan\n\n1\n", "code\n-5\n\n1\n"):
         assert asked("choose", given=wrong).exit_code != 0
+
+
+def test_a_limit_goes_with_a_suite(federation):
+    flags = ("--data", "x.csv", "--unit-column", "id", "--limit", 3)
+    assert asked("evaluate", RUN, *flags, "--home", federation.home).exit_code == 2
 
 
 @pytest.mark.parametrize("flags", ["", "--data x.csv", "--unit-column id", "--suite x --data x.csv --unit-column id"])

@@ -35,20 +35,25 @@ def test_a_table_s_study_is_measured_by_no_suite(federation, tmp_path):
         evaluate_suite(federation.store, federation.home, RUN, tmp_path)
 
 
-def sample(answer, target, name="none"):
-    return json.dumps({"filtered_resps": [answer], "target": target, "filter": name}) + "\n"
+def sample(answer, target, name="none", asked=None):
+    arguments = {"gen_args_0": {"arg_0": "?", "arg_1": {"until": []} if asked is None else asked}}
+    told = {"filtered_resps": [answer], "target": target, "filter": name, "arguments": arguments}
+    return json.dumps(told, ensure_ascii=False) + "\n"
 
 
 def test_answers_are_compared_as_mathematics_whatever_they_are(tmp_path):
-    hostile = ["9^{9^{9^{9}}}", "__import__('os').system('true')", "(" * 5000, "\0", "x" * 10**6, "1" * 400]
+    hostile = ["a\u2028b\x85", "(" * 5000, "\0", "x" * 10**6, "1" * 400, "__import__('os').system('true')"]
+    hostile.append("9^{9^{9^{9}}}")
     lines = [sample("x/2", r"\frac{x}{2}", "answer"), sample(" 3 ", "6/2", "answer"), sample("x", "2x", "answer")]
     lines += [sample(answer, "x", "answer") for answer in hostile]
+    lines += [sample("-3.5", "", "scored", asked=" a continuation")]
     lines += [sample("4", "not a formula!", "other"), sample([1.0, True], "x", "other"), sample("4", 4, "other")]
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "samples_my_sums_2026-11-29T17-38-31.272322.jsonl").write_text("".join(lines))
     (found,) = _by_mathematics(tmp_path).items()
     assert found[0] == "my_sums"
-    assert found[1]["equal as mathematics (answer)"]["value"] == pytest.approx(2 / 9)
+    assert len(found[1]) == 2
+    assert found[1]["equal as mathematics (answer)"]["value"] == pytest.approx(2 / 10)
     assert found[1]["equal as mathematics (other)"]["value"] == 0
 
 

@@ -44,3 +44,13 @@ def test_experts_are_packed_and_idle_ones_take_no_time():
 
 def test_nobody_claims_to_read_pictures_yet():
     assert "no backbone reads pictures yet" in choose(Use("pictures"))[0].why
+
+
+def test_what_cannot_be_deployed_is_not_advised():
+    assert ways(modality="text", no_graph="no graph is made of a Granite yet")[:2] == ["torch", "serve"]
+    assert ways(modality="text", no_folder="takes confide")[0] == "serve"
+
+
+def test_embeddings_are_never_packed():
+    first, *_ = choose(Use("text", parameters=10**8, active=10**8, in_words=3 * 10**7))
+    assert first.megabytes == pytest.approx(75 + 4 * 30 + 1.125 * 70)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from confide.models.backbones import checkpoints, segments
 from confide.models.backbones.families import named
 from confide.models.backbones.family import BackboneConfig
-from confide.models.deployment import exporting
+from confide.models.deployment import deploying, exporting
 from confide.models.deployment.onnx_model import OnnxModel
 from confide.models.deployment.segments import read_in_segments
 from confide.models.deployment.torch_model import Embeds
@@ -60,7 +60,7 @@ def written(model, folder, weights, ids, first, tables=None, places=None):
     return torch.from_numpy(logits)
 
 
-@pytest.mark.parametrize("family", exporting.FAMILIES)
+@pytest.mark.parametrize("family", deploying.GRAPHS)
 def test_a_graph_writes_what_the_model_writes(family, tmp_path):
     model, ids = built(family), torch.randint(2, 50, (2, 9))
     with torch.no_grad():

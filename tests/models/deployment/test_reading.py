@@ -77,13 +77,16 @@ def test_a_record_that_says_nothing_is_its_end():
     [
         ("age", "forty", "age: an entry is not a number"),
         ("age", "1,5", "age: an entry is not a number"),
-        ("age", float("inf"), "age: an entry is not a number"),
+        ("age", float("inf"), "age: an entry is neither text nor a number"),
         ("age", "1e999", "age: an entry is not a number"),
-        ("age", ["4"], "age: an entry is not a number"),
+        ("age", ["4"], "age: an entry is neither text nor a number"),
+        ("age", float("nan"), "age: an entry is neither text nor a number"),
+        ("age", 10**400, "age: an entry is neither text nor a number"),
         ("age", True, "age: an entry is not a number"),
+        ("sex", "\ud800", "sex: an entry is neither text nor a number"),
         ("sex", "f", "sex: an entry is not in the published list of 2 values"),
         ("sick", "maybe", "sick: an entry is not a flag"),
-        ("sick", {"a": 1}, "sick: an entry is not a flag"),
+        ("sick", {"a": 1}, "sick: an entry is neither text nor a number"),
     ],
 )
 def test_a_misfit_is_refused_and_not_repeated(column, entry, message):
@@ -173,10 +176,24 @@ def test_questions_and_programs_are_shown_as_in_training():
     begun = Reader(reader_of(Code(), code, words), tokenizer_of(words)).ids({"body": "int a()", "lang": "java"})
     assert begun == row[: len(begun)].tolist()
     assert len(begun) > is_learned.argmax()
+    found = Reader(reader_of(Code(), code, words), tokenizer_of(words))
+    # Who writes on behind blanks is asked there.
+    blanks = words("    ", add_special_tokens=False)["input_ids"]
+    behind, before = (found.ids({"body": f"int a() {{\n{end}", "lang": " java"}) for end in ("    ", ""))
+    assert behind == [*before, *blanks]
+    with pytest.raises(UnknownValue, match="lang: an entry is none of java, python"):
+        found.ids({"body": "x", "lang": "cobol"})
     only = CodeTerms(code="body", languages=("python",))
     assert Reader(reader_of(Code(), only, words), tokenizer_of(words)).ids({"body": "x"})[:-1] == (
         Code().reader(only, words, max_tokens=64).heading("python")
     )
+
+
+@pytest.mark.parametrize("entry", ["\ud800", float("nan"), float("-inf"), {"a": 1}, [1], 10**400])
+def test_a_cell_of_text_that_is_none_is_refused(entry):
+    words, terms = byte_tokenizer(), TextTerms(prompt="Of: {note}", completion=" {topic}")
+    with pytest.raises(UnknownValue, match="note: an entry is neither text nor a number nor true or false"):
+        Reader(reader_of(FreeText(), terms, words), tokenizer_of(words)).ids({"note": entry})
 
 
 def test_outputs_become_chances_classes_and_numbers():

@@ -166,6 +166,15 @@ def test_a_prompt_is_repeated_with_how_likely_its_words_are(client, other):
             client.completions.create(**terms, echo=True, **more)
 
 
+def test_control_words_of_a_prompt_are_text_unless_one_measures_oneself(parts, other):
+    measuring = Served(*parts, reads_control_words=True)
+    try:
+        assert measuring.prompt("<|start|>a<|end|>").count(2) == 1
+        assert other.prompt("<|start|>a<|end|>").count(2) == 0
+    finally:
+        measuring.forms.close()
+
+
 def test_a_stop_ends_a_text_before_it_and_no_part_of_it_is_streamed(client):
     terms = {"model": "backbone", "prompt": "a cough", "max_tokens": 30, "temperature": 0}
     whole = client.completions.create(**terms).choices[0].text

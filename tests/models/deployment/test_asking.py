@@ -1,0 +1,76 @@
+"""Requests from files and command lines, as they are and as they should not be."""
+
+import io
+import json
+
+import pytest
+
+from confide.models.deployment.asking import _lines, _of_file, _told, parser, requests_of
+from confide.models.errors import InvalidPrompt
+from confide.models.records.requests import CellShown, FieldsShown, FieldWords, Request, TextShown
+
+HISTORY = Request(FieldsShown((FieldWords("age", "number", (2, 3, 4), cuts=(50.0,)),), 1, visits=3, order="day"))
+TEXT = Request(TextShown((CellShown("question"),)))
+
+
+def told(request, *words):
+    return [*requests_of(parser().parse_args([*map(str, words)]), request)]
+
+
+def table(folder, text, name="rows.csv"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_visits_of_a_person_are_one_request(tmp_path):
+    path = table(tmp_path, "id, day,age\na,1,40\nb,1,50\n a ,2,60\n")
+    found = told(HISTORY, path, "--by", "id")
+    assert [[visit["day"] for visit in visits] for visits in found] == [["1", "2"], ["1"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("id,day,age\na,1,40\n", (), "say with --by"),
+        ("id,day,age\na,1,40\n", ("--by", "person"), "say with --by"),
+        ("id,day,age\n,1,40\n", ("--by", "id"), "a row has nothing in id"),
+        ("id,day,day\na,1,40\n", ("--by", "id"), "several columns day"),
+        ("id,day,age\n" + "x" * 2**21, ("--by", "id"), "the table is no CSV"),
+        ("id,day,äge\n".encode("latin-1"), ("--by", "id"), "not UTF-8"),
+    ],
+)
+def test_a_table_that_is_none_is_refused_in_a_sentence(tmp_path, text, flags, message):
+    with pytest.raises(InvalidPrompt, match=message):
+        told(HISTORY, table(tmp_path, text), *flags)
+
+
+def test_a_long_line_is_one_request_that_is_refused():
+    text = "x" * 2**20 + json.dumps({"question": "behind"}) + "\n" + json.dumps({"question": "next"}) + "\n"
+    first, second = _lines(io.StringIO(text))
+    assert "longer than 1,048,576 characters" in str(first)
+    assert second == {"question": "next"}
+    exact = "x" * (2**20 - 1) + "\n"
+    assert [str(each) for each in _lines(io.StringIO(exact + "[" * 9999))] == ["a line is no JSON"] * 2
+
+
+def test_bytes_that_are_no_text_end_a_file_with_a_sentence(tmp_path):
+    path = table(tmp_path, b'{"question": 1}\n' + b"\xff" * 2**17, "rows.jsonl")
+    with pytest.raises(InvalidPrompt, match="not UTF-8"):
+        list(_told(_of_file(path, None, TEXT)))
+
+
+def test_a_column_of_the_command_line_may_end_like_a_file():
+    assert told(TEXT, "question=the table a.csv") == [{"question": "the table a.csv"}]
+    with pytest.raises(InvalidPrompt, match="write COLUMN=VALUE for question"):
+        told(TEXT, "what")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--temperature", "nan"), ("--temperature", "-1"), ("--longest", "0"), ("--seed", "-1"), ("--threads", "0")],
+)
+def test_numbers_that_mean_nothing_are_refused(flags, capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["-", *flags])
+    assert "must be" in capsys.readouterr().err
