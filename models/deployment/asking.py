@@ -23,6 +23,7 @@ from .writing import Writer
 _ROWS = 256  # requests whose heads are computed together
 _LONGEST_LINE = 1 << 20  # characters
 _HOTTEST = 100.0
+_TORN = "a row has another number of cells than the table has columns"
 
 
 class Answering:
@@ -145,8 +146,8 @@ def _model(folder: Path, deployment: Deployment, threads: int | None) -> Any:
     return OnnxModel(folder, deployment, threads)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command line."""
+def parser_of_requests() -> argparse.ArgumentParser:
+    """Makes the parser of the part of a command line that says what is asked."""
     parser = argparse.ArgumentParser(
         description="Ask the model in this folder. Nothing leaves this machine. Answers are lines of JSON.",
         epilog='examples: python ask.py requests.csv; python ask.py question="..."; python ask.py - < requests.jsonl',
@@ -158,6 +159,12 @@ def parser() -> argparse.ArgumentParser:
         "COLUMN=VALUE for each column of one request; left out, it names the columns",
     )
     parser.add_argument("--by", metavar="COLUMN", help="of a table of histories: whose visit a row is")
+    return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """Makes the parser of the whole command line."""
+    parser = parser_of_requests()
     parser.add_argument("--longest", type=_whole(1), help="tokens that are written at most")
     parser.add_argument("--temperature", type=_temperature, default=0.0, help="0 writes the likeliest words (default)")
     parser.add_argument("--seed", type=_whole(0), default=0, help="of what is drawn, with --temperature")
@@ -240,7 +247,7 @@ def _rows(file: TextIO, by: str | None, request: Request) -> Iterator[Any]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidPrompt(f"the table has several columns {', '.join(twice)}")
     if not (isinstance(request.shown, FieldsShown) and request.shown.order is not None):
-        yield from table
+        yield from (row if _is_whole(row) else InvalidPrompt(_TORN) for row in table)
         return
     if by is None or by not in names:
         raise InvalidPrompt(
@@ -248,8 +255,15 @@ def _rows(file: TextIO, by: str | None, request: Request) -> Iterator[Any]:
         )
     visits: dict[str, list[Any]] = {}
     for row in table:
-        person = (row[by] or "").strip()
+        if not _is_whole(row):
+            raise InvalidPrompt(_TORN)
+        person = row[by].strip()
         if not person:
             raise InvalidPrompt(f"a row has nothing in {by}, so it is nobody's visit")
         visits.setdefault(person, []).append(row)
     yield from visits.values()
+
+
+def _is_whole(row: Mapping[str | None, Any]) -> bool:
+    """True if a row has as many cells as there are columns: a cell that is missing is no missing value."""
+    return None not in row and None not in row.values()

@@ -35,6 +35,7 @@ def test_visits_of_a_person_are_one_request(tmp_path):
         ("id,day,age\na,1,40\n", (), "say with --by"),
         ("id,day,age\na,1,40\n", ("--by", "person"), "say with --by"),
         ("id,day,age\n,1,40\n", ("--by", "id"), "a row has nothing in id"),
+        ("id,day,age\na,1\n", ("--by", "id"), "another number of cells"),
         ("id,day,day\na,1,40\n", ("--by", "id"), "several columns day"),
         ("id,day,age\n" + "x" * 2**21, ("--by", "id"), "the table is no CSV"),
         ("id,day,äge\n".encode("latin-1"), ("--by", "id"), "not UTF-8"),
@@ -43,6 +44,12 @@ def test_visits_of_a_person_are_one_request(tmp_path):
 def test_a_table_that_is_none_is_refused_in_a_sentence(tmp_path, text, flags, message):
     with pytest.raises(InvalidPrompt, match=message):
         told(HISTORY, table(tmp_path, text), *flags)
+
+
+def test_a_row_that_is_torn_is_refused_in_its_place(tmp_path):
+    whole, short, long = told(TEXT, table(tmp_path, 'question,note\n"a, b",c\nx\ny,z,u\n'))
+    assert whole == {"question": "a, b", "note": "c"}
+    assert "another number of cells" in str(short) == str(long)
 
 
 def test_a_long_line_is_one_request_that_is_refused():
