@@ -83,6 +83,8 @@ COORDINATOR_COMMANDS = (
     "budget export east {out}",
     "adapter export {run} {out} --override-audit no",
     "adapter merge {run} {out} --override-audit no",
+    "adapter deploy {run} {out} --target torch --override-audit no",
+    "adapter choose {run} --clients 2",
     "adapter evaluate {run} --data {data} --unit-column patient_id",
     "adapter routing {run} --tokens 8",
     "audit privacy {run}",
