@@ -145,30 +145,24 @@ def test_the_adapter_loads_in_peft_and_changes_attention(outcome):
 
 @pytest.fixture(scope="module")
 def deployed(outcome, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's model as a graph and as the folder of a Triton server, and a Python with what the latter asks for."""
+    """The demo's model as the folder of a Triton server, and a Python with what that asks for and no confide."""
     folder = tmp_path_factory.mktemp("deployed")
     home = Path(str(outcome["report_json"])).parent / "coordinator"
-    for target in ("onnx", "triton"):
-        words = ["adapter", "deploy", str(outcome["run"]), str(folder / target), "--target", target]
-        done = subprocess.run([str(COORDINATOR), *words, "--home", str(home)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    words = ["adapter", "deploy", str(outcome["run"]), str(folder / "triton"), "--target", "triton"]
+    done = subprocess.run([str(COORDINATOR), *words, "--home", str(home)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     subprocess.run([sys.executable, "-m", "venv", str(folder / "python")], check=True)
     pip = [str(folder / "python/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-r", str(folder / "triton/requirements.txt")], check=True)
     return folder
 
 
-def asked(deployed: Path, target: str, *words: str) -> list[dict[str, object]]:
-    """Answers of a folder's own `ask.py`, by a Python that has no confide."""
-    command = [str(deployed / "python/bin/python"), str(deployed / target / "ask.py"), *words]
+def asked(deployed: Path, *words: str) -> list[dict[str, dict[str, float]]]:
+    """Answers that the folder's own `ask.py` prints."""
+    command = [str(deployed / "python/bin/python"), str(deployed / "triton/ask.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def held_out(outcome) -> list[Path]:
-    folder = Path(str(outcome["report_json"])).parents[1] / "data"
-    return sorted(folder.glob("*/heldout.csv"))
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
@@ -176,17 +170,9 @@ def rows_of(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_deployed_graph_is_as_good_without_confide(outcome, deployed):
-    tables = held_out(outcome)
-    labels = [int(row["diagnosis"]) for table in tables for row in rows_of(table)]
-    answers = [answer for table in tables for answer in asked(deployed, "onnx", str(table))]
-    chances = np.array([answer["answer"]["diagnosis"] for answer in answers])  # type: ignore[index]
-    found = auc(np.log(chances / (1 - chances)), np.array(labels)).value
-    assert abs(found - float(str(outcome["auc_private"]))) < 0.002
-
-
-def test_a_triton_server_answers_over_http_and_grpc(outcome, deployed):
-    table, ports = str(held_out(outcome)[0]), [str(free_port()), str(free_port())]
+def test_a_triton_server_is_as_good_without_confide_over_http_and_grpc(outcome, deployed):
+    tables = sorted(Path(str(outcome["report_json"])).parents[1].glob("data/*/heldout.csv"))
+    ports = [str(free_port()), str(free_port())]
     words = ["--http-port", ports[0], "--grpc-port", ports[1]]
     server = subprocess.Popen(
         [str(deployed / "python/bin/python"), str(deployed / "triton/start.py"), *words],
@@ -196,26 +182,24 @@ def test_a_triton_server_answers_over_http_and_grpc(outcome, deployed):
         ready = f"http://127.0.0.1:{ports[0]}/v2/health/ready"
         wait_for(lambda: is_there(ready) or server.poll() is not None, "the server", seconds=120)
         assert server.poll() is None
-        graph = [answer["answer"] for answer in asked(deployed, "onnx", table)]
-        for way in ((), ("--grpc",)):
-            answers = [answer["answer"] for answer in asked(deployed, "triton", table, *words, *way)]
-            assert [each["diagnosis"] for each in answers] == pytest.approx(  # type: ignore[index]
-                [each["diagnosis"] for each in graph],
-                abs=1e-4,  # type: ignore[index]
-            )
-        before = statistics(ports[0])
-        rows = rows_of(Path(table))[:64]
+        answers = [answer for table in tables for answer in asked(deployed, str(table), *words)]
+        chances = np.array([answer["answer"]["diagnosis"] for answer in answers])
+        labels = np.array([int(row["diagnosis"]) for table in tables for row in rows_of(table)])
+        found = auc(np.log(chances / (1 - chances)), labels).value
+        assert abs(found - float(str(outcome["auc_private"]))) < 0.002
+        by_grpc = asked(deployed, str(tables[0]), *words, "--grpc")
+        first = chances[: len(by_grpc)].tolist()
+        assert [each["answer"]["diagnosis"] for each in by_grpc] == pytest.approx(first, abs=1e-4)
+        before, rows = statistics(ports[0]), rows_of(tables[0])[:64]
         with ThreadPoolExecutor(16) as pool:  # each alone: the server puts together what waits
-            answers = list(pool.map(lambda row: over_http(ports[0], row), rows))
-        assert [each["answer"]["diagnosis"] for each in answers] == pytest.approx(
-            [each["diagnosis"] for each in graph[:64]],
-            abs=1e-4,  # type: ignore[index]
-        )
+            alone = list(pool.map(lambda row: over_http(ports[0], row), rows))
+        assert [each["answer"]["diagnosis"] for each in alone] == pytest.approx(first[:64], abs=1e-4)
         after = statistics(ports[0])
         assert after["inference_count"] - before["inference_count"] == 64
         assert after["execution_count"] - before["execution_count"] < 64
-        wrong = [over_http(ports[0], bad) for bad in ({}, [], {**rows[0], "age": "old"})]
-        assert all("error" in each for each in wrong)
+        assert all("error" in over_http(ports[0], bad) for bad in ({}, [], {**rows[0], "age": "old"}))
+        closed = httpx.post(f"http://127.0.0.1:{ports[0]}/v2/logging", json={"log_verbose_level": 1})
+        assert closed.status_code == 403
     finally:
         server.terminate()
         server.wait(60)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from confide.coordinator.errors import Conflict
-from confide.coordinator.results.suite import _by_mathematics, _results, tasks_of
+from confide.coordinator.results.suite import _by_mathematics, _measure, _results, tasks_of
 
 from .test_export import RUN, with_run
 
@@ -70,3 +70,14 @@ def test_metrics_keep_their_names_and_errors(tmp_path):
         "sums": {"records": 4, "exact_match (answer)": {"value": 0.5, "standard_error": 0.1}},
         "choice": {"records": 2, "acc": {"value": 1.0, "standard_error": None}},
     }
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_harness_that_fails_says_why(tmp_path):
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "token").write_text("secret\n")
+    told = {"model": "x", "base_url": "http://127.0.0.1:1/v1/completions", "tokenizer_backend": "None"}
+    with pytest.raises(Conflict, match=r"(?s)nothing was measured. It said last:.*no-such-task") as caught:
+        _measure(tmp_path / "suite", tmp_path, ["no-such-task"], told, None, lambda done, of: None)
+    assert "secret" not in str(caught.value)
