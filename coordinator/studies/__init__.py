@@ -3,7 +3,8 @@
 `dictionary` reads a data dictionary, of which `first_draft` writes a study.toml. `examine` says what is wrong with one,
 with `questions` about settings that are surely not meant. `create.create_study` makes a signed study of it.
 `catalogue` reads studies and the state with which their runs begin. `learning_rates` chooses the rates that a draft
-leaves out. `summary` describes the cost of a run.
+leaves out. `summary` describes the cost of a run. `held_out` reads tables that lie on this machine, `text_backbone`
+public records, from which it builds a small backbone that reads text.
 
 The head's rate is chosen so that the noise of all rounds moves the head by a fixed distance:
 
