@@ -113,7 +113,7 @@ def _option(way: Way, use: Use) -> Option:
     if way != "serve" and use.no_folder:
         misfits.append(use.no_folder)
     if way == "serve" and use.modality in ("table", "pictures"):
-        misfits.append("serves models that read text")
+        misfits.append("serves only models that read text")
     return Option(way, meant, name, command, milliseconds, megabytes, tuple(misfits), _why(way, use))
 
 

@@ -47,7 +47,7 @@ def test_a_run_says_what_it_reads_and_how_large_it_is(federation):
     with_run(federation)
     options = options_for(federation.store, federation.home, RUN, None, milliseconds=None, megabytes=None, clients=1)
     assert options[0].way == "onnx"
-    assert {option.way: option.misfits for option in options}["serve"] == ("serves models that read text",)
+    assert {option.way: option.misfits for option in options}["serve"] == ("serves only models that read text",)
     larger = options_for(None, federation.home, None, "table", milliseconds=None, megabytes=None, clients=1)
     assert options[0].megabytes < larger[0].megabytes  # a million parameters, where nobody says how many
 
