@@ -1,7 +1,6 @@
 """The commands `coordinator adapter`: export, merge, deploy, combine, carry, ask, serve and evaluate adapters."""
 
 import math
-from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -189,18 +188,25 @@ def adapter_choose(
 
     It asks for what is left out if no option is given. Times and sizes are estimates; ask.py --time measures.
     """
-    from ..federation import opened_store
-    from ..results.deployment import options_for
-
     if not all(value is None or math.isfinite(value) for value in (latency, memory)):
         raise typer.BadParameter("--latency and --memory take finite numbers")
     if (modality, latency, memory, clients) == (None,) * 4 and not as_json:
         modality, latency, memory, clients = asked_use(run)
-    with nullcontext() if run is None else opened_store(home) as store:
-        found = options_for(
-            store, home, run, None if modality is None else modality.value, milliseconds=latency, megabytes=memory,
-            clients=clients or 1,
-        )  # fmt: skip
+    if run is None:
+        from ...models.deployment.choosing import Use, choose
+
+        if modality is None:
+            raise Conflict("say what it reads with --modality, or name a run")
+        found = choose(Use(modality.value, latency, memory, clients or 1))
+    else:
+        from ..federation import opened_store
+        from ..results.deployment import options_for
+
+        with opened_store(home) as store:
+            found = options_for(
+                store, home, run, None if modality is None else modality.value, milliseconds=latency,
+                megabytes=memory, clients=clients or 1,
+            )  # fmt: skip
     show_options(found, run, as_json)
 
 

@@ -8,8 +8,8 @@ from ...models.adapters import ModelCard
 from ...models.backbones.checkpoints import read_config, size
 from ...models.backbones.loading import describe
 from ...models.deployment.choosing import Modality, Option, Use, choose
-from ...models.deployment.deploying import GRAPHS, Deployed, Target, Weights, deploy
-from ..errors import Conflict
+from ...models.deployment.deploying import GRAPHS, Deployed, Target, deploy
+from ...models.deployment.description import Weights
 from ..store import Store
 from ..studies.catalogue import load_study, study_start
 from .export import publish
@@ -45,28 +45,20 @@ def deploy_adapter(
 
 
 def options_for(
-    store: Store | None,
+    store: Store,
     home: Path,
-    run_id: str | None,
+    run_id: str,
     modality: Modality | None,
     *,
     milliseconds: float | None,
     megabytes: float | None,
     clients: int,
 ) -> tuple[Option, ...]:
-    """Returns all ways to run a model for a use, the best first.
+    """Returns all ways to run a run's model for a use, the best first.
 
     Args:
-        store: with the run whose model it is; None for one of a million parameters.
         modality: None takes what the run's study reads.
-
-    Raises:
-        Conflict: neither a run nor a modality is given.
     """
-    if store is None or run_id is None:
-        if modality is None:
-            raise Conflict("say what it reads with --modality, or name a run")
-        return choose(Use(modality, milliseconds, megabytes, clients))
     study = load_study(store.study(store.run(run_id).study))
     backbone, data = study_start(home, study).backbone, study.draft.data
     found, described = size(backbone), describe(backbone)

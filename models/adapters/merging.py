@@ -76,21 +76,14 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
             "the backbone has structure tables, which whoever loads a merged checkpoint would miss without a word; "
             "export the adapter instead: coordinator adapter export"
         )
-    provenance = Provenance.of(card, backbone)
     with merged(adapted) as model, new_directory(directory) as partial:
-        checkpoints.save_model(model, partial)
+        save_parts(adapted, model, partial, beside=partial)
         for path in checkpoints.beside_weights(backbone):
             # Of an earlier study, if one was merged before; and of weights that these are no longer.
             if path.name not in (HEAD, FILE, CARD, KEPT):
                 (partial / path.name).write_bytes(path.read_bytes())
-        save_head(*exported_head(adapted), partial)
-        save_facts(provenance, card, backbone, partial)
+        provenance = save_facts(card, backbone, partial)
         (partial / CARD).write_text(_card_text(adapted, card, provenance), encoding="utf-8")
-
-
-def facts_of(card: ModelCard, backbone: Path) -> Provenance:
-    """Reads where a merged model comes from, see `Provenance.of`."""
-    return Provenance.of(card, backbone)
 
 
 def save_parts(adapted: AdaptedModel, model: Any, directory: Path, *, beside: Path) -> None:
@@ -106,13 +99,14 @@ def save_parts(adapted: AdaptedModel, model: Any, directory: Path, *, beside: Pa
     save_head(*exported_head(adapted), beside)
 
 
-def save_facts(provenance: Provenance, card: ModelCard, backbone: Path, directory: Path) -> None:
+def save_facts(card: ModelCard, backbone: Path, directory: Path) -> Provenance:
     """Writes where a merged model comes from: `confide.json`, and `origin.json` of the backbone with the change."""
-    origin = checkpoints.load_origin(backbone)
+    provenance, origin = Provenance.of(card, backbone), checkpoints.load_origin(backbone)
     if origin is not None:
         changes = f"{origin.changes}; adapters of study {card.study} ({card.study_hash}) added into the weights"
         checkpoints.write_json(directory / checkpoints.ORIGIN, replace(origin, changes=changes).to_dict())
     write_provenance(provenance, directory)
+    return provenance
 
 
 def _put(model: nn.Module, modules: dict[str, nn.Module]) -> None:

@@ -96,6 +96,11 @@ def coupling(config: object) -> str | None:
     )
 
 
+def context_length(config: Any) -> int:
+    """Returns the tokens that a model of this configuration reads; one that states none is bounded all the same."""
+    return int(getattr(config, "max_position_embeddings", None) or 2**17)
+
+
 class Backbone(Protocol):
     """A family of frozen models, identified by the `model_type` in the `config.json` of its checkpoints.
 

@@ -63,13 +63,12 @@ class Answering:
         longest: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
-        tell: Callable[[int, str], None] = lambda place, text: None,
     ) -> list[dict[str, Any]]:
         """Answers requests: `{"answer": {...}}` of a head, `{"text": ..., "is_ended": ...}`, or `{"error": ...}`.
 
         Args:
             longest: tokens that are written at most; None: as the study says.
-            temperature, seed, tell: see `Writer.write`.
+            temperature, seed: see `Writer.write`.
         """
         found: list[dict[str, Any]] = [{}] * len(requests)
         shown: dict[int, list[int]] = {}
@@ -85,9 +84,8 @@ class Answering:
             return found
         places = [*shown]
         texts = self.writer.write(
-            [shown[place] for place in places], longest or writing.longest, temperature=temperature, seed=seed,
-            tell=lambda at, text: tell(places[at], text),
-        )  # fmt: skip
+            [shown[place] for place in places], longest or writing.longest, temperature=temperature, seed=seed
+        )
         for place, text in zip(places, texts, strict=True):
             found[place] = text._asdict()
         return found
@@ -98,14 +96,14 @@ class Answering:
             raise InvalidPrompt(
                 f"the request has {len(ids):,} tokens, and the model reads {self.deployment.longest:,} with its answer"
             )
-        return ids or [0]
+        return ids
 
     def outputs(self, shown: Mapping[int, list[int]]) -> Iterator[tuple[int, Any]]:
         """Yields the outputs [K] of the head for token ids, each with the place that it was given."""
         order = sorted(shown, key=lambda place: len(shown[place]))  # so that little is padded
         for start in range(0, len(order), _ROWS):
             some = order[start : start + _ROWS]
-            ids_RT = np.zeros((len(some), len(shown[some[-1]])), dtype=np.int64)
+            ids_RT = np.zeros((len(some), max(1, len(shown[some[-1]]))), dtype=np.int64)
             for row, place in enumerate(some):
                 ids_RT[row, : len(shown[place])] = shown[place]
             outputs = self._model.outputs(ids_RT, self.writer.places(ids_RT))

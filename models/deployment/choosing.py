@@ -1,7 +1,7 @@
 """Chooses how a model should run, for a use: what it reads, how fast it must answer, in how much memory, for how many.
 
-The figures are estimates from runs on one thread of a processor with VNNI (docs/deployment.md): a runtime's own time
-and memory, and what each parameter adds. They tell a factor of two apart and no less; ask.py --time measures.
+The figures are estimates from runs on one thread of a processor with VNNI (docs/benchmarks/deployment.md): a runtime's
+own time and memory, and what each parameter adds. They tell a factor of two apart and no less; ask.py --time measures.
 """
 
 from dataclasses import dataclass

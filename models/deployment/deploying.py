@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..adapters import AdaptedModel, ModelCard
-from ..adapters.merging import facts_of, merged, save_facts, save_parts
+from ..adapters.merging import merged, save_facts, save_parts
 from ..backbones import checkpoints
 from ..backbones.families import family_in
+from ..backbones.family import context_length
 from ..directories import new_directory
 from ..errors import DeploymentRefused
 from ..records.requests import Request, TextShown
 from ..records.text import Requests
 from ..structure import inputs
 from ..structure.readers import READERS
-from .description import TOKENIZER, Deployment
+from .description import TOKENIZER, Cache, Deployment, Weights
 from .torch_model import HEAD, MODEL, STRUCTURE
 
 Target = Literal["onnx", "torch", "triton"]
-Weights = Literal["float32", "int8"]
 _ROOT = Path(__file__).parents[1]
 PROGRAM = (
     "errors.py",
@@ -104,9 +104,9 @@ def deploy(
             )
     elif weights == "int8":
         raise DeploymentRefused("--target torch holds weights in float32; 8 bits go with --target onnx or triton")
-    provenance = facts_of(card, backbone)
     deployment = _described(adapted, backbone, card, request, target, weights)
     with merged(adapted) as model, new_directory(directory) as partial:
+        provenance = save_facts(card, backbone, partial)
         folder = partial if target != "triton" else partial / "models" / card.study / "1"
         folder.mkdir(parents=True, exist_ok=True)
         save_parts(adapted, model, folder / MODEL, beside=folder)
@@ -122,7 +122,6 @@ def deploy(
         else:
             _write(partial / "ask.py", _script("ask", "Asks the model in this folder", "asking", "main"))
         _pass_on_licences(backbone, partial)
-        save_facts(provenance, card, backbone, partial)
         _write(partial / "requirements.txt", _requirements(target, deployment))
         _write(partial / "README.md", _card_text(card, deployment, target, provenance.earlier_studies()))
     return Deployed(deployment, target, size)
@@ -132,7 +131,7 @@ def _described(
     adapted: AdaptedModel, backbone: Path, card: ModelCard, request: Request, target: Target, weights: Weights
 ) -> Deployment:
     model: Any = adapted.model
-    longest = int(getattr(model.config, "max_position_embeddings", None) or 2**17)
+    longest = context_length(model.config)
     sizes = card.segments
     reader = model.model.structure_ids.reader.name if inputs.is_joined(model) else None
     found = Deployment(
@@ -164,7 +163,7 @@ def _as_graph(deployment: Deployment, folder: Path, weights: Weights) -> Deploym
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from .exporting import Cache, Tables, export_head, export_writer, remembered
+    from .exporting import Tables, export_head, export_writer, remembered
     from .segments import read_in_segments
 
     with checkpoints.quietly():

@@ -18,6 +18,8 @@ _FORMAT = 1
 _MAX_BYTES = 1 << 26
 
 Runtime = Literal["onnx", "torch"]
+Weights = Literal["float32", "int8"]
+Cache = tuple[tuple[tuple[int, int], tuple[int, int]], ...]  # (heads, numbers) of keys and of values, by layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,12 @@ class Deployment:
     study: str
     request: Request
     runtime: Runtime
-    weights: Literal["float32", "int8"]
+    weights: Weights
     words: int  # of the vocabulary; a table of embeddings may have more rows, which are never written
     longest: int  # tokens of prompt and answer together
     ends: tuple[int, ...] = ()  # words that end a text
     structure: str | None = None  # reader of the text's structure, whose tables the model has
-    cache: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()  # (heads, numbers) of both parts, by layer; ONNX
+    cache: Cache = ()  # of a graph that writes
     segments: tuple[int, int] | None = None  # (window, top) of attention in segments
 
     def save(self, folder: Path) -> None:

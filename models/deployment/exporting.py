@@ -16,24 +16,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ...kernels.formats import Dense
 from ...kernels.install import experts_of, is_bank
+from ..backbones.family import context_length
 from ..errors import DeploymentRefused
+from .description import Cache, Weights
 from .onnx_model import MODEL, past_names
 from .torch_model import Embeds, Reads
 
 BLOCK = 32  # inputs that share a scale; without blocks the operator takes a path about as slow as float32
 _OPSET = 21
 _LARGEST = 1 << 31  # bytes of one file of ONNX; weights of a larger one lie beside it
-Weights = Literal["float32", "int8"]
-Cache = tuple[tuple[tuple[int, int], tuple[int, int]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +143,13 @@ def as_graph(model: Any, weights: Weights) -> Iterator[None]:
 
     Raises:
         UnsupportedExperts: a bank computes something else than SiLU(gate) * up.
-        DeploymentRefused: a bank is packed.
     """
     banks = {name: module for name, module in model.named_modules() if is_bank(module)}
     kind = ExpertsIn8Bits if weights == "int8" else AllExperts
     replaced = {}
     try:
         for name, bank in banks.items():
-            experts = experts_of(bank)
-            if not (isinstance(experts.gate_up, Dense) and isinstance(experts.down, Dense)):
-                raise DeploymentRefused(f"{name} is packed; load the backbone in float32")
+            experts_of(bank)  # raises what a graph would compute otherwise
             _put(model, name, kind(bank.gate_up_proj.float(), bank.down_proj.float()))
             replaced[name] = bank
         yield
@@ -182,25 +178,26 @@ def remembered(model: Any) -> Cache:
     )
 
 
-def export_head(
-    model: Any, head: Mapping[str, Tensor], tables: "Tables | None", folder: Path, weights: Weights
-) -> None:
+def export_head(model: Any, head: Mapping[str, Tensor], tables: Tables | None, folder: Path, weights: Weights) -> None:
     """Writes the graph of a head: token ids, and places if there are tables of structure, to outputs."""
     tables_DS = None if tables is None else tables.weight_DS
-    rows, tokens = torch.export.Dim("requests", min=1, max=4096), torch.export.Dim("tokens", min=2, max=_most(model))
+    rows, tokens = (
+        torch.export.Dim("requests", min=1, max=4096),
+        torch.export.Dim("tokens", min=2, max=context_length(model.config)),
+    )
     places = () if tables is None else (tables.places(3, 7),)
     dynamic = ({0: rows, 1: tokens},) + (({0: rows, 1: tokens},) if places else ())
     example = (torch.ones(3, 7, dtype=torch.int64), *places)
     names = ["ids", "places"][: len(example)]
     with as_graph(model, weights):
         _write(Reads(model, head, tables_DS).eval(), example, dynamic, names, ["outputs"], folder)
-    _finish(folder, model, weights)
+    _pack_linear_layers(folder, model, weights)
 
 
-def export_writer(model: Any, tables: "Tables | None", cache: Cache, folder: Path, weights: Weights) -> None:
+def export_writer(model: Any, tables: Tables | None, cache: Cache, folder: Path, weights: Weights) -> None:
     """Writes the graph of a step of writing, see `Writes`."""
     tables_DS = None if tables is None else tables.weight_DS
-    most = _most(model)
+    most = context_length(model.config)
     rows, tokens = torch.export.Dim("texts", min=1, max=4096), torch.export.Dim("tokens", min=1, max=most)
     before = torch.export.Dim("before", min=0, max=most)
     past = [tuple(torch.randn(3, heads, 5, numbers) for heads, numbers in layer) for layer in cache]
@@ -213,7 +210,7 @@ def export_writer(model: Any, tables: "Tables | None", cache: Cache, folder: Pat
     found = ["logits", *(f"present.{name[5:]}" for name in given if name.startswith("past."))]
     with as_graph(model, weights):
         _write(Writes(model, tables_DS).eval(), example, dynamic, given, found, folder)
-    _finish(folder, model, weights)
+    _pack_linear_layers(folder, model, weights)
 
 
 def _packed(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,10 +220,6 @@ def _packed(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = blocks.abs().amax(-1).clamp_min(1e-12) / 127
     codes = (blocks / scale[..., None]).round().clamp(-127, 127) + 128
     return codes.to(torch.uint8).flatten(-2), scale
-
-
-def _most(model: Any) -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or 2**17)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -247,7 +240,7 @@ def _write(
         program.save(folder / MODEL)
 
 
-def _finish(folder: Path, model: Any, weights: Weights) -> None:
+def _pack_linear_layers(folder: Path, model: Any, weights: Weights) -> None:
     """Packs the linear layers of a model without routed experts; beside such experts they weigh little."""
     if weights == "float32" or any(is_bank(module) for module in model.modules()):
         return

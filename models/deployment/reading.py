@@ -54,7 +54,7 @@ class Reader:
         return (*order, *(field.name for field in shown.fields))
 
     def ids(self, asked: Asked) -> list[int]:
-        """Returns the tokens that the model is shown, one at least.
+        """Returns the tokens that the model is shown; of a text without any words none.
 
         Raises:
             InvalidPrompt: the request is of another form, or does not say what is asked for.
@@ -158,7 +158,7 @@ def _text(name: str, entry: Any) -> str:
         return ""
     if isinstance(entry, bool):
         return "true" if entry else "false"
-    if isinstance(entry, int | float) and abs(entry) < math.inf and abs(entry) < _LARGEST:
+    if isinstance(entry, int | float) and abs(entry) < _LARGEST:
         return str(entry)
     if not isinstance(entry, str) or not _is_unicode(entry):
         raise UnknownValue(f"{name}: an entry is neither text nor a number nor true or false")

@@ -5,7 +5,7 @@ What a text becomes does not depend on how long the others are: nothing is padde
 Legend: `R` rows (texts), `T` tokens, `F` tables of a structure reader, `V` words.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -60,53 +60,52 @@ class Writer:
         *,
         temperature: float = 0.0,
         seed: int = 0,
-        tell: Callable[[int, str], None] = lambda place, text: None,
     ) -> list[Text]:
         """Writes behind each prompt until the model ends its text, or it has `longest` tokens.
 
         Args:
             temperature: by which logits are divided before a word is drawn; 0 takes the likeliest.
             seed: of what is drawn, with the prompt.
-            tell: hears the place of a prompt and its text so far, whenever that has grown.
         """
         texts = [Text("", False)] * len(prompts)
         given = [list(prompt) or [min(self.ends)] for prompt in prompts]
         for places in _by_length(given):
             some = [given[place] for place in places]
             chance = [np.random.default_rng([seed, *prompt]) for prompt in some] if temperature else None
-            for place, text in self._together(some, min(longest, self.room - len(some[0])), temperature, chance):
-                texts[places[place]] = text
-                tell(places[place], text.text)
+            written = self._together(some, min(longest, self.room - len(some[0])), temperature, chance)
+            for place, text in zip(places, written, strict=True):
+                texts[place] = text
         return texts
 
     def _together(
         self, prompts: list[list[int]], longest: int, temperature: float, chance: list[np.random.Generator] | None
-    ) -> Iterator[tuple[int, Text]]:
+    ) -> list[Text]:
         written: list[list[int]] = [[] for _ in prompts]
         is_ended = [False] * len(prompts)
         prefixes = self.begin(len(prompts))
         guide = self._guide
-        shown = ["".join(self._texts[token] for token in prompt) for prompt in prompts] if guide is not None else []
+        shown = [self._joined(prompt) for prompt in prompts] if guide is not None else []
         ids_RT, cache = np.array(prompts, dtype=np.int64), None
         for _ in range(longest):
             logits_RV, cache = self.model.next(ids_RT, self.places(ids_RT, prefixes), cache)
             logits_RV = logits_RV[:, : self.words].astype(np.float64)
             if guide is not None:
                 for row, own in enumerate(written):
-                    mask = guide.allowed(shown[row], "".join(self._texts[token] for token in own))
+                    mask = guide.allowed(shown[row], self._joined(own))
                     if mask is not None:
                         logits_RV[row, : len(mask)][~mask] = -np.inf
             if chance is not None:
                 logits_RV += temperature * np.stack([rng.gumbel(size=logits_RV.shape[1]) for rng in chance])
             next_R = logits_RV.argmax(1)
             for row, word in enumerate(next_R.tolist()):
+                is_ended[row] |= word in self.ends
                 if not is_ended[row]:
-                    is_ended[row] = word in self.ends
-                    written[row] += [] if is_ended[row] else [word]
-                    yield row, Text(self._text(prompts[row], written[row]), is_ended[row])
+                    written[row].append(word)
             if all(is_ended):
-                return
+                break
             ids_RT = next_R[:, None]
+        texts = (self._text(*both) for both in zip(prompts, written, strict=True))
+        return [Text(*both) for both in zip(texts, is_ended, strict=True)]
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
@@ -122,10 +121,13 @@ class Writer:
     def _text(self, prompt: Sequence[int], written: Sequence[int]) -> str:
         """The text of words behind a prompt; some tokenizers drop a blank at the beginning of what they are given."""
         if self.guide is not None or self.structure is not None:  # of kinds whose words add up to the text
-            return "".join(self._texts[token] for token in written)
+            return self._joined(written)
         before = self.tokenizer.decode(list(prompt[-8:]), skip_special_tokens=True)
         both: str = self.tokenizer.decode([*prompt[-8:], *written], skip_special_tokens=True)
         return both[len(before) :]
+
+    def _joined(self, ids: Sequence[int]) -> str:
+        return "".join(self._texts[token] for token in ids)
 
     def places(self, ids_RT: Integers, prefixes: list[Prefix] | None = None) -> Integers | None:
         """Says where tokens stand in their texts, [R, T, F]; None for a model that is not told.

@@ -22,7 +22,7 @@ class FieldWords:
     name: str
     kind: Literal["number", "category", "flag"]
     ids: tuple[int, ...]  # missing, then one for each bin or value; of a flag the one word that says it is set
-    cuts: tuple[float, ...] = ()  # of a number: inner borders of its bins, the lower bin without its border
+    cuts: tuple[float, ...] = ()  # of a number: inner borders of its bins; a value on one is in the bin above
     values: tuple[str, ...] = ()  # of a category
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..adapters.composing import Composition, Frozen, Source, Spent, added_up, compose
+from ..backbones.family import context_length
 from ..backbones.loading import TextBackbone
 from ..decoding.forms import Forms
 from ..errors import BackboneMismatch, CombinationRefused, InvalidPrompt
@@ -87,7 +88,7 @@ class Served:
         self._backbone = self.composition.backbone
         self.tokenizer: Any = self._backbone.tokenizer
         self.ends = _ends(self.tokenizer, self._backbone.model)
-        self.longest = int(getattr(self._backbone.model.config, "max_position_embeddings", None) or 2**17)
+        self.longest = context_length(self._backbone.model.config)
         self.requests = Requests(self.tokenizer, self.longest)
         self.forms = Forms(self.tokenizer, self.requests.words)
         self._reads_control_words = reads_control_words

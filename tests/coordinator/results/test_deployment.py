@@ -11,6 +11,7 @@ from confide.coordinator.results.export import evaluate, score
 from confide.coordinator.results.held_out import held_out_policy
 from confide.coordinator.results.trained import trained_model
 from confide.models.deployment.asking import Answering
+from confide.models.deployment.choosing import Use, choose
 
 from .test_export import HELD_OUT, RUN, table, with_run
 
@@ -48,7 +49,7 @@ def test_a_run_says_what_it_reads_and_how_large_it_is(federation):
     options = options_for(federation.store, federation.home, RUN, None, milliseconds=None, megabytes=None, clients=1)
     assert options[0].way == "onnx"
     assert {option.way: option.misfits for option in options}["serve"] == ("serves only models that read text",)
-    larger = options_for(None, federation.home, None, "table", milliseconds=None, megabytes=None, clients=1)
+    larger = choose(Use("table"))
     assert options[0].megabytes < larger[0].megabytes  # a million parameters, where nobody says how many
 
 

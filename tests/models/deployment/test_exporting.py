@@ -1,6 +1,5 @@
 """Graphs beside the models that they were made of: every family, every rule of routing, step by step."""
 
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,16 +19,6 @@ from confide.models.errors import DeploymentRefused
 from ..tiny import tiny_deepseek
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter
-        yield
-    torch.set_num_threads(before)
 
 
 def stock(model, folder):
