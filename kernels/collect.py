@@ -34,7 +34,7 @@ class Collector:
 
     Args:
         unit_of_row: [R], values in [0, num_units).
-        tokens_per_row: padded length of each row.
+        tokens_per_row: padded length of each row; an op that sees another number of tokens a row says so itself.
         trained_rank: of factors stored with the rank as their last axis, how many leading components are trained. What
             the others' gradients would be is dropped before it enters anything; sums have zeros there.
     """
@@ -82,9 +82,22 @@ class Collector:
         """Ends the microbatch: a later backward through its graph raises `CaptureClosed`."""
         self._is_closed = True
 
-    def capture_tokens(self, parameter: nn.Parameter, left_TP: Tensor, right_TQ: Tensor, *, transposed: bool) -> None:
-        """Takes the gradient left^T right, tokens row-major; `transposed` if the parameter is stored as [Q, P]."""
-        self._capture_rows(parameter, left_TP, right_TQ, self.tokens_per_row, transposed)
+    def capture_tokens(
+        self,
+        parameter: nn.Parameter,
+        left_TP: Tensor,
+        right_TQ: Tensor,
+        *,
+        transposed: bool,
+        tokens_per_row: int | None = None,
+    ) -> None:
+        """Takes the gradient left^T right, tokens row-major; `transposed` if the parameter is stored as [Q, P].
+
+        Args:
+            tokens_per_row: of this op, such as one stage of a pyramid; it must follow from the architecture and never
+                from records, as it says whose each token is. None: as many as a row has.
+        """
+        self._capture_rows(parameter, left_TP, right_TQ, tokens_per_row or self.tokens_per_row, transposed)
 
     def capture_rows(self, parameter: nn.Parameter, left_RP: Tensor, right_RQ: Tensor, *, transposed: bool) -> None:
         """The same for an op that sees one vector a row, such as a head on pooled states."""

@@ -25,6 +25,7 @@ def lora_linear(
     collector: Collector | None = None,
     *,
     gates_TR: Tensor | None = None,
+    tokens_per_row: int | None = None,
 ) -> Tensor:
     """x W^T + bias + lora_scaling (x A^T) B^T, with W and bias frozen, W packed or not; W + BA is never built.
 
@@ -36,6 +37,7 @@ def lora_linear(
             collector is given.
         gates_TR: [..., R] with the leading axes of x, or [T, R], of any dtype: x A^T is multiplied by them, so that
             adapters stacked along the rank can be switched off token by token. For inference.
+        tokens_per_row: of x, for a collector, see `Collector.capture_tokens`; None: as many as a row has.
 
     Raises:
         CaptureClosed, CapturedTwice, TokensMiscounted: from backward, see `collect`.
@@ -46,7 +48,17 @@ def lora_linear(
         gates = gates_by_token(gates, x.shape[:-1], lora_A_RI.shape[0], collector, x, lora_A_RI, lora_B_OR)
     if collector is not None:
         collector.announce(lora_A_RI, lora_B_OR)
-    given = x.to(weight_OI.dtype), weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector, gates
+    given = (
+        x.to(weight_OI.dtype),
+        weight_OI,
+        bias_O,
+        lora_A_RI,
+        lora_B_OR,
+        lora_scaling,
+        collector,
+        gates,
+        tokens_per_row,
+    )
     if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
         # For one token, entering autograd and leaving autocast takes as long as the adapter.
         return _LoRALinear.forward(_Forgetful(), *given)
@@ -72,7 +84,7 @@ def matrix_head(x_BI: Tensor, weight_KI: nn.Parameter, collector: Collector | No
 class _Forgetful:
     """Stands for the context of a forward pass that no backward follows."""
 
-    needs_input_grad = (False,) * 8
+    needs_input_grad = (False,) * 9
 
     def save_for_backward(self, *_: Tensor | None) -> None:
         """Keeps nothing."""
@@ -90,6 +102,7 @@ class _LoRALinear(Function):
         scaling: float,
         collector: Collector | None,
         gates: Tensor | None,
+        tokens_per_row: int | None,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         z = flat @ lora_A.T.to(flat.dtype)
@@ -105,7 +118,7 @@ class _LoRALinear(Function):
         ctx.packed = packed
         # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.
         ctx.parameters = lora_A, lora_B
-        ctx.scaling, ctx.collector, ctx.shape = scaling, collector, x.shape
+        ctx.scaling, ctx.collector, ctx.shape, ctx.tokens_per_row = scaling, collector, x.shape, tokens_per_row
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -121,19 +134,20 @@ class _LoRALinear(Function):
             by_base = g @ weight if ctx.packed is None else ctx.packed.linear_back(g)
             grad_x = by_base.addmm_(h, lora_A.to(g.dtype)).view(ctx.shape)
         collector: Collector | None = ctx.collector
+        per_row: int | None = ctx.tokens_per_row
         if needs_A:
             assert h is not None
             if collector is not None:
-                collector.capture_tokens(ctx.parameters[0], h, flat, transposed=False)
+                collector.capture_tokens(ctx.parameters[0], h, flat, transposed=False, tokens_per_row=per_row)
             else:
                 grad_A = (h.T @ flat).to(lora_A.dtype)
         if needs_B:
             z = z * ctx.scaling
             if collector is not None:
-                collector.capture_tokens(ctx.parameters[1], z, g, transposed=True)
+                collector.capture_tokens(ctx.parameters[1], z, g, transposed=True, tokens_per_row=per_row)
             else:
                 grad_B = (z.T @ g).T.to(lora_B.dtype)  # five times as fast as g.T @ z
-        return grad_x, None, None, grad_A, grad_B, None, None, None
+        return grad_x, None, None, grad_A, grad_B, None, None, None, None
 
 
 class _VectorHead(Function):

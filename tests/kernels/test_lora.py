@@ -69,6 +69,29 @@ def test_collector_gets_each_units_gradient(shape):
         torch.testing.assert_close(collector.square_norms()[unit], norm)
 
 
+def test_a_stage_of_a_pyramid_says_itself_how_many_tokens_a_row_has():
+    A, B = factors(6, 5)
+    units, weight = torch.tensor([1, 0, 1]), inputs(5, 6)
+    windows = inputs(3 * 4, 2, 6)  # of three rows, row by row: four windows of two tokens each, where a row has three
+    collector = Collector(units, 2, 3)
+    lora_linear(windows, weight, None, A, B, 0.5, collector, tokens_per_row=8).square().sum().backward()
+    for unit, rows in ((0, [1]), (1, [0, 2])):
+        own = windows.view(3, 8, 6)[rows]
+        want = torch.autograd.grad(lora_linear(own, weight, None, A, B, 0.5).square().sum(), [A, B])
+        got = collector.weighted_sum(torch.eye(2)[unit])
+        for factor, grad in zip((A, B), want, strict=True):
+            torch.testing.assert_close(got[factor], grad)
+
+
+@pytest.mark.parametrize("told", [None, 4, 16])
+def test_a_number_of_tokens_that_was_not_told_is_refused(told):
+    A, B = factors(6, 5)
+    collector = Collector(torch.tensor([1, 0, 1]), 2, 3)
+    out = lora_linear(inputs(3 * 4, 2, 6), inputs(5, 6), None, A, B, 0.5, collector, tokens_per_row=told)
+    with pytest.raises(TokensMiscounted):
+        out.sum().backward()
+
+
 def test_base_in_bfloat16_keeps_gradients_in_full_precision():
     A, B = factors(16, 8, dtype=torch.float32)
     x, weight = inputs(4, 3, 16).bfloat16(), inputs(8, 16).bfloat16()
