@@ -15,6 +15,7 @@ BLOCKS = {
     "conversations": lambda: reference.kind_toml("chat"),
     "formulas": lambda: reference.kind_toml("formulas"),
     "code": lambda: reference.kind_toml("code"),
+    "pictures": lambda: reference.kind_toml("picture"),
 }
 
 

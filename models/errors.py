@@ -7,6 +7,7 @@ ModelError
  ├─ BackboneMismatch    a backbone is not the agreed one
  ├─ SourceMissing       the source of an import is not installed
  ├─ InvalidPrompt       a prompt template is malformed, or leaves no room for a record
+ ├─ InvalidPicture      a file is no picture of the kind that is read
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ InvalidCompression  a backbone cannot be made smaller so, or an adapter not be carried over
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
@@ -50,6 +51,10 @@ class SourceMissing(ModelError):
 
 class InvalidPrompt(ModelError, ValueError):
     """A prompt template that is malformed, or leaves no room for a record."""
+
+
+class InvalidPicture(ModelError, ValueError):
+    """A file that is no picture of the kind that is read; the message shows nothing of it."""
 
 
 class InvalidPretraining(ModelError, ValueError):

@@ -34,4 +34,4 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, records="DataReport Records check read")
 
-__all__ = ["DataReport", "Records", "check", "kept_files", "known_units", "read", "site_draft", "tables"]
+__all__ = ["DataReport", "Records", "check", "kept_files", "known_units", "named_files", "read", "site_draft", "tables"]

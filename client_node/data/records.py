@@ -16,6 +16,7 @@ from ..errors import DataInvalid
 from ..policy import SitePolicy
 from ..study import Study, StudyDraft
 from ..study.terms import DataTerms
+from .named_files import files_below
 from .tables import Problem, Problems, Table, open_table
 
 
@@ -23,7 +24,8 @@ from .tables import Problem, Problems, Table, open_table
 class Records:
     """The columns, units and labels of records, ready for training. Its repr is empty."""
 
-    # By the study's name: [rows] of float64, bool, int64, str|None, or lists of these where several rows are a record.
+    # By the study's name: [rows] of float64, bool, int64, str|None, lists of these where several rows are a record, or
+    # bytes of the files that cells name.
     columns: Mapping[str, np.ndarray] = field(repr=False)
     units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
     labels: np.ndarray | None = field(repr=False)  # int64 [rows], 0 or 1; None of free text
@@ -93,6 +95,7 @@ class _Scan:
     pieces: dict[str, list[np.ndarray]]
     missing: dict[str, int]
     problems: Problems
+    folder: Path | None = None  # below which files are that cells name
     rows: int = 0
     misfits: set[str] = field(default_factory=set)  # columns with cells that do not fit
     commas: dict[str, list[int]] = field(default_factory=dict)  # own name -> rows with a decimal comma, not told yet
@@ -116,7 +119,7 @@ def read(policy: SitePolicy, study: Study, *, site: str | None) -> Records:
     """
     table = open_table(policy.data.path, format=policy.data.format, separator=policy.data.separator)
     wanted = _wanted(policy, study.draft.data, site)
-    scan = _scan(table, wanted)
+    scan = _scan(table, wanted, policy.data.files)
     if scan.problems.count:
         raise DataInvalid(str(table.path), scan.problems.located(table), scan.problems.count)
     records = Records(
@@ -168,7 +171,7 @@ def check(
         table = open_table(path, format=policy.data.format if path == policy.data.path else None,
                            separator=policy.data.separator)  # fmt: skip
         wanted = _seen(policy, table) if study is None else _wanted(policy, _terms(study), site)
-        scan = _scan(table, wanted)
+        scan = _scan(table, wanted, policy.data.files)
     except DataInvalid as err:
         return DataReport(str(path), 0, 0, None, (), None, _problems_of(err), err.count)
     telling = None if study is None or scan.problems.count else _telling_rows(scan, _terms(study))
@@ -294,9 +297,13 @@ def _seen(policy: SitePolicy, table: Table) -> list[_Wanted]:
     ]
 
 
-def _scan(table: Table, wanted: list[_Wanted]) -> _Scan:
-    scan = _Scan({c.name: [] for c in wanted}, {c.name: 0 for c in wanted}, Problems())
+def _scan(table: Table, wanted: list[_Wanted], folder: Path | None) -> _Scan:
+    scan = _Scan({c.name: [] for c in wanted}, {c.name: 0 for c in wanted}, Problems(), folder)
     present = [column for column in wanted if column.is_read_from(table)]
+    if folder is None and (named := next((each for each in present if each.column.opens is not None), None)):
+        expected = "a folder of the files that it names: data.files in site.toml"
+        scan.problems.add(Problem(None, named.own, expected, "none"))
+        return scan
     for column in wanted:
         if column.need == "needed" and column not in present:
             scan.problems.add(Problem(None, column.own, *_absent(column, table)))
@@ -316,9 +323,12 @@ def _scan(table: Table, wanted: list[_Wanted]) -> _Scan:
 
 def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
     read = wanted.column.read(text)
-    scan.pieces[wanted.name].append(read.values)
+    values, misfit = read.values, read.misfit
+    if wanted.column.opens is not None:
+        assert scan.folder is not None, "columns of files are read below a folder"
+        values, misfit = files_below(scan.folder, values, misfit, wanted.column.opens)
+    scan.pieces[wanted.name].append(values)
     scan.missing[wanted.name] += int(read.missing.sum())
-    misfit = read.misfit
     if wanted.column.kind == "number" and misfit.any():
         commas = misfit & cells.has_decimal_comma(text)
         scan.commas.setdefault(wanted.own, []).extend((np.flatnonzero(commas) + scan.rows).tolist())

@@ -67,6 +67,7 @@ class DataPolicy(StrictModel):
     separator: Annotated[str, AfterValidator(_is_separator)] = ","
     decimal: Literal[".", ","] = "."  # what a number's fraction begins with
     heldout_path: Path | None = Field(default=None, strict=False)  # kept out of training, for studies that evaluate
+    files: Path | None = Field(default=None, strict=False)  # folder of the pictures that both tables name; None: none
     name: Name = Field(examples=['"patients"'], description="what the ledger calls this data set; never rename it")
     unit: Name = Field(
         examples=['"patient"'], description="the word for whom privacy protects; studies must use the same"
@@ -177,8 +178,9 @@ def load_policy(home: Path) -> SitePolicy:
         raise PolicyInvalid(str(path), ("the file is missing; write it as docs/site-toml.md shows",))
     stated = read_toml(path, SitePolicy, error=PolicyInvalid)
     base = path.parent.resolve()
-    held_out = stated.data.heldout_path
+    held_out, files = stated.data.heldout_path, stated.data.files
     paths = {
+        "files": files and base / files.expanduser(),
         "path": base / stated.data.path.expanduser(),
         "heldout_path": held_out and base / held_out.expanduser(),
     }

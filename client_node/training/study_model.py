@@ -20,7 +20,9 @@ from ...models.heads import PooledHead
 from ...models.heads.signature import require_length, shown, signatures
 from ...models.records.kind import Examples, Reader, RecordKind
 from ...models.strict import StrictModel
+from ...models.structure.eye import eye_of
 from ...models.structure.inputs import is_joined
+from ...models.structure.places import TARGETS as OF_EYE
 from ...models.structure.readers import TARGET
 from ..data import Records
 from ..study import StudyDraft
@@ -55,7 +57,8 @@ class StudyModel:
         """Returns the lengths of probes, one for each way in which this model treats the positions of a record."""
         lengths = self.family.probe_lengths(self.adapted.model.config, max_tokens)
         borders = () if self.segments is None else self.segments.borders
-        return (*lengths, *(border + 2 for border in borders if border < max_tokens))
+        found = (*lengths, *(border + 2 for border in borders if border < max_tokens))
+        return tuple(length + self.adapted.picture_tokens for length in found)
 
     def judge(self, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself, see `RecordKind.judge`. PRIVATE: used in charged counts only."""
@@ -104,7 +107,8 @@ def load_study_model(
     load = loading.load_text if kind.reads == "text" else loading.load
     loaded: loading.RecordBackbone | loading.TextBackbone
     loaded = load(directory, expected_hash=expected_hash, segments=segments, **held)
-    targets = (*loaded.family.targets, *((TARGET,) if is_joined(loaded.model) else ()))
+    of_structure, of_eye = (TARGET,) if is_joined(loaded.model) else (), OF_EYE if eye_of(loaded.model) else ()
+    targets = (*loaded.family.targets, *of_structure, *of_eye)
     if strange := [name for name in config.targets if name not in targets]:
         raise TargetMissing(
             f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}; there are "

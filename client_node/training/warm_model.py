@@ -149,9 +149,14 @@ class WarmModel:
 
 def _version(study: Study, policy: SitePolicy) -> str:
     """Computes a version that differs if the model, the records or their columns may have changed."""
-    try:
-        found = policy.data.path.stat()
-        changed = (found.st_mtime_ns, found.st_size)
-    except OSError:
-        changed = (0, 0)
+    changed = [_changed(path) for path in (policy.data.path, policy.data.files) if path is not None]
     return repr((study.study_hash, policy.data, policy.backbone, policy.limits, changed))
+
+
+def _changed(path: Path) -> tuple[int, int]:
+    """Time of the last change and size; of a folder this tells of new names, not of what a file of it says now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size

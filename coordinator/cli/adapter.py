@@ -261,7 +261,13 @@ def adapter_carry(
     show_carried(directory, found, as_json)
 
 
-@app.command("ask", epilog=epilog("coordinator adapter ask backbone one two --requests requests.csv"))
+@app.command(
+    "ask",
+    epilog=epilog(
+        "coordinator adapter ask backbone one two --requests requests.csv",
+        "coordinator adapter ask backbone one --requests a.csv --study s.toml",
+    ),
+)
 def adapter_ask(
     backbone: Annotated[Path, typer.Argument(help="Folder of the backbone that the adapters are for.")],
     directories: Annotated[list[Path], typer.Argument(help="Exported adapters of it, one or more.")],
@@ -294,6 +300,13 @@ def adapter_ask(
         str | None,
         typer.Option(help="Where heads answer, write a text too, behind the request and this: a study's text task."),
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of pictures: study.toml, which says what a record is. The table names PNG files in the folder "
+            "pictures beside it."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer requests with the adapters of several studies, chosen or mixed for each request. Trains nothing.
@@ -302,6 +315,7 @@ def adapter_ask(
     even odds, or the middle of a scale. For one person in several of the studies their epsilons add up, and it says to
     what; asking costs nothing more, however often.
     """
+    from ...client_node.study import load_draft
     from ...models.adapters.composing import FLOOR
     from ..results.asking import ask
 
@@ -313,7 +327,7 @@ def adapter_ask(
         found = ask(
             backbone, directories, requests, rule=by.value, weights=parse_weights(weights),
             floor=FLOOR if floor is None else floor, template=template, max_tokens=max_tokens, longest=longest,
-            then=then, progress=progress,
+            then=then, study=None if study is None else load_draft(study), progress=progress,
         )  # fmt: skip
     show_answers(found, as_json)
 

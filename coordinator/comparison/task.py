@@ -149,7 +149,11 @@ def shown_texts(draft: StudyDraft, records: Records) -> list[str]:
 
 def _shown_columns(draft: StudyDraft) -> list[str]:
     learned = _learned_columns(draft)
-    return [column.name for column in draft.data.kind.columns(draft.data.terms) if column.name not in learned]
+    return [
+        column.name
+        for column in draft.data.kind.columns(draft.data.terms)
+        if column.name not in learned and column.opens is None and column.sites != ()
+    ]
 
 
 def _learned_columns(draft: StudyDraft) -> set[str]:
@@ -157,6 +161,8 @@ def _learned_columns(draft: StudyDraft) -> set[str]:
     terms = draft.data.terms
     if isinstance(terms, OutcomeTerms):
         return set(terms.outcome_columns)
+    if draft.data.kind.name == "picture":
+        return {column.name for column in draft.data.kind.columns(terms) if column.kind == "text to learn"}
     templates = draft.data.text.templates() if draft.data.text else ()
     return {name for each in templates for name in each.completion_columns}
 

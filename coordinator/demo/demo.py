@@ -12,7 +12,7 @@ import json
 import re
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +44,7 @@ _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
 _SMOKE_WRITTEN = 12  # tokens
+_SMOKE_CELLS = 1280  # of public pictures
 _ROWS, _SMOKE_ROWS = 512, 16  # that a site computes at once; which shapes of batches are sound is probed up to there
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 40, "heldout": 10}  # of a site
 
@@ -175,18 +176,21 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console, *, is_s
 
 
 def _build_backbone_of_public(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
-    """Trains a small backbone on the example's public formulas or code, with tables of structure."""
+    """Trains a small backbone on the example's public records, with tables of structure if there is a reader."""
     from ...models.backbones.text_pretraining import TextPretrainingConfig
+    from ...models.structure.readers import READERS
     from ..studies.text_backbone import build_text_backbone
 
-    config = TextPretrainingConfig(tokens=_SMOKE_TOKENS) if is_smoke else TextPretrainingConfig()
+    config = TextPretrainingConfig()
+    if is_smoke:
+        config = replace(config, tokens=_SMOKE_TOKENS, eye=replace(config.eye, cells=_SMOKE_CELLS))
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task(f"Pretraining the backbone on public {draft.data.kind.name}", total=None)
         build_text_backbone(
             draft,
             directory.with_name("data") / "public.csv",
             directory,
-            structure=draft.data.kind.name,
+            structure=draft.data.kind.name if draft.data.kind.name in READERS else None,
             config=config,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
@@ -594,6 +598,7 @@ def _site_toml(bench: Workbench, draft: StudyDraft, site: str) -> str:
 [data]
 path = {json.dumps(bench.tables[site]["train"])}
 heldout_path = {json.dumps(bench.tables[site]["heldout"])}
+{_files_line(bench, site)}\
 name = "{draft.name}-{site}"
 unit = "{draft.data.unit}"
 unit_column = "{_unit_column(draft)}"
@@ -610,6 +615,11 @@ directory = {json.dumps(str(bench.backbone))}
 threads = 1
 max_rows_per_batch = {bench.rows}
 """
+
+
+def _files_line(bench: Workbench, site: str) -> str:
+    folder = bench.tables[site].get("pictures")
+    return "" if folder is None else f"files = {json.dumps(folder)}\n"
 
 
 def _unit_column(draft: StudyDraft) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from ...client_node.data.tables import Problems, Table, open_table
 from ...client_node.errors import DataInvalid
+from ...client_node.study import StudyDraft
 from ...models.adapters.composing import FLOOR, Composition, Spent, compose
 from ...models.backbones.loading import RecordBackbone, TextBackbone
 from ...models.decoding.writing import by_length, write
@@ -19,6 +20,7 @@ from ...models.records.fields import AnyField, CategoricalField, NumericField
 from ...models.records.text import Requests
 from ...models.structure.inputs import words_of
 from ..errors import Conflict
+from .picture_asking import texts_of_pictures
 
 Rule = Literal["prototypes", "arrow", "fixed"]
 MOST_REQUESTS, MOST_BYTES = 100_000, 2**28
@@ -78,6 +80,7 @@ def ask(
     max_tokens: int = 4096,
     longest: int = 64,
     then: str | None = None,
+    study: StudyDraft | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
     """Answers the requests in a file with exported adapters of one backbone.
@@ -94,6 +97,7 @@ def ask(
         longest: tokens that are written.
         then: of studies whose heads answer and of which one task is a text, what stands between a request and the text.
             None writes nothing where heads answer. Its control words count.
+        study: of a backbone that reads pictures, and of no other: it says what a record is, see `picture_asking`.
 
     Raises:
         Conflict: the file has no requests, too many, or columns that the backbone does not read; or the backbone reads
@@ -102,6 +106,17 @@ def ask(
         DataInvalid: a cell does not fit.
     """
     composition = compose(backbone, directories)
+    if bool(composition.adapted.carried) != (study is not None):
+        raise Conflict(
+            "the backbone reads no pictures: leave out --study"
+            if study is not None
+            else "the backbone reads pictures: say what a record is, --study study.toml"
+        )
+    if study is not None:
+        written = texts_of_pictures(
+            composition, study, requests, weights=weights, longest=longest, progress=progress
+        )  # fmt: skip
+        return _answers(composition, rule, [Answer(None, text, None) for text in written])
     ids = _ids(composition.backbone, requests, template, max_tokens)
     words: Sequence[str] = ()
     asked: list[int] = []
@@ -111,8 +126,6 @@ def ask(
     elif then is not None:
         raise Conflict("the backbone reads records and writes no text; leave out --then")
     is_written = composition.head is None or then is not None
-    facts = [adapter.provenance for adapter in composition.adapters]
-    sources = [*facts[0].backbone_sources, *(source for each in facts for source in each.sources)]
     answers: list[Answer | None] = [None] * len(ids)
     done = 0
     for places in by_length(ids):
@@ -129,6 +142,12 @@ def ask(
             )
         done += len(places)
         progress(done, len(ids))
+    return _answers(composition, rule, [answer for answer in answers if answer is not None])
+
+
+def _answers(composition: Composition, rule: Rule, answers: Sequence[Answer]) -> Answers:
+    facts = [adapter.provenance for adapter in composition.adapters]
+    sources = [*facts[0].backbone_sources, *(source for each in facts for source in each.sources)]
     return Answers(
         studies=_unlike(["+".join(dict.fromkeys(source.study for source in each.sources)) for each in facts]),
         lost=tuple(
@@ -139,7 +158,7 @@ def ask(
         spent=tuple(composition.spent),
         unbounded=tuple(dict.fromkeys(source.study for source in sources if source.mode == "none")),
         meaning=composition.adapters[0].meaning if composition.head is not None else "",
-        answers=tuple(answer for answer in answers if answer is not None),
+        answers=tuple(answers),
     )
 
 

@@ -8,7 +8,8 @@ import torch
 
 from ..errors import CombinationRefused
 from ..heads import PooledHead
-from .factors import LAYER, AdapterConfig, Pair
+from ..structure.places import is_in_eye
+from .factors import AdapterConfig, Pair, layer_of, target_of
 from .lora import AdaptedModel, Adapter, LoRAExperts, attach
 from .peft_import import Released
 
@@ -33,12 +34,12 @@ def attached(model: Any, whole: Released, head: PooledHead | None) -> AdaptedMod
         CombinationRefused: the model has no such modules, or they are of other shapes.
     """
     by_module = places(whole)
-    layers = [LAYER.search(name) for name in by_module]
-    within = tuple(sorted({int(found[1]) for found in layers if found})) if all(layers) and layers else None
+    layers = [layer_of(name) for name in by_module if not is_in_eye(name)]
+    within = tuple(sorted({layer for layer in layers if layer is not None})) if layers and None not in layers else None
     config = AdapterConfig(
         rank=whole.rank,
         alpha=whole.alpha,
-        targets=tuple(sorted({name.rpartition(".")[2] for name in by_module})),
+        targets=tuple(sorted({target_of(name) for name in by_module})),
         seed="composed",
         layers=within,
     )

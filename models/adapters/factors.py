@@ -14,6 +14,8 @@ from ...kernels.formats import ExpertWeights
 from ...kernels.linear import PackedMatrix
 from ..errors import InvalidAdapter
 from ..public_numbers import public_uniform
+from ..structure.places import PREFIX, is_in_eye
+from ..tokens import words_of
 
 _LABEL = b"confide lora_A 1\0"
 LAYER = re.compile(r"\blayers\.([0-9]+)\.")
@@ -25,7 +27,8 @@ class AdapterConfig:
 
     rank: int
     alpha: float  # the low-rank product is scaled by alpha / rank
-    targets: tuple[str, ...]  # last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router)
+    # Last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router); of an eye with `eye.`.
+    targets: tuple[str, ...]
     seed: str  # public; expands to the same A factors on every machine
     freeze_a: bool = True
     layers: tuple[int, ...] | None = None  # decoder layers that take them, from 0; None: wherever a target is
@@ -37,15 +40,27 @@ class AdapterConfig:
             raise InvalidAdapter(f"targets are named twice: {self.targets}")
 
     def is_place(self, name: str) -> bool:
-        """True if the module of this full name takes an adapter."""
-        found = LAYER.search(name)
-        is_layer = self.layers is None or (found is not None and int(found[1]) in self.layers)
-        return is_layer and name.rpartition(".")[2] in self.targets
+        """True if the module of this full name takes an adapter; `layers` are the decoder's alone."""
+        layer = layer_of(name)
+        is_layer = self.layers is None or is_in_eye(name) or (layer is not None and layer in self.layers)
+        return is_layer and target_of(name) in self.targets
 
     @property
     def lora_scaling(self) -> float:
         """The factor of the low-rank product, alpha / rank."""
         return self.alpha / self.rank
+
+
+def target_of(name: str) -> str:
+    """Returns the target that a module of this full name is a place of: its last name, of an eye's with `eye.`."""
+    last = name.rpartition(".")[2]
+    return f"{PREFIX}{last}" if is_in_eye(name) else last
+
+
+def layer_of(name: str) -> int | None:
+    """Returns the decoder layer that a module of this full name lies in; None if it lies in none."""
+    found = None if is_in_eye(name) else LAYER.search(name)
+    return None if found is None else int(found[1])
 
 
 class Pair(NamedTuple):
@@ -68,8 +83,8 @@ class Rows:
     @contextmanager
     def told(self, ids_RT: Tensor) -> Iterator[None]:
         """Tells the shape of a batch to the forward pass inside."""
-        rows, tokens = ids_RT.shape
-        self.shape = rows, tokens
+        rows, length = words_of(ids_RT).shape
+        self.shape = rows, length
         try:
             yield
         finally:

@@ -29,8 +29,10 @@ from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, completion_losses, pooled, pooled_and_last, written
 from ..heads.objectives import TextTask
+from ..structure.eye import eye_of, tokens_seen
+from ..tokens import made_up
 from . import resuming
-from .factors import LAYER, AdapterConfig, Gates, LoRAFactors, Pair, Rows, start
+from .factors import AdapterConfig, Gates, LoRAFactors, Pair, Rows, layer_of, start, target_of
 from .layout import HEAD_WEIGHT, AdapterLayout
 from .routers import CHOICES, LoRARouter
 
@@ -46,12 +48,13 @@ class LoRALinear(LoRAFactors):
     ) -> None:
         super().__init__(base.weight, config, name)
         self.base, self.lora_scaling, self.slot, self.gates = base, config.lora_scaling, slot, gates
+        self.tokens_per_row: int | None = None  # that it sees; None: all of a row
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the base layer plus the low-rank product."""
         return lora_linear(
             x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector,
-            gates_TR=self.gates.of(self, x),
+            gates_TR=self.gates.of(self, x), tokens_per_row=self.tokens_per_row,
         )  # fmt: skip
 
 
@@ -192,10 +195,33 @@ class AdaptedModel(nn.Module):
         return None if self.head is None else self.head.text
 
     @property
+    def carried(self) -> int:
+        """Numbers of 64 bits that each token of a row carries beside its word, see `models.tokens`."""
+        eye = eye_of(self.model)
+        return 0 if eye is None else eye.carried
+
+    @property
+    def picture_tokens(self) -> int:
+        """Number of tokens at the beginning of a row that carry a picture."""
+        eye = eye_of(self.model)
+        return 0 if eye is None else eye.layout.tokens
+
+    def made_up_rows(
+        self, generator: torch.Generator, rows: int, length: int, *, words: int | None = None, least: int = 1
+    ) -> Tensor:
+        """Draws rows of nobody as the model reads them, for probes, see `tokens.made_up`.
+
+        Args:
+            words: size of the vocabulary; None: the model's.
+        """
+        words = int(self.model.config.vocab_size) if words is None else words
+        return made_up(generator, rows, length, words=words, carried=self.carried, least=least)
+
+    @property
     def expert_layers(self) -> tuple[int, ...]:
         """Decoder layers, from 0, whose routed experts take adapters."""
         banks = [name for name, adapter in self.adapters.items() if isinstance(adapter, LoRAExperts)]
-        return tuple(int(found[1]) for name in banks if (found := LAYER.search(name)))
+        return tuple(layer for name in banks if (layer := layer_of(name)) is not None)
 
     def forward(self, ids_RT: Tensor) -> Tensor:
         """Computes logits: [R] or [R, K] of the records with a head, [R, T, words] of every next token without.
@@ -204,7 +230,7 @@ class AdaptedModel(nn.Module):
         every trained tensor has a gradient, of zeros.
         """
         if not len(ids_RT):
-            nobody: Tensor = self(ids_RT.new_ones(1, max(1, ids_RT.shape[1])))
+            nobody: Tensor = self(ids_RT.new_ones(1, max(1, ids_RT.shape[1]), *ids_RT.shape[2:]))
             return nobody[:0]
         with self.rows.told(ids_RT):
             if self.head is not None:
@@ -317,14 +343,14 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     model.requires_grad_(False)
     slot, rows, gates = CaptureSlot(), Rows(), Gates()
     places = [(name, module) for name, module in model.named_modules() if config.is_place(name)]
-    missing = set(config.targets) - {name.rpartition(".")[2] for name, _ in places}
+    missing = set(config.targets) - {target_of(name) for name, _ in places}
     if missing:
         where = ""
         if config.layers is not None:
             last = len(model.model.layers) - 1
             where = f" in layers {', '.join(map(str, config.layers))}; it has layers 0 to {last}"
         raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}{where}")
-    reached = {int(found[1]) for name, _ in places if (found := LAYER.search(name))}
+    reached = {layer for name, _ in places if (layer := layer_of(name)) is not None}
     if idle := sorted({*(config.layers or ())} - reached):
         raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
     _refuse_passed_by(model, [name for name, _ in places])
@@ -333,9 +359,23 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, adapter)
+    _tell_tokens(model, adapters)
     adapted = {id(adapter.base) for adapter in adapters.values()}
     share_slot(model, [m for m in model.modules() if hasattr(m, "has_gate") and id(m) not in adapted], slot)
     return AdaptedModel(model.eval(), config, head, slot, rows, gates)
+
+
+def _tell_tokens(model: Any, adapters: dict[str, Adapter]) -> None:
+    """Tells adapters in an eye how many tokens of a row they see: each of its stages has its own number."""
+    eye = eye_of(model)
+    if eye is None:
+        return
+    (prefix,) = (f"{name}." for name, module in model.named_modules() if module is eye)
+    inside = {name.removeprefix(prefix): adapter for name, adapter in adapters.items() if name.startswith(prefix)}
+    seen = tokens_seen(eye, frozenset(inside))
+    for name, adapter in inside.items():
+        assert isinstance(adapter, LoRALinear)
+        adapter.tokens_per_row = seen[name]
 
 
 def _refuse_unread(model: Any, head: PooledHead | None, reached: set[int]) -> None:

@@ -22,6 +22,7 @@ from ..backbones.families import family_in
 from ..compression.compressing import KEPT
 from ..directories import new_directory
 from ..errors import UnsupportedModule
+from ..structure.eye import eye_of
 from ..structure.inputs import is_joined
 from ..structure.inputs import save as save_tables
 from .card import CARD, ModelCard, attention_text, head_text
@@ -67,13 +68,13 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
         backbone: the directory that the model was loaded from.
 
     Raises:
-        UnsupportedModule: as `merged`; or the backbone has structure tables, which a plain checkpoint would lose.
+        UnsupportedModule: as `merged`; or the backbone has tables of structure or an eye, which would be lost.
         InvalidRelease: the backbone's own `confide.json` cannot be read.
         FileExistsError: `directory` exists already.
     """
-    if is_joined(adapted.model):
+    if is_joined(adapted.model) or eye_of(adapted.model) is not None:
         raise UnsupportedModule(
-            "the backbone has structure tables, which whoever loads a merged checkpoint would miss without a word; "
+            "the backbone has structure tables or an eye, which whoever loads a merged checkpoint would miss; "
             "export the adapter instead: coordinator adapter export"
         )
     with merged(adapted) as model, new_directory(directory) as partial:

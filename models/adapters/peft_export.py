@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..backbones.families import family_in
 from ..directories import new_directory
+from ..structure.eye import eye_of
 from ..structure.inputs import is_joined
 from .card import CARD, HEAD_ALONE, ModelCard, attention_text, head_text
 from .lora import AdaptedModel, LoRAEmbedding
@@ -18,8 +19,9 @@ from transformers import {kind}
 model = PeftModel.from_pretrained({kind}.from_pretrained(backbone_directory), adapter_directory)
 ```
 """
-JOINED = """Transformers and PEFT by themselves miss the backbone's structure tables (`structure.safetensors`) and
-compute something else without a word. Let confide load the backbone:
+JOINED = """Transformers and PEFT by themselves miss what lies beside the backbone's weights, structure tables
+(`structure.safetensors`) or an eye (`eye.safetensors`), and compute something else without a word. Let confide load the
+backbone:
 ```python
 from pathlib import Path
 
@@ -94,7 +96,8 @@ def _kind_text(adapted: AdaptedModel) -> str:
 
 
 def _loading(adapted: AdaptedModel, kind: str) -> str:
-    code = JOINED if is_joined(adapted.model) else _PLAIN.format(kind=kind)
+    is_more = is_joined(adapted.model) or eye_of(adapted.model) is not None
+    code = JOINED if is_more else _PLAIN.format(kind=kind)
     return f"""
 ## Load
 {code}Use the backbone with the hash above and no other: the adapter is meaningless on different weights.

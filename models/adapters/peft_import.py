@@ -82,8 +82,8 @@ def released(
     parameters: set[str] = set()
     mistaken = family_in(adapted.model).mistaken
     for name, module in adapted.adapters.items():
-        # Where every module of a name is adapted, the last parts of it say it all.
-        is_short = adapted.config.layers is None and not by_full_name
+        # Where every module of a name is adapted, the last parts of it say it all; an eye has names that decoders have.
+        is_short = adapted.config.layers is None and not by_full_name and not adapted.carried
         leaf, place = (".".join(name.split(".")[-n:]) if is_short else name for n in (1, 2))
         prefix = f"base_model.model.{name}"
         if isinstance(module, LoRAExperts):

@@ -90,12 +90,16 @@ def entering(model: Any, run: Callable[[], object], skipped: int) -> Tensor:
 class _Passing(nn.Module):
     """Stands in for a layer that is skipped: passes on the states."""
 
+    is_stand_in = True
+
     def forward(self, states_RTD: Tensor, *_: object, **__: object) -> Tensor:
         return states_RTD
 
 
 class _Giving(nn.Module):
     """Stands in for the last skipped layer: gives what it gave when it ran."""
+
+    is_stand_in = True
 
     def __init__(self, states_RTD: Tensor) -> None:
         super().__init__()

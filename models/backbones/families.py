@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidBackbone
+from ..structure.places import TARGETS as OF_EYE
 from ..structure.readers import TARGET
 from .deepseek_v2 import DeepSeekV2
 from .deepseek_v3 import DeepSeekV3
@@ -57,8 +58,9 @@ def family_in(model: Any) -> Backbone:
 
 
 def targets() -> tuple[str, ...]:
-    """Lists the modules that may take an adapter in at least one family, each once, and structure tables."""
-    return tuple(dict.fromkeys((*(name for family in FAMILIES.values() for name in family.targets), TARGET)))
+    """Lists the modules that may take an adapter in at least one family, each once, structure tables and an eye's."""
+    own = (name for family in FAMILIES.values() for name in family.targets)
+    return tuple(dict.fromkeys((*own, TARGET, *OF_EYE)))
 
 
 def frozen() -> dict[str, str]:

@@ -23,7 +23,9 @@ from ..errors import BackboneMismatch, InvalidBackbone
 from ..heads import PooledHead
 from ..heads.objectives import Objective
 from ..records import RecordSchema
-from ..structure import inputs
+from ..structure import eye, inputs
+from ..structure.places import EYE
+from ..structure.places import TARGETS as OF_EYE
 from ..structure.readers import STRUCTURE, TARGET
 from . import checkpoints, soundness
 from .families import named
@@ -258,6 +260,7 @@ def load_text(
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
     inputs.load(directory, model, tokenizer)
+    eye.load(directory, model)
     _attend(model, directory, segments)
     return TextBackbone(family, model, tokenizer, read_moments(directory, model), digest)
 
@@ -293,6 +296,8 @@ def describe(directory: Path) -> Description:
     targets = tuple(name for name in family.targets if name in names)
     if (directory / STRUCTURE).exists():
         targets = (*targets, TARGET)
+    if (directory / EYE).exists():
+        targets = (*targets, *OF_EYE)
     suggested_targets, suggested_layers = _suggested(model, tuple(name for name in targets if name in names))
     return Description(
         hash=digest,

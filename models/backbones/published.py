@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidBackbone
+from ..structure.places import EYE
 from ..structure.readers import STRUCTURE
 from .checkpoints import (
     CHAT_TEMPLATE,
@@ -104,6 +105,10 @@ def _refuse_other_formats(folder: Path, present: Mapping[str, Path]) -> None:
         raise InvalidBackbone(
             f"{folder} holds an adapter (adapter_config.json), which transformers would put onto the weights: merge it "
             "into them first (PEFT: merge_and_unload, save_pretrained)"
+        )
+    if EYE in present:
+        raise InvalidBackbone(
+            f"{folder} has an eye ({EYE}), which an import would lose: it is a backbone as it stands; use it so"
         )
     if STRUCTURE in present:
         raise InvalidBackbone(

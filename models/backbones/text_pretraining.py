@@ -6,11 +6,12 @@ teach it later. No private record or statistic is used.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,14 +19,19 @@ from transformers import PreTrainedTokenizerFast
 
 from ..directories import new_directory
 from ..errors import InvalidPretraining
+from ..structure import eye as eyes
 from ..structure import inputs
+from ..structure.pictures import PublicPictures
 from ..structure.readers import READERS
+from ..tokens import words_of
 from . import checkpoints
 from .balancing import balanced
+from .eye_pretraining import EyePretrainingConfig, pretrain_eye
 from .families import named
 from .family import BackboneConfig
 
-Row = tuple[Sequence[int], Sequence[bool]]  # token ids, and which of them are learned
+# Token ids, and which of them are learned; of tokens that carry bytes, ids are int64 [T, 1 + C].
+Row = tuple[Sequence[int] | npt.NDArray[np.int64], Sequence[bool]]
 _WARM_UP = 50  # steps
 _POOL = 128  # rows sorted by length at a time, so that little of a batch is padding
 _LEAST_RATE = 0.03  # of the peak
@@ -41,6 +47,7 @@ class TextPretrainingConfig:
     bias_step: float = 0.02  # of the routers' balance biases, against every step's load; decays as lr does; 0: none
     balance_loss: float = 0.01  # factor of the loss of routers by softmax, which have no bias
     seed: int = 1  # of the order of rows
+    eye: EyePretrainingConfig = field(default_factory=EyePretrainingConfig)  # of rows that begin with pictures
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.batch_tokens) < 1 or not self.lr > 0:
@@ -55,6 +62,7 @@ def pretrain_text(
     directory: Path,
     *,
     structure: str | None = None,
+    pictures: PublicPictures | None = None,
     backbone: BackboneConfig | None = None,
     config: TextPretrainingConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -66,10 +74,13 @@ def pretrain_text(
     Args:
         rows: public records, as a kind of record encodes them.
         structure: name of the reader whose tables lie beside the backbone, see `structure.readers`.
+        pictures: that teach an eye, if rows begin with pictures; then its own layers stay as they are, and how its
+            states become tokens is learned with the decoder.
         directory: must not exist; appears in one rename at the end.
-        progress: called with (tokens read, tokens in total) after every step.
+        progress: called with (tokens read, tokens in total) after every step; of an eye, with cells of pictures first.
 
     Raises:
+        InvalidPicture: a file of `pictures` is none.
         InvalidPretraining: no row has anything to learn, a row is longer than the model reads, or no reader has the
             name.
     """
@@ -83,6 +94,10 @@ def pretrain_text(
     torch.set_num_threads(1)
     try:
         model = build_text(tokenizer, structure, backbone)
+        if pictures is not None:
+            eye = pretrain_eye(pictures, backbone.hidden, config.eye, progress)
+            eyes.join(model, eye)
+            eye.swin.requires_grad_(False)
         fit_text(model, rows, config, progress)
     finally:
         torch.set_num_threads(threads)
@@ -91,6 +106,8 @@ def pretrain_text(
         tokenizer.save_pretrained(partial, save_jinja_files=False)
         if structure is not None:
             inputs.save(model, partial)
+        if pictures is not None:
+            eyes.save(model, partial)
         return checkpoints.content_hash(partial)
 
 
@@ -116,7 +133,7 @@ def fit_text(
     model: Any, rows: Sequence[Row], config: TextPretrainingConfig, progress: Callable[[int, int], None]
 ) -> None:
     """Trains a model in place on the learned tokens of rows, by AdamW on batches of rows of similar length."""
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.02, betas=(0.9, 0.98))
     model.train()
     read = 0
@@ -129,7 +146,7 @@ def fit_text(
             states_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
             is_foretold = is_learned_RT[:, 1:]
             logits_NV = model.lm_head(states_RTD[:, :-1][is_foretold])
-            loss = F.cross_entropy(logits_NV, ids_RT[:, 1:][is_foretold])
+            loss = F.cross_entropy(logits_NV, words_of(ids_RT)[:, 1:][is_foretold])
             if (uneven := balance_loss()) is not None:
                 loss = loss + config.balance_loss * uneven
             optimizer.zero_grad()
@@ -179,14 +196,14 @@ def _cut(pool: Sequence[Row], batch_tokens: int) -> Iterator[list[Row]]:
 
 def _padded(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(len(ids) for ids, _ in batch)
-    ids_RT = torch.zeros(len(batch), longest, dtype=torch.int64)
+    ids_RT = torch.zeros(len(batch), longest, *np.shape(batch[0][0])[1:], dtype=torch.int64)
     is_learned_RT = torch.zeros(len(batch), longest, dtype=torch.bool)
     for place, (ids, is_learned) in enumerate(batch):
-        ids_RT[place, : len(ids)] = torch.tensor(ids)
+        ids_RT[place, : len(ids)] = torch.as_tensor(ids)
         is_learned_RT[place, : len(ids)] = torch.tensor(is_learned)
     return ids_RT, is_learned_RT
 
 
 def up_to_the_last(ids_RT: torch.Tensor) -> torch.Tensor:
     """bool [R, T]: all but the zeros behind a row's last other token, which are padding."""
-    return (ids_RT > 0).flip(1).cummax(1).values.flip(1)
+    return (words_of(ids_RT) > 0).flip(1).cummax(1).values.flip(1)

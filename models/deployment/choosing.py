@@ -128,7 +128,7 @@ def _why(way: Way, use: Use) -> str:
         also = "its arithmetic is computed exactly, offline" if use.modality == "mathematics" else "needs no graph"
         return f"full precision, and a checkpoint that other tools read; {also}"
     if way == "triton":
-        waiting = "" if use.modality != "pictures" else "; no backbone reads pictures yet, so a model of text or tables"
+        waiting = "" if use.modality != "pictures" else "; pictures are read within confide alone yet"
         return f"answers what waits in one pass, over HTTP and gRPC{waiting}"
     if way == "serve":
         return "writes all texts together, any of several adapters, and keeps forms; needs confide on the machine"

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.linear import WHOLE
+from ..tokens import words_of
 
 _QUICK = 256  # tokens whose logits are made at a time; more of them take memory and no less time
 REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
@@ -108,7 +109,7 @@ def _foretelling(
     if last_RTD is None:
         last_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
     is_foretold = is_completion_RT[:, 1:].bool()
-    hidden_ND, target_N = last_RTD[:, :-1][is_foretold], ids_RT[:, 1:][is_foretold]
+    hidden_ND, target_N = last_RTD[:, :-1][is_foretold], words_of(ids_RT)[:, 1:][is_foretold]
     return hidden_ND, target_N, is_foretold.nonzero()[:, 0], is_foretold.sum(1)
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from .requests import FALSE, MISSING, NUMBER, TRUE
 
 MAX_TEXT = 2**16  # characters of a cell of free text
+_FILE = r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,7}\z"
 _COMMA_NUMBER = r"^[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?$"
 
 
@@ -82,6 +83,16 @@ def fitting_text(text: pa.Array, is_fit: Callable[[str], bool], harmless: str) -
     fits = [not misfit and is_fit(cell) for cell, misfit in zip(plain.values, plain.misfit, strict=True)]
     misfit = ~np.array(fits, dtype=np.bool_)
     return Cells(np.where(misfit, harmless, plain.values), plain.missing, misfit)
+
+
+def file_names(text: pa.Array) -> Cells:
+    """Parses names of files below a folder: parts of letters, digits and _ - . that begin with no point or sign.
+
+    So a name leads nowhere but below the folder it is looked for in, whatever system reads it.
+    """
+    missing = _is_in(text, ("",))
+    fits = _numpy(pc.match_substring_regex(text, _FILE)).astype(bool)
+    return Cells(_numpy(text).astype(object), missing, ~fits)
 
 
 def anything(text: pa.Array) -> Cells:

@@ -7,9 +7,20 @@ from .fields import Fields
 from .formulas import Formulas
 from .histories import Histories
 from .kind import RecordKind
+from .pictures import Pictures
 from .text import FreeText
 
 INLINE = "fields"  # the kind whose keys stand in [data] itself; every other has a table [data.NAME]
 KINDS: dict[str, RecordKind] = {
-    kind.name: kind for kind in (Fields(), Histories(), Documents(), FreeText(), Conversations(), Formulas(), Code())
+    kind.name: kind
+    for kind in (
+        Fields(),
+        Histories(),
+        Documents(),
+        FreeText(),
+        Conversations(),
+        Formulas(),
+        Code(),
+        Pictures(),
+    )
 }

@@ -64,6 +64,29 @@ def character_tokenizer(commands: Sequence[str] = ()) -> "PreTrainedTokenizerFas
     return _named(core)
 
 
+def word_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    """Makes a tokenizer of all words of texts, split at blanks, equal for equal texts in any order.
+
+    A control word that is read as plain text is an unknown word.
+
+    Args:
+        texts: public ones; the words can be read from the tokenizer.
+    """
+    from tokenizers import Tokenizer, normalizers
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    known = {word for text in texts for word in text.split()} - {*_CONTROL}
+    words = [*_CONTROL, *sorted(known)]
+    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=_CONTROL[2]))
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Replace(word, _CONTROL[2]) for word in _CONTROL[:2]]
+    )  # of text alone
+    core.pre_tokenizer = WhitespaceSplit()
+    core.add_special_tokens(list(_CONTROL))
+    return _named(core)
+
+
 def code_tokenizer(programs: Iterable[str], words: int = _WORDS) -> "PreTrainedTokenizerFast":
     """Makes a tokenizer of the commonest pieces of programs (byte-pair encoding), equal for equal programs.
 

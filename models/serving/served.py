@@ -85,6 +85,10 @@ class Served:
             raise BackboneMismatch(
                 "the backbone reads records, which are not served: answer a table with coordinator adapter ask"
             )
+        if self.composition.adapted.carried:
+            raise BackboneMismatch(
+                "the backbone reads pictures, which are not served: answer a table with coordinator adapter ask --study"
+            )
         self._backbone = self.composition.backbone
         self.tokenizer: Any = self._backbone.tokenizer
         self.ends = _ends(self.tokenizer, self._backbone.model)

@@ -26,7 +26,7 @@ from ..errors import InvalidPrivacyParameter
 from ..mechanism.sampling import Integers, poisson_sample
 from ..mechanism.site_round import ReleaseTerms, private_release
 from . import one_run
-from .engine_checks import Engine, Reals, Targets, unlikely_targets
+from .engine_checks import Engine, Reals, Targets, made_up_records, unlikely_targets
 
 _LENGTH = 16  # words of a canary; longer ones are no further apart
 _SPREAD = 30.0  # of the head's weights over the clip norm: every canary's gradient is at the bound
@@ -158,7 +158,7 @@ def run_audit(
         for start in range(0, design.canaries, design.canaries_per_step):
             here = slice(start, start + design.canaries_per_step)
             adapted.load_state(_auditors_state(adapted, step.terms, rng))
-            ids = rng.integers(1, words, (design.canaries_per_step, _LENGTH))
+            ids = made_up_records(adapted, rng, design.canaries_per_step, words=words, least=1, length=_LENGTH)
             targets = unlikely_targets(adapted, ids)
             coins[here][poisson_sample(len(ids), 0.5)] = True
             gradients = _gradients(adapted, ids, targets)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ...models.adapters import AdaptedModel
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
 from ...models.heads.written import WRITTEN, joined
+from ...models.tokens import words_of
 from ..mechanism import adaptive_clipping
 from ..mechanism.batches import BatchShapes, probed_shapes, states_when_asked
 from ..mechanism.sampling import Integers
@@ -110,7 +111,8 @@ def _shapes(adapted: AdaptedModel, max_records: int) -> BatchShapes:
     """As a site probes them, once for a model."""
     by_records = _probed.setdefault(adapted, {})
     if max_records not in by_records:
-        by_records[max_records] = probed_shapes(adapted, max_tokens=_LENGTH, max_rows=64, max_records=max_records)
+        longest = adapted.picture_tokens + _LENGTH
+        by_records[max_records] = probed_shapes(adapted, max_tokens=longest, max_rows=64, max_records=max_records)
     return by_records[max_records]
 
 
@@ -206,9 +208,9 @@ class Probe:
         self.adapted.load_state(state.astype(np.float32))
 
     def records(self, count: int) -> tuple[npt.NDArray[np.int64], Targets]:
-        """Token ids [count, 12] and targets that the model as it stands finds unlikely: errors are large."""
+        """Token ids [count, 12], behind any picture, and targets that the model as it stands finds unlikely."""
         # The word 1 of a schema ends a visit, and a head reads the last visit alone.
-        ids = self.rng.integers(2, self.words, (count, _LENGTH))
+        ids = made_up_records(self.adapted, self.rng, count, words=self.words, least=2)
         return ids, unlikely_targets(self.adapted, ids)
 
     def release(self, ids: Integers, targets: Targets, units: npt.ArrayLike, terms: ReleaseTerms) -> Reals:
@@ -256,6 +258,16 @@ def check_engine(
     return Checked(tuple(findings), names, len(blocks(adapted)), reached)
 
 
+def made_up_records(
+    adapted: AdaptedModel, rng: np.random.Generator, count: int, *, words: int, least: int, length: int = _LENGTH
+) -> Integers:
+    """Token ids [count, length] of nobody; of a model that reads pictures, behind one that is made up too."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    whole = adapted.picture_tokens + length
+    found: Integers = adapted.made_up_rows(generator, count, whole, words=words, least=least).numpy()
+    return found
+
+
 def blocks(adapted: AdaptedModel) -> dict[str, slice]:
     """Place of every trained tensor in a state, each expert of a bank by itself."""
     found: dict[str, slice] = {}
@@ -300,7 +312,8 @@ def _written_loss(adapted: AdaptedModel, tokens_T: Tensor, is_written_T: Tensor)
     completed = is_written_T.nonzero()[:, 0]
     if not len(completed):
         return logits_TV.sum() * 0
-    return F.cross_entropy(logits_TV[completed - 1], tokens_T[completed])
+    words_T = tokens_T if tokens_T.ndim == 1 else tokens_T[:, 0]
+    return F.cross_entropy(logits_TV[completed - 1], words_T[completed])
 
 
 def _outcome_loss(objective: Objective, outputs: Tensor, target: Tensor) -> Tensor:
@@ -335,7 +348,7 @@ def unlikely_targets(adapted: AdaptedModel, ids: Integers) -> Targets:
     Where both are learned, the words of the second half follow the first, of which the label is.
     """
     if adapted.head is None:
-        targets = np.ones(ids.shape, dtype=np.bool_)
+        targets = np.ones(ids.shape[:2], dtype=np.bool_)
         targets[:, :1] = False
         return targets
     if adapted.text is None:
@@ -400,9 +413,10 @@ def _noise_fresh(probe: Probe) -> Iterator[str]:
 
 
 def _noise(probe: Probe) -> Reals:
-    nobody = np.zeros((0, _LENGTH), dtype=np.int64)
-    targets = probe.adapted.made_up_targets(torch.from_numpy(nobody > 0)).numpy()
-    return probe.engine(probe.adapted, nobody, targets, nobody[:, 0], terms=probe.round_terms()).astype(np.float64)
+    nobody = probe.records(1)[0][:0]
+    targets = probe.adapted.made_up_targets(torch.from_numpy(words_of(nobody) > 0)).numpy()
+    units = np.zeros(0, dtype=np.int64)
+    return probe.engine(probe.adapted, nobody, targets, units, terms=probe.round_terms()).astype(np.float64)
 
 
 def _clipping(probe: Probe) -> Iterator[str]:
@@ -561,10 +575,11 @@ def _batch(probe: Probe) -> Iterator[str]:
         else:
             probe.adapted.load_state(state)
         ids, targets = probe.records(12)
-        tokens = probe.rng.integers(2, _LENGTH, len(ids))
-        tokens[0] = _LENGTH  # one is longer than all others
-        ids[np.arange(_LENGTH) >= tokens[:, None]] = 0
-        targets = np.where(ids > 0, targets, 0).astype(targets.dtype) if targets.ndim == 2 else targets
+        longest = ids.shape[1]
+        tokens = probe.rng.integers(longest - _LENGTH + 2, longest, len(ids))
+        tokens[0] = longest  # one is longer than all others
+        ids[np.arange(longest) >= tokens[:, None]] = 0
+        targets = np.where(words_of(ids) > 0, targets, 0).astype(targets.dtype) if targets.ndim == 2 else targets
         bits = min(48, max(0, _FINE - round(math.log2(probe.bound))))
         terms, units = replace(probe.quiet(), scale_bits=bits, max_norm=None, weight=1.0), np.arange(len(ids))
         everybody = probe.release(ids, targets, units, terms)

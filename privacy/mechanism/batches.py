@@ -27,6 +27,7 @@ from ...kernels.linear import packed_stacks
 from ...kernels.pointwise import places_agree, pointwise_seen
 from ...kernels.products import tiles_agree, tiles_seen
 from ...models.adapters import AdaptedModel
+from ...models.tokens import words_of
 from .sampling import Integers
 
 _SHORTEST = 16  # tokens; shorter records are padded to it
@@ -74,10 +75,11 @@ RowStates = Callable[[Integers], Sequence[Tensor]]  # numbers of rows -> of each
 
 def used_tokens(ids: npt.NDArray[np.int64], targets: npt.NDArray[np.generic]) -> Integers:
     """[rows], the tokens of each record up to the last that counts: what follows it is inert."""
-    is_used = targets.astype(bool) if targets.ndim == 2 else ids > 0
+    words = words_of(ids)
+    is_used = targets.astype(bool) if targets.ndim == 2 else words > 0
     if targets.ndim == 2 and targets.dtype != np.bool_:  # a head reads the record, which may have no text behind it
-        is_used = is_used | (ids > 0)
-    used: Integers = np.where(is_used, np.arange(1, ids.shape[1] + 1), 1).max(axis=1, initial=1)
+        is_used = is_used | (words > 0)
+    used: Integers = np.where(is_used, np.arange(1, words.shape[1] + 1), 1).max(axis=1, initial=1)
     return used
 
 
@@ -133,7 +135,7 @@ def entering_states(
     for batch in microbatches([np.array([row]) for row in range(len(ids))], used_of_row, shapes):
         rows = np.concatenate(batch.rows_of_unit)
         own = ids[rows, : batch.length]
-        filled = np.zeros((batch.num_rows, batch.length), dtype=np.int64)
+        filled = np.zeros((batch.num_rows, batch.length, *ids.shape[2:]), dtype=np.int64)
         filled[: len(rows), : own.shape[1]] = own
         owners = Collector(torch.arange(batch.num_rows, device=device), batch.num_rows, batch.length)
         # As in a step: with owners of tokens, and with autograd, of which nothing below an adapter has any.
@@ -178,7 +180,8 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
         max_rows: that may be computed at once.
         max_records: of a unit.
     """
-    wanted = {length: _sizes(length, max_rows, max_records) for length in _lengths(max_tokens)}
+    lengths = (length for length in _lengths(max_tokens) if length > adapted.picture_tokens)  # as records are
+    wanted = {length: _sizes(length, max_rows, max_records) for length in lengths}
     if _has_foreign_experts(adapted):
         return ONE_BY_ONE
     threads = torch.get_num_threads()
@@ -239,12 +242,12 @@ def _agreeing(adapted: AdaptedModel, length: int, sizes: tuple[int, ...]) -> tup
 
 def _agreeing_at(adapted: AdaptedModel, length: int, sizes: tuple[int, ...], seed: int, scale: float) -> set[int]:
     generator = torch.Generator().manual_seed(seed)
-    rows, words = sizes[0], int(adapted.model.config.vocab_size)
-    mixed = torch.randint(1, words, (rows, length), generator=generator)
-    tokens = torch.randint(2, length, (rows,), generator=generator)  # of each record, at most length - 1
-    tokens[0], tokens[rows // 2] = length - 1, 0
-    mixed[torch.arange(length) >= tokens[:, None]] = 0
-    record = mixed[:1].clone() if rows > 1 else torch.ones(1, length, dtype=torch.long)
+    rows = sizes[0]
+    mixed = adapted.made_up_rows(generator, rows, length)
+    used_R = torch.randint(2, length, (rows,), generator=generator)  # tokens of each record, at most length - 1
+    used_R[0], used_R[rows // 2] = length - 1, 0
+    mixed[torch.arange(length) >= used_R[:, None]] = 0
+    record = mixed[:1].clone() if rows > 1 else torch.ones_like(mixed)
     places = {0, rows // 3, rows - 1}
     mixed[list(places)] = record
     found = set()
@@ -253,7 +256,7 @@ def _agreeing_at(adapted: AdaptedModel, length: int, sizes: tuple[int, ...], see
             want, _ = _seen(adapted, mixed, places)
         for size in sizes:
             with pointwise_seen() as own:
-                seen, are_equal = _seen(adapted, record.expand(size, -1), {0, size - 1})
+                seen, are_equal = _seen(adapted, record.expand(size, *record.shape[1:]), {0, size - 1})
             if are_equal and len(want | seen) == 1 and places_agree(calls | own):
                 found.add(size)
     return found
@@ -283,11 +286,12 @@ def _seen(adapted: AdaptedModel, ids_RT: Tensor, places: set[int]) -> tuple[set[
 
 def _collected(adapted: AdaptedModel, ids_RT: Tensor) -> Collector:
     device = next(iter(adapted.trained.values())).device
-    rows, length = ids_RT.shape
     ids_RT = ids_RT.to(device)
+    words_RT = words_of(ids_RT)
+    rows, length = words_RT.shape
     collector = Collector(torch.arange(rows, device=device), rows, length)
     # Some words of each row, as an output matrix over all of them would be most of the work.
-    some_RT = (ids_RT > 0) & (torch.arange(length, device=device) % 8 == 3)
+    some_RT = (words_RT > 0) & (torch.arange(length, device=device) % 8 == 3)
     targets = adapted.made_up_targets(some_RT, are_alike=True)
     with adapted.slot.filled(collector), torch.enable_grad():
         adapted.losses(ids_RT, targets).sum().backward()  # type: ignore[no-untyped-call]

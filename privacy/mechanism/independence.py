@@ -28,6 +28,7 @@ from ...kernels.formats import FROZEN_FORMATS, Dense, Prepacked
 from ...kernels.linear import QuantisedLinear, packed_stacks
 from ...models.adapters import AdaptedModel
 from ...models.backbones.family import coupling
+from ...models.tokens import made_up, words_of
 from ..errors import TargetUnreached, UnitsCoupled
 
 _Rows = Mapping[str, tuple[list[Tensor], list[Tensor]]]  # a module's inputs and outputs for one record
@@ -95,7 +96,7 @@ def kept_gap(adapted: AdaptedModel, *, words: int, tokens: int = _TOKENS) -> flo
 
 def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor, entering_RTD: Tensor | None = None) -> Tensor:
     """[R], with targets that are equal in the first and last of an odd number of rows."""
-    return adapted.losses(ids_RT, adapted.made_up_targets(ids_RT > 0), entering_RTD)
+    return adapted.losses(ids_RT, adapted.made_up_targets(words_of(ids_RT) > 0), entering_RTD)
 
 
 def _kept_losses(adapted: AdaptedModel, ids_RT: Tensor) -> Tensor:
@@ -285,7 +286,7 @@ class _Passed:
 
 
 def _passed(model: nn.Module, run: Callable[[Tensor], Tensor], ids: Tensor) -> _Passed:
-    passed = _Passed(*ids.shape)
+    passed = _Passed(*ids.shape[:2])
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         def hook(_: nn.Module, args: object, kwargs: object, output: object) -> None:
@@ -345,7 +346,7 @@ def _has_moved(got: Iterable[Tensor], want: Iterable[Tensor]) -> bool:
 
 def _refuse_padding(run: Callable[[Tensor], Tensor], record: Tensor, others: Tensor) -> None:
     """Results may not depend on how far the longest row of a batch makes the others be padded."""
-    longer = torch.cat([nn.functional.pad(record, (0, others.shape[1])), torch.cat([others, others], dim=1)[:-1]])
+    longer = torch.cat([torch.cat([record, torch.zeros_like(record)], dim=1), torch.cat([others, others], dim=1)[:-1]])
     alone, beside = run(record)[0], run(longer)[0]
     if alone.ndim:  # one result a token
         beside = beside[: len(alone)]
@@ -362,9 +363,10 @@ def _batches(words: int, tokens: int, model: nn.Module) -> dict[str, Tensor]:
     """One record, first and last in every batch but the one it has for itself."""
     generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     record, there, other = (
-        torch.randint(1, words, (rows, tokens), generator=generator).to(device) for rows in (1, _ROWS - 2, _ROWS - 2)
+        made_up(generator, rows, tokens, words=words, carried=getattr(model, "carried", 0)).to(device)
+        for rows in (1, _ROWS - 2, _ROWS - 2)
     )
-    beside = {"there": there, "replaced": other, "equal to it": record.expand(_ROWS - 2, -1)}
+    beside = {"there": there, "replaced": other, "equal to it": torch.cat([record] * (_ROWS - 2))}
     return {"left out": record} | {name: torch.cat([record, rows, record]) for name, rows in beside.items()}
 
 

@@ -195,7 +195,8 @@ def private_release(
     `adaptive_clipping` says what it counts. Its L2 sensitivity is `adaptive_clipping.SENSITIVITY` for any `log_clip`.
 
     Args:
-        ids: [rows, length] tokens, padded on the right with 0; a row holds one record.
+        ids: [rows, length] tokens, padded on the right with 0; a row holds one record. Of tokens that carry bytes,
+            [rows, length, 1 + C], see `models.tokens`.
         targets: as `adapted.losses` takes them: [rows] labels, or bool [rows, length], what is a completion.
         unit_of_row: [rows], any ids, of `MAX_UNITS` units at most.
         shapes: of the batches, as `batches.probed_shapes` found them here.
@@ -216,7 +217,8 @@ def private_release(
     if terms.mode != "none" and source is not os.urandom:
         raise SourceRefused(f"mode {terms.mode} draws its coins and noise from the operating system only")
     ids, targets = np.asarray(ids, dtype=np.int64), np.asarray(targets)
-    if ids.ndim != 2 or targets.shape not in (ids.shape[:1], ids.shape) or len(ids) != np.size(unit_of_row):
+    is_fit = ids.ndim in (2, 3) and targets.shape in (ids.shape[:1], ids.shape[:2])
+    if not is_fit or len(ids) != np.size(unit_of_row):
         raise BatchMalformed(
             f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
@@ -361,7 +363,8 @@ def _accumulate(
     def filled(values: npt.NDArray[Any]) -> torch.Tensor:
         """With blank rows and columns up to the batch's shape."""
         values = values if values.ndim == 1 else values[:, : batch.length]
-        missing = [(0, full - there) for full, there in zip((batch.num_rows, batch.length), values.shape, strict=False)]
+        whole = (batch.num_rows, batch.length, *values.shape[2:])
+        missing = [(0, full - there) for full, there in zip(whole, values.shape, strict=False)]
         return torch.as_tensor(np.pad(values, missing), device=device)
 
     # Before the microbatch is open: what is not kept is computed now, by the model.

@@ -88,7 +88,8 @@ class Alone:
 def made_up(adapted: AdaptedModel) -> tuple[Integers, npt.NDArray[np.generic]]:
     """Ids and target of a record that is nobody's, for a process that has to pass and has nothing left to compute."""
     targets = adapted.made_up_targets(torch.tensor([[False, True]]), are_alike=True)
-    return np.ones(2, dtype=np.int64), targets[0].cpu().numpy()
+    ids = np.ones((2, *((1 + adapted.carried,) if adapted.carried else ())), dtype=np.int64)
+    return ids, targets[0].cpu().numpy()
 
 
 def shared_out(rows_of_unit: list[Integers], size: int) -> list[list[Integers]]:

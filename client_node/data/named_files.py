@@ -1,0 +1,58 @@
+"""Reads files that a table names, such as pictures, below the one folder that site.toml allows.
+
+Names are checked before (`models.records.cells.file_names`). Here no part of a way is followed if it leads upwards or
+is a link, so that nothing else on the machine can be read through the folder either. Bytes are taken as they are; only
+who trains decodes them.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+MOST_BYTES = 2**24  # of a file
+
+
+def files_below(
+    folder: Path, names: np.ndarray, misfit: np.ndarray, is_fit: Callable[[bytes], bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the files of names [rows], and returns their bytes, objects [rows], with the misfits among them.
+
+    Args:
+        misfit: bool [rows], cells that are no names.
+        is_fit: whether a file may be one. What names none that fits is a misfit, of no bytes.
+    """
+    found = [None if bad else read_below(folder, name) for name, bad in zip(names, misfit, strict=True)]
+    fits = [file is not None and is_fit(file) for file in found]
+    files = [file if good else b"" for file, good in zip(found, fits, strict=True)]
+    return np.fromiter(files, dtype=object, count=len(files)), ~np.array(fits, dtype=np.bool_)
+
+
+def read_below(folder: Path, name: str) -> bytes | None:
+    """Reads the file of this name below `folder`; None if there is none that may be read.
+
+    Args:
+        name: parts joined by `/`; where one begins with a point, there is none.
+    """
+    *folders, last = parts = name.split("/")
+    if any(part.startswith(".") for part in parts):
+        return None
+    opened: list[int] = []
+    try:
+        opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        for part in folders:
+            opened.append(os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened[-1]))
+        # Without O_NONBLOCK a pipe of that name would keep the reader for ever.
+        opened.append(os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened[-1]))
+        if not stat.S_ISREG(os.fstat(opened[-1]).st_mode):
+            return None
+        with os.fdopen(opened.pop(), "rb") as file:
+            found = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError):  # the latter of names that no system takes
+        return None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return found if len(found) <= MOST_BYTES else None

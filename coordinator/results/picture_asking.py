@@ -1,0 +1,87 @@
+"""Answers requests with pictures: a table that names PNG files, and a text that the adapted model writes of each."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...client_node.data.named_files import files_below
+from ...client_node.data.tables import Problems, open_table
+from ...client_node.errors import DataInvalid
+from ...client_node.study import StudyDraft
+from ...models.adapters.composing import Composition
+from ...models.backbones.loading import TextBackbone
+from ...models.records import cells
+from ...models.records.kind import Column
+from ..errors import Conflict
+from ..studies.held_out import FILES
+
+_TOGETHER = 64  # requests that are written at a time
+
+
+def texts_of_pictures(
+    composition: Composition,
+    draft: StudyDraft,
+    requests: Path,
+    *,
+    weights: Sequence[float] | None = None,
+    longest: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Writes behind the picture and the prompt of each row of a table.
+
+    Args:
+        draft: of the study, which says what a record is.
+        requests: a table of the column of files and of those that the prompt shows; others are not read. Files lie in
+            the folder `pictures` beside it.
+        weights: how much the adapter counts; None: as it stands.
+        longest: words that are written at most.
+
+    Raises:
+        Conflict: the study's records are none of pictures, or there are several adapters.
+        DataInvalid: a column is missing, or a cell does not fit.
+        InvalidPicture: a file cannot be decoded.
+    """
+    kind, terms, backbone = draft.data.kind, draft.data.terms, composition.backbone
+    if kind.name != "picture" or not isinstance(backbone, TextBackbone):
+        raise Conflict(f"the backbone reads pictures, and records of the study are of kind {kind.name}")
+    if len(composition.adapters) > 1:
+        raise Conflict("requests with pictures are answered by one adapter: name one")
+    reader: Any = kind.reader(terms, backbone.vocabulary, max_tokens=draft.data.max_tokens)
+    shown = [column for column in kind.columns(terms) if column.kind != "text to learn" and column.sites != ()]
+    told = [column.name for column in kind.columns(terms) if column.kind == "text to learn"]
+    values = _values(requests, shown)
+    count = len(next(iter(values.values())))
+    columns = {**values, **{name: np.full(count, "", dtype=object) for name in told}}
+    texts: list[str] = []
+    for start in range(0, count, _TOGETHER):
+        some = {name: column[start : start + _TOGETHER] for name, column in columns.items()}
+        ids, is_learned = reader.examples(some, None)
+        with composition.answering(composition.fixed(len(ids), weights)) as adapted:
+            texts += reader.written(adapted.model, ids, is_learned, longest=longest)
+        progress(len(texts), count)
+    return texts
+
+
+def _values(path: Path, wanted: list[Column]) -> dict[str, np.ndarray]:
+    table, problems, rows = open_table(path), Problems(), 0
+    if missing := [column.name for column in wanted if column.name not in table.names]:
+        raise Conflict(f"{path} has no column {', '.join(missing)}, which the study's prompt shows")
+    found: dict[str, list[np.ndarray]] = {column.name: [] for column in wanted}
+    for batch in table.batches([column.name for column in wanted], problems):
+        for column in wanted:
+            text = batch[column.name]
+            read = column.read(text)
+            values, misfit = read.values, read.misfit
+            if column.opens is not None:
+                values, misfit = files_below(path.parent / FILES, values, misfit, column.opens)
+            places = np.flatnonzero(misfit)
+            problems.add_rows(rows + places, column.name, column.expected, cells.kinds(text, places))
+            found[column.name].append(values)
+        rows += len(next(iter(batch.values())))
+    if problems.count:
+        raise DataInvalid(str(table.path), problems.located(table), problems.count)
+    if not rows:
+        raise Conflict(f"{path} has no requests")
+    return {name: np.concatenate(parts) for name, parts in found.items()}

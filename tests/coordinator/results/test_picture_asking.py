@@ -1,0 +1,184 @@
+"""Requests with pictures, of a backbone and an adapter that public forms of two signs taught."""
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from confide.client_node.errors import DataInvalid
+from confide.client_node.study import StudyDraft, load_draft
+from confide.coordinator.cli.main import app
+from confide.coordinator.comparison.task import read_task, shown_texts
+from confide.coordinator.errors import Conflict, StudyRefused
+from confide.coordinator.results.asking import ask
+from confide.coordinator.studies.text_backbone import build_text_backbone
+from confide.models.adapters.composing import compose
+from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.adapters.merging import save_merged
+from confide.models.adapters.peft_export import export
+from confide.models.backbones.checkpoints import content_hash
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import load_text
+from confide.models.backbones.text_pretraining import TextPretrainingConfig
+from confide.models.compression.compressing import compress
+from confide.models.errors import BackboneMismatch, InvalidCompression, InvalidPretraining, UnsupportedModule
+from confide.models.serving.served import Served
+
+from ...models.adapters.test_combining import CARD
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "scans" / "study.toml"
+SIGNS = ("cross", "ring")
+TARGETS = ("eye.fc1", "eye.to_words", "o_proj")
+
+
+def study(**terms):
+    plain = tomllib.loads(EXAMPLE.read_text())
+    plain["data"]["picture"] = {
+        "file": "form", "size": [32, 64], "cell": [32, 32], "shows": "signs", "prompt": "seen {note} :",
+        "completion": " {told} <eos>", **terms,
+    }  # fmt: skip
+    return StudyDraft.model_validate_json(json.dumps(plain))
+
+
+def drawn(sign, rng):
+    rows, columns = np.mgrid[:32, :32] - 15.5
+    inks = {"cross": (abs(rows) < 3) | (abs(columns) < 3), "ring": abs(np.hypot(rows, columns) - 10) < 3}
+    return np.clip(220 - 180 * inks[sign] + rng.normal(0, 8, (32, 32)), 0, 255).astype(np.uint8)
+
+
+def table(folder, count, *, seed, is_public=False):
+    rng = np.random.default_rng(seed)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    lines = ["patient_id,form,note,told" + (",signs" if is_public else "")]
+    for number in range(count):
+        signs = [str(sign) for sign in rng.choice(SIGNS, 2)]
+        picture = np.concatenate([drawn(sign, rng) for sign in signs], axis=1)
+        Image.fromarray(picture).save(folder / "pictures" / f"{number}.png")
+        lines.append(f"p{number},{number}.png,left,{signs[0]}" + (f",{' '.join(signs)}" if is_public else ""))
+    path = folder / f"{'public' if is_public else 'train'}.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A backbone of forms of two signs, which tells the left one, and the folder of an adapter that changes nothing."""
+    folder = tmp_path_factory.mktemp("forms")
+    config = TextPretrainingConfig(tokens=40_000, lr=1e-2)
+    build_text_backbone(
+        study(),
+        table(folder, 120, seed=1, is_public=True),
+        folder / "backbone",
+        backbone=BackboneConfig(hidden=64, max_tokens=64, experts=2, top_k=1),
+        config=replace(config, eye=replace(config.eye, cells=4000, batch=64)),
+    )
+    adapted = attach(load_text(folder / "backbone").model, AdapterConfig(rank=2, alpha=2.0, targets=TARGETS, seed="s"))
+    card = replace(CARD, backbone_hash=content_hash(folder / "backbone"))
+    export(adapted, folder / "backbone", folder / "adapter", card)
+    adapted.load_state(torch.randn(adapted.layout.dim, generator=torch.Generator().manual_seed(3)).numpy())
+    export(adapted, folder / "backbone", folder / "wild", card)
+    return folder / "backbone", folder / "adapter", folder / "wild"
+
+
+pytestmark = pytest.mark.slow
+
+
+def requests(folder, *, seed=2):
+    """Forms without what is told of them, and what that is."""
+    whole = table(folder, 12, seed=seed).read_text().splitlines()[1:]
+    path = folder / "requests.csv"
+    path.write_text("form,note\n" + "".join(",".join(line.split(",")[1:3]) + "\n" for line in whole))
+    return path, [line.split(",")[3] for line in whole]
+
+
+def test_what_a_picture_shows_is_told(parts, tmp_path):
+    path, told = requests(tmp_path)
+    found = ask(parts[0], parts[1:2], path, rule="fixed", study=study(), longest=4)
+    assert [answer.text for answer in found.answers] == told
+    assert set(told) == set(SIGNS)
+    assert found.spent[0].epsilon == CARD.epsilon
+
+
+def test_an_adapter_in_the_eye_is_loaded_where_it_was(parts, tmp_path):
+    path, _ = requests(tmp_path)
+    texts = [
+        [each.text for each in ask(parts[0], [adapter], path, rule="fixed", study=study(), longest=4).answers]
+        for adapter in parts[1:]
+    ]
+    assert texts[0] != texts[1]
+    wild = compose(parts[0], parts[2:]).adapted
+    assert {name.split(".")[-1] for name in wild.adapters if ".eye." in name} == {"fc1", "to_words"}
+    assert sum(name.endswith(".o_proj") for name in wild.adapters) == 2  # the decoder's, and none of the eye's
+
+
+def test_the_command_answers_a_table(parts, tmp_path):
+    path, told = requests(tmp_path)
+    terms = study().data.picture.model_dump(mode="json")
+    lines = [f"{name} = {json.dumps(value)}" for name, value in terms.items()]
+    before, _, after = EXAMPLE.read_text().partition("[data.picture]")
+    rest = after[after.index("\n[") :]
+    (tmp_path / "study.toml").write_text(before + "[data.picture]\n" + "\n".join(lines) + "\n" + rest)
+    words = ["adapter", "ask", parts[0], parts[1], "--requests", path, "--study", tmp_path / "study.toml"]
+    done = CliRunner().invoke(app, [*map(str, words), "--by", "fixed", "--longest", "4", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [each["answer"] for each in json.loads(done.stdout)["answers"]] == told
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("form,note\n", Conflict, "has no requests"),
+        ("form\n0.png\n", Conflict, "has no column note"),
+        ("form,note\n77.png,left\n", DataInvalid, "line 2, column form: expected the name of a PNG file"),
+        ("form,note\n../0.png,left\n", DataInvalid, "line 2, column form"),
+    ],
+)
+def test_a_table_without_pictures_is_refused(parts, tmp_path, text, error, words):
+    path, _ = requests(tmp_path)
+    path.write_text(text)
+    with pytest.raises(error, match=words) as refused:
+        ask(parts[0], parts[1:2], path, rule="fixed", study=study())
+    assert "77" not in str(refused.value)
+
+
+def test_pictures_are_read_by_their_study_and_by_one_adapter(parts, tmp_path):
+    path, _ = requests(tmp_path)
+    with pytest.raises(Conflict, match="--study"):
+        ask(parts[0], parts[1:2], path, rule="fixed")
+    with pytest.raises(Conflict, match="one adapter"):
+        ask(parts[0], parts[1:], path, rule="fixed", study=study())
+
+
+def test_what_takes_no_pictures_says_so(parts, tmp_path):
+    with pytest.raises(BackboneMismatch, match="reads pictures"):
+        Served(parts[0], parts[1:2])
+    with pytest.raises(InvalidCompression, match="reads pictures"):
+        compress(parts[0], tmp_path / "small", times=2.0, rows=[([1, 2], [False, True])] * 400)
+    adapted = attach(load_text(parts[0]).model, AdapterConfig(rank=2, alpha=2.0, targets=TARGETS, seed="s"))
+    with pytest.raises(UnsupportedModule, match="an eye"):
+        save_merged(adapted, parts[0], tmp_path / "merged", replace(CARD, backbone_hash=content_hash(parts[0])))
+
+
+def test_an_eye_needs_a_column_to_learn_by(tmp_path):
+    public = table(tmp_path, 4, seed=1, is_public=True)
+    with pytest.raises(InvalidPretraining, match=r"data\.picture\.shows is missing"):
+        build_text_backbone(study(shows=None), public, tmp_path / "backbone")
+    thyroid = load_draft(EXAMPLE.parents[1] / "thyroid" / "study.toml")
+    with pytest.raises(StudyRefused, match=r"\[data.picture\]"):
+        build_text_backbone(thyroid, public, tmp_path / "backbone")
+
+
+def test_simpler_models_see_the_text_alone(tmp_path):
+    for site in study().participants.sites:
+        (tmp_path / site).mkdir()
+        train = table(tmp_path / site, 6, seed=1)
+        (train.parent / "heldout.csv").write_text(train.read_text())
+    task = read_task(study(), tmp_path)
+    assert shown_texts(study(), task.train["north"]) == ["left"] * 6
+    assert {len(site.units) for site in task.train.values()} == {6}
