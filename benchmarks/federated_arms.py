@@ -8,7 +8,7 @@ import itertools
 import runpy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from confide.coordinator.comparison.federated import federate, made_ready
 from confide.coordinator.comparison.task import Task, read_task
 from confide.coordinator.studies.text_backbone import build_text_backbone
 from confide.models.backbones.text_pretraining import TextPretrainingConfig
+from confide.models.structure.readers import READERS
 from confide.privacy.accounting import epsilon_pld
 
 
@@ -50,9 +51,11 @@ def prepared(example: Path, folder: Path, *, is_quick: bool) -> Bench:
         for path in records.rglob("*.csv"):
             keep_first(path, 1000 if path.name == "public.csv" else 40)
     if not backbone.exists():
-        config = TextPretrainingConfig(tokens=20_000) if is_quick else TextPretrainingConfig()
-        kind = draft.data.kind.name
-        build_text_backbone(draft, records / "public.csv", backbone, structure=kind, config=config)
+        config, kind = TextPretrainingConfig(), draft.data.kind.name
+        if is_quick:
+            config = replace(config, tokens=20_000, eye=replace(config.eye, cells=1280))
+        structure = kind if kind in READERS else None
+        build_text_backbone(draft, records / "public.csv", backbone, structure=structure, config=config)
     return Bench(draft, backbone, read_task(draft, records), folder / "results.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Whole federations of real processes on backbones that public records taught: two rounds of formulas, and of code."""
+"""Whole federations of real processes on backbones that public records taught: formulas, code, and pictures."""
 
 import csv
 import json
@@ -26,26 +26,31 @@ class Smoke:
     outcome: dict[str, Any]
     right: str  # what is counted as right
     column: str  # what no log may show
+    beside: str  # what lies beside the backbone's weights, and takes adapters
 
 
 @pytest.fixture(
     scope="module",
-    params=[("derivations", "accuracy", "derivation"), ("code", "parses", "function")],
+    params=[
+        ("derivations", "accuracy", "derivation", "structure"),
+        ("code", "parses", "function", "structure"),
+        ("scans", "exact_match", "scan", "eye.to_words"),
+    ],
     ids=lambda one: one[0],
 )
 def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
-    example, right, column = request.param
+    example, right, column, beside = request.param
     folder = tmp_path_factory.mktemp(example)
     words = [str(COORDINATOR), "demo", example, "--smoke", "--dir", str(folder), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
-    return Smoke(folder, json.loads(done.stdout), right, column)
+    return Smoke(folder, json.loads(done.stdout), right, column, beside)
 
 
-def test_the_adapter_is_trained_on_a_backbone_with_structure(smoke):
+def test_the_adapter_is_trained_on_a_backbone_with_more_than_weights(smoke):
     outcome = smoke.outcome
     assert outcome["rounds"] == 2
-    assert "structure" in describe(Path(outcome["backbone"])).targets
+    assert smoke.beside in describe(Path(outcome["backbone"])).targets
     assert outcome["perplexity_private"] != outcome["perplexity_before"]
     assert outcome["perplexity_nonprivate"] < outcome["perplexity_before"]
     low, high = outcome[f"{smoke.right}_private_interval"]
@@ -62,6 +67,7 @@ def test_every_release_is_charged_and_the_report_verifies(smoke):
 def test_the_card_says_what_a_plain_load_misses(smoke):
     card = (Path(smoke.outcome["adapter"]) / "README.md").read_text()
     assert "structure tables" in card
+    assert "or an eye" in card
     assert "load_text(Path(backbone_directory))" in card
 
 

@@ -1,0 +1,131 @@
+"""Measures what three hospitals' private adapters add to a model that reads public handwriting, beside what each has.
+
+    python benchmarks/scans.py [--dir bench-scans] [--seeds 1 2 3] [--epsilon 1 8] [--targets stages decoder]
+    python benchmarks/scans.py --quick           # does it run? A backbone of little, two rounds, few forms
+
+Prepares the example's forms and backbone in the folder, trains in one process by the study's own steps, and lets the
+model write behind all held-out forms. A form is right if every word is: what is written in the four boxes, which of
+them differ from what was typed, and the answer. Beside it: the backbone as it is, each hospital alone at the same
+epsilon with its own whole noise, each alone without privacy, and without training what was typed taken for what is
+written. A finished run is read from the results. Figures: docs/pictures.md.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from federated_arms import Arm, arms, changed, keep_without_training, prepared, run_arms, spread
+
+from confide.client_node.study import StudyDraft
+from confide.client_node.study.cost import solve_noise
+from confide.client_node.training.study_model import StudyModel, load_study_model
+from confide.coordinator.comparison.task import Task
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "scans"
+STAGES = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "reduction")
+TARGETS = {  # other modules than the study's
+    "stages": (*(f"eye.{leaf}" for leaf in STAGES), "eye.to_words"),
+    "decoder": (
+        "q_a_proj",
+        "q_b_proj",
+        "kv_a_proj_with_mqa",
+        "kv_b_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ),
+}
+FIGURES = ("forms", "boxes", "answers")
+
+
+def judge(model: StudyModel, task: Task) -> dict[str, float]:
+    """Shares of held-out forms that are right as a whole, of boxes that are read right, and of answers."""
+    right: list[tuple[bool, float, bool]] = []
+    for records in task.held_out.values():
+        examples, told = model.examples(records), [records.columns[name] for name in ("scan", "check", "answer")]
+        written = []
+        for start in range(0, len(examples.ids), 128):
+            some = slice(start, start + 128)
+            written += model.reader.written(model.adapted.model, examples.ids[some], examples.targets[some], longest=12)
+        right += [figures(text, *cells) for text, *cells in zip(written, *told, strict=True)]
+    return dict(zip(FIGURES, np.mean(np.array(right, dtype=float), axis=0).tolist(), strict=True))
+
+
+def figures(text: str, scan: str, check: str, answer: str) -> tuple[bool, float, bool]:
+    """Compares what was written of a form with what its table says."""
+    words, boxes = text.split(), scan.split()
+    read = sum(one == other for one, other in zip(words, boxes, strict=False)) / len(boxes)
+    return text == f"{scan} {check} {answer}", read, words[-1:] == [answer]
+
+
+def typed_taken(task: Task) -> dict[str, float]:
+    """The same figures where what was typed is taken for what is written, so that no box is a slip."""
+    right = []
+    for records in task.held_out.values():
+        cells = zip(*(records.columns[name] for name in ("typed", "rule", "scan", "check", "answer")), strict=True)
+        for typed, rule, scan, check, answer in cells:
+            said = {"typed==scan": "yes", "first-slip": "none"}.get(rule, "no")
+            same = " ".join(f"{box}:same" for box in range(4))
+            right.append(figures(f"{typed} {same} {said}", scan, check, answer))
+    return dict(zip(FIGURES, np.mean(np.array(right, dtype=float), axis=0).tolist(), strict=True))
+
+
+def of_epsilon(draft: StudyDraft, epsilon: float, dim: int) -> StudyDraft:
+    """The study without its evaluation, with the noise that costs so much."""
+    bare = draft.model_copy(update={"evaluation": None})
+    return solve_noise(changed(bare, "privacy", noise_multiplier=0.0, target_epsilon=epsilon), dim)
+
+
+def table(rows: Sequence[dict]) -> str:
+    """A row for each arm: means over seeds, and half of Student's 95 % interval of the first figure."""
+    lines = [
+        "| | ε | numbers | forms right | boxes read right | answers right | runs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == name]
+        means = {figure: np.mean([row[figure] for row in own]) for figure in FIGURES}
+        said = f"{means['forms']:.3f}" + (f" ± {spread([row['forms'] for row in own]):.3f}" if len(own) > 1 else "")
+        epsilon = "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2f}"
+        rest = f"{means['boxes']:.3f} | {means['answers']:.3f} | {len(own)}"
+        lines.append(f"| {name} | {epsilon} | {own[0]['numbers'] or ''} | {said} | {rest} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table; rows go to the results as they come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("bench-scans"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--epsilon", type=float, nargs="*", default=[], help="all hospitals at other epsilons, too")
+    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=[], help="the study with other modules, too")
+    parser.add_argument("--arm", nargs="+", default=[""], help="only runs with one of these words in their names")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = prepared(EXAMPLE, options.dir, is_quick=options.quick)
+    task, sites = bench.task, bench.draft.participants.sites
+    together = "three hospitals"
+    untouched = load_study_model(bench.draft, bench.backbone)
+    keep_without_training(bench, "the backbone", lambda: judge(untouched, task))
+    keep_without_training(bench, "typed taken for written", lambda: typed_taken(task))
+    chosen = [
+        arm
+        for arm in arms(sites, together, {name: TARGETS[name] for name in options.targets})
+        if any(word in arm.name for word in options.arm)
+    ]
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    rows = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task))
+    for epsilon in options.epsilon:
+        other = of_epsilon(bench.draft, epsilon, untouched.adapted.layout.dim)
+        arm = Arm(None, True, f"{together}, ε {epsilon:g}")
+        rows = run_arms(replace(bench, draft=other), chosen=[arm], seeds=seeds, judge=lambda model: judge(model, task))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
