@@ -76,10 +76,10 @@ _NOT_LEARNED = -100  # what torch's cross entropy leaves out
 
 @dataclass(frozen=True, slots=True)
 class Handwriting:
-    """What the eye sees of digits that somebody wrote: states of squares, and what each digit says."""
+    """Digits that somebody wrote, as the eye sees them."""
 
     states: Tensor  # [digits, squares, E]
-    says: Tensor
+    says: Tensor  # [digits]
 
 
 @dataclass(frozen=True, slots=True)
