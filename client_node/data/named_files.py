@@ -16,18 +16,25 @@ MOST_BYTES = 2**24  # of a file
 
 
 def files_below(
-    folder: Path, names: np.ndarray, misfit: np.ndarray, is_fit: Callable[[bytes], bool]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the files of names [rows], and returns their bytes, objects [rows], with the misfits among them.
+    folder: Path, names: np.ndarray, misfit: np.ndarray, keep: Callable[[bytes], bytes | None]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Reads the files of names [rows]; returns what is kept of each, objects [rows], and by row what is wrong.
+
+    What is wrong is told in words that say nothing of the name or the file. A file that is named again is kept once.
 
     Args:
         misfit: bool [rows], cells that are no names.
-        is_fit: whether a file may be one. What names none that fits is a misfit, of no bytes.
+        keep: says what of a file's bytes is kept, or None if it is none that fits.
     """
-    found = [None if bad else read_below(folder, name) for name, bad in zip(names, misfit, strict=True)]
-    fits = [file is not None and is_fit(file) for file in found]
-    files = [file if good else b"" for file, good in zip(found, fits, strict=True)]
-    return np.fromiter(files, dtype=object, count=len(files)), ~np.array(fits, dtype=np.bool_)
+    known: dict[str, bytes | str] = {}
+    for name, is_bad in zip(names, misfit, strict=True):
+        if not is_bad and name not in known:
+            file = read_below(folder, name)
+            known[name] = "no file that may be read" if file is None else keep(file) or "a file of another kind"
+    found = ["no name of a file" if bad else known[name] for name, bad in zip(names, misfit, strict=True)]
+    kept = [each if isinstance(each, bytes) else b"" for each in found]
+    wrong = {row: each for row, each in enumerate(found) if isinstance(each, str)}
+    return np.fromiter(kept, dtype=object, count=len(kept)), wrong
 
 
 def read_below(folder: Path, name: str) -> bytes | None:

@@ -1,7 +1,7 @@
 """Reads a site's records by the columns of a study, and reports problems in them without a single value."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +96,7 @@ class _Scan:
     missing: dict[str, int]
     problems: Problems
     folder: Path | None = None  # below which files are that cells name
+    file_bytes: int = 0  # of these
     rows: int = 0
     misfits: set[str] = field(default_factory=set)  # columns with cells that do not fit
     commas: dict[str, list[int]] = field(default_factory=dict)  # own name -> rows with a decimal comma, not told yet
@@ -104,6 +105,7 @@ class _Scan:
         return np.concatenate(self.pieces[name]) if self.pieces[name] else np.zeros(0)
 
 
+_MOST_FILE_BYTES = 2**33  # of all files that a table names, as they are kept
 _UNIT, _LABEL = "(unit)", "(label)"  # no column of a study can have such a name
 
 
@@ -300,9 +302,13 @@ def _seen(policy: SitePolicy, table: Table) -> list[_Wanted]:
 def _scan(table: Table, wanted: list[_Wanted], folder: Path | None) -> _Scan:
     scan = _Scan({c.name: [] for c in wanted}, {c.name: 0 for c in wanted}, Problems(), folder)
     present = [column for column in wanted if column.is_read_from(table)]
-    if folder is None and (named := next((each for each in present if each.column.opens is not None), None)):
+    named = next((each for each in present if each.column.opens is not None), None)
+    if folder is None and named is not None:
         expected = "a folder of the files that it names: data.files in site.toml"
         scan.problems.add(Problem(None, named.own, expected, "none"))
+        return scan
+    if named is not None and folder is not None and not folder.is_dir():
+        scan.problems.add(Problem(None, named.own, f"a folder {folder}, of the files that it names", "none"))
         return scan
     for column in wanted:
         if column.need == "needed" and column not in present:
@@ -323,11 +329,10 @@ def _scan(table: Table, wanted: list[_Wanted], folder: Path | None) -> _Scan:
 
 def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
     read = wanted.column.read(text)
-    values, misfit = read.values, read.misfit
     if wanted.column.opens is not None:
-        assert scan.folder is not None, "columns of files are read below a folder"
-        values, misfit = files_below(scan.folder, values, misfit, wanted.column.opens)
-    scan.pieces[wanted.name].append(values)
+        return _take_files(scan, wanted, read, wanted.column.opens)
+    misfit = read.misfit
+    scan.pieces[wanted.name].append(read.values)
     scan.missing[wanted.name] += int(read.missing.sum())
     if wanted.column.kind == "number" and misfit.any():
         commas = misfit & cells.has_decimal_comma(text)
@@ -337,6 +342,23 @@ def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
     if len(rows):
         scan.misfits.add(wanted.name)
         scan.problems.add_rows(rows + scan.rows, wanted.own, wanted.column.expected, cells.kinds(text, rows))
+
+
+def _take_files(scan: _Scan, wanted: _Wanted, read: cells.Cells, keep: Callable[[bytes], bytes | None]) -> None:
+    assert scan.folder is not None, "columns of files are read below a folder"
+    files, wrong = files_below(scan.folder, read.values, read.misfit, keep)
+    scan.pieces[wanted.name].append(files)
+    scan.missing[wanted.name] += int(read.missing.sum())
+    scan.file_bytes += sum(map(len, files))
+    if scan.file_bytes > _MOST_FILE_BYTES:
+        raise DataInvalid(
+            wanted.own, (Problem(None, wanted.own, f"files of at most {_MOST_FILE_BYTES >> 30} GiB", "more"),)
+        )
+    if wrong:
+        scan.misfits.add(wanted.name)
+        rows = np.array([*wrong]) + scan.rows
+        told = ["nothing" if read.missing[row] else what for row, what in wrong.items()]
+        scan.problems.add_rows(rows, wanted.own, wanted.column.expected, told)
 
 
 def _absent(wanted: _Wanted, table: Table) -> tuple[str, str]:

@@ -97,7 +97,8 @@ def own_names(
     """
     names, pairs = list(found.kinds), {}
     for column in terms.kind.columns(terms.terms):
-        is_elsewhere = column.sites is not None and site is not None and site not in column.sites
+        is_others = column.sites is not None and site is not None and site not in column.sites
+        is_elsewhere = column.sites == () or is_others
         if column.name not in names and not (column.is_label and label_column) and not is_elsewhere:
             may_guess = column.sites is None or site is not None
             pairs[column.name] = _like(column.name, names) if may_guess else None
@@ -180,6 +181,10 @@ def _data(found: TableSketch, wishes: PolicyWishes) -> list[str]:
 def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None, site: str | None) -> list[str]:
     lines = ["[data.columns] # the study's name = the table's own; columns of one name need no line"]
     if terms is not None:
+        if any(column.opens is not None for column in terms.kind.columns(terms.terms)):
+            lines.insert(
+                0, 'files = "pictures" # folder of the files that the table names; beside this file, or absolute\n'
+            )
         for name, own in own_names(terms, found, label_column=wishes.label_column, site=site).items():
             lines.append(
                 f"{_text(name)} = {_text(own)} # a guess" if own else f"# {_text(name)} = ... # nothing like it"

@@ -20,7 +20,7 @@ from ...models.heads import PooledHead
 from ...models.heads.signature import require_length, shown, signatures
 from ...models.records.kind import Examples, Reader, RecordKind
 from ...models.strict import StrictModel
-from ...models.structure.eye import eye_of
+from ...models.structure.eye import eye_of, require_layout
 from ...models.structure.inputs import is_joined
 from ...models.structure.places import TARGETS as OF_EYE
 from ...models.structure.readers import TARGET
@@ -107,6 +107,10 @@ def load_study_model(
     load = loading.load_text if kind.reads == "text" else loading.load
     loaded: loading.RecordBackbone | loading.TextBackbone
     loaded = load(directory, expected_hash=expected_hash, segments=segments, **held)
+    try:
+        require_layout(loaded.model, kind.layout(draft.data.terms))
+    except BackboneMismatch as err:
+        raise BackboneMismatch(f"the backbone in {directory} {err}") from None
     of_structure, of_eye = (TARGET,) if is_joined(loaded.model) else (), OF_EYE if eye_of(loaded.model) else ()
     targets = (*loaded.family.targets, *of_structure, *of_eye)
     if strange := [name for name in config.targets if name not in targets]:

@@ -20,10 +20,10 @@ from ...models.records.fields import AnyField, CategoricalField, NumericField
 from ...models.records.text import Requests
 from ...models.structure.inputs import words_of
 from ..errors import Conflict
-from .picture_asking import texts_of_pictures
+from .picture_asking import MOST_REQUESTS, texts_of_pictures
 
 Rule = Literal["prototypes", "arrow", "fixed"]
-MOST_REQUESTS, MOST_BYTES = 100_000, 2**28
+MOST_BYTES = 2**28
 _ENCODED = 1000  # made into tokens together
 
 
@@ -113,6 +113,10 @@ def ask(
             else "the backbone reads pictures: say what a record is, --study study.toml"
         )
     if study is not None:
+        if rule == "arrow" or then is not None or template != "{text}":
+            raise Conflict(
+                "requests with pictures are read by their study: leave out --by arrow, --then and --template"
+            )
         written = texts_of_pictures(
             composition, study, requests, weights=weights, longest=longest, progress=progress
         )  # fmt: skip

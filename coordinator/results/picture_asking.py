@@ -11,12 +11,17 @@ from ...client_node.data.tables import Problems, open_table
 from ...client_node.errors import DataInvalid
 from ...client_node.study import StudyDraft
 from ...models.adapters.composing import Composition
+from ...models.backbones.family import context_length
 from ...models.backbones.loading import TextBackbone
+from ...models.errors import BackboneMismatch
 from ...models.records import cells
 from ...models.records.kind import Column
+from ...models.structure.eye import require_layout
 from ..errors import Conflict
 from ..studies.held_out import FILES
 
+MOST_REQUESTS = 100_000
+_ANSWER = "?"
 _TOGETHER = 64  # requests that are written at a time
 
 
@@ -48,12 +53,21 @@ def texts_of_pictures(
         raise Conflict(f"the backbone reads pictures, and records of the study are of kind {kind.name}")
     if len(composition.adapters) > 1:
         raise Conflict("requests with pictures are answered by one adapter: name one")
+    try:
+        require_layout(backbone.model, kind.layout(terms))
+    except BackboneMismatch as err:
+        raise Conflict(f"the backbone {err}") from None
     reader: Any = kind.reader(terms, backbone.vocabulary, max_tokens=draft.data.max_tokens)
     shown = [column for column in kind.columns(terms) if column.kind != "text to learn" and column.sites != ()]
     told = [column.name for column in kind.columns(terms) if column.kind == "text to learn"]
     values = _values(requests, shown)
     count = len(next(iter(values.values())))
-    columns = {**values, **{name: np.full(count, "", dtype=object) for name in told}}
+    if count > MOST_REQUESTS:
+        raise Conflict(f"{requests} has {count:,} requests, and at most {MOST_REQUESTS:,} are answered")
+    if (most := context_length(backbone.model.config) - draft.data.max_tokens) < longest:
+        raise Conflict(f"the backbone has room for {max(0, most)} words behind a record: --longest is {longest}")
+    # Something must stand where the answer will: what is before it is the prompt.
+    columns = {**values, **{name: np.full(count, _ANSWER, dtype=object) for name in told}}
     texts: list[str] = []
     for start in range(0, count, _TOGETHER):
         some = {name: column[start : start + _TOGETHER] for name, column in columns.items()}
@@ -73,11 +87,12 @@ def _values(path: Path, wanted: list[Column]) -> dict[str, np.ndarray]:
         for column in wanted:
             text = batch[column.name]
             read = column.read(text)
-            values, misfit = read.values, read.misfit
-            if column.opens is not None:
-                values, misfit = files_below(path.parent / FILES, values, misfit, column.opens)
-            places = np.flatnonzero(misfit)
-            problems.add_rows(rows + places, column.name, column.expected, cells.kinds(text, places))
+            if column.opens is None:
+                values, places = read.values, np.flatnonzero(read.misfit)
+                problems.add_rows(rows + places, column.name, column.expected, cells.kinds(text, places))
+            else:
+                values, wrong = files_below(path.parent / FILES, read.values, read.misfit, column.opens)
+                problems.add_rows(np.array([*wrong]) + rows, column.name, f"a PNG file in {FILES}", wrong.values())
             found[column.name].append(values)
         rows += len(next(iter(batch.values())))
     if problems.count:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ..heads.objectives import Objective
-    from ..structure.pictures import PublicPictures
+    from ..structure.pictures import Layout, PublicPictures
     from .cells import Cells
     from .fields import RecordSchema
     from .requests import Request
@@ -51,8 +51,8 @@ class Column:
     read: "Callable[[pa.Array], Cells]"  # trimmed text to values; counts what does not fit, never raises
     is_label: bool = False  # of 0 and 1, what a classifier learns
     is_task: bool = False  # one of several things that are learned, each where a record tells it
-    # Of names of files: whether a file may be one, by its bytes; values are then the files' bytes. None: no files.
-    opens: "Callable[[bytes], bool] | None" = None
+    # Of names of files: what is kept of a file's bytes, which is then the value, or None for none that fits.
+    opens: "Callable[[bytes], bytes | None] | None" = None
     sites: tuple[str, ...] | None = None  # whose tables have it; at others it is read as nothing; None: all
 
 
@@ -124,6 +124,10 @@ class RecordKind(Protocol):
             InvalidSchema: the kind makes none, see `makes_vocabulary`.
         """
         raise InvalidSchema(f"records of kind {self.name} are read by a schema, or by a published tokenizer")
+
+    def layout(self, terms: Any) -> "Layout | None":
+        """Returns the size of pictures that a backbone's eye must have; None where records have none."""
+        return None
 
     def pictures(self, terms: Any, columns: Mapping[str, np.ndarray]) -> "PublicPictures | None":
         """Returns what teaches an eye, where records have pictures; None where they have none.

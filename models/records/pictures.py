@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ..errors import DeploymentRefused, InvalidPretraining, InvalidPrompt
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, FieldName, SparseModel
-from ..structure.pictures import Layout, PublicPictures, decode, is_expected
+from ..structure.pictures import Layout, PublicPictures, decode, plain
 from .completions import Completions
 from .kind import Column
 from .templates import Part, PlainTokenizer, TokenTemplate, columns_of, padded, said
@@ -209,7 +209,7 @@ class Pictures(Completions):
             "picture",
             f"the name of a PNG file below data.files, {height} pixels high and {width} wide, 8 bits grey or RGB",
             cells.file_names,
-            opens=partial(is_expected, size=terms.size),
+            opens=partial(plain, size=terms.size),
         )
         shown, told = (partial(cells.free_text, may_be_missing=is_shown) for is_shown in (True, False))
         return (
@@ -233,6 +233,10 @@ class Pictures(Completions):
                 *(f"{name} (free text, learned)" for name in terms.told),
             ],
         }
+
+    def layout(self, terms: PictureTerms) -> Layout:
+        """Returns the size of pictures, and of their cells, that an eye must have."""
+        return terms.layout
 
     def pictures(self, terms: PictureTerms, columns: Mapping[str, np.ndarray]) -> PublicPictures:
         """Returns public pictures, and what their cells show.

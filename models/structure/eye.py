@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import tokens
-from ..errors import InvalidBackbone
+from ..errors import BackboneMismatch, InvalidBackbone
 from ..strict import StrictModel
 from .pictures import SQUARE, Layout
 from .places import EYE, NAME
@@ -160,6 +160,28 @@ def eye_of(model: Any) -> Eye | None:
     return found
 
 
+def require_layout(model: Any, layout: Layout | None) -> None:
+    """Makes sure that a model reads pictures of this layout, or none.
+
+    Raises:
+        BackboneMismatch: it has no eye, or one that records would not use, or one for other pictures.
+    """
+    eye = eye_of(model)
+    if (None if eye is None else eye.layout) == layout:
+        return
+    if eye is None:
+        raise BackboneMismatch("has no eye, and the study's records begin with a picture")
+    if layout is None:
+        raise BackboneMismatch("has an eye, and the study's records have no pictures")
+    raise BackboneMismatch(
+        f"has an eye for pictures of {_said(eye.layout)}, and the study's are of {_said(layout)}: see data.picture"
+    )
+
+
+def _said(layout: Layout) -> str:
+    return "{} x {} pixels in cells of {} x {}".format(*layout.size, *layout.cell)
+
+
 @torch.no_grad()
 def tokens_seen(eye: Eye, names: "frozenset[str]") -> dict[str, int]:
     """Counts the tokens of a row that each of an eye's modules sees, by the module's name in the eye."""
@@ -210,9 +232,10 @@ def load(directory: Path, model: Any) -> None:
         raise InvalidBackbone(f"{path}: cannot be read ({str(err)[:100]})") from err
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{path}: {err}") from None
-    if any(tensor.dtype not in _FLOATS or not bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise InvalidBackbone(f"{path}: an eye with weights that are not finite numbers")
     table = model.get_input_embeddings().weight
+    for name, tensor in weights.items():
+        if tensor.dtype not in _FLOATS or not bool(torch.isfinite(tensor.to(table.dtype)).all()):
+            raise InvalidBackbone(f"{path}: an eye whose {name} is not of finite numbers")
     with torch.random.fork_rng(devices=[]):
         eye = Eye(config, model.config.hidden_size)
     eye.load_state_dict(weights)

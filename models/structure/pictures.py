@@ -25,6 +25,7 @@ MOST_PIXELS = 2**22  # of a picture
 MOST_BYTES = 2**24  # of a file
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3}  # by the colour type of the header: grey, RGB
+_SPARE = 4096  # bytes
 _LAST_FILTER = 4  # of a line, which each begins with
 _MODES = {0: "L", 2: "RGB"}
 _GREY = np.array([299, 587, 114])  # thousandths of red, green and blue, as in ITU-R BT.601
@@ -100,13 +101,15 @@ def decode(files: Sequence[bytes], size: tuple[int, int]) -> npt.NDArray[np.uint
     return pictures_RHW
 
 
-def is_expected(file: bytes, size: tuple[int, int]) -> bool:
-    """True if a file is a PNG of this size that can be decoded; unpacks it, and decodes nothing."""
+def plain(file: bytes, size: tuple[int, int]) -> bytes | None:
+    """Returns header, pixels and end of a PNG of this size, and nothing else of it; None if it cannot be decoded.
+
+    The pixels are unpacked to be counted, and not decoded.
+    """
     try:
-        _checked(file, size)
+        return _plain(file, _checked(file, size)[1])
     except InvalidPicture:
-        return False
-    return True
+        return None
 
 
 def _decoded(file: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -151,12 +154,16 @@ def _checked(file: bytes, size: tuple[int, int]) -> tuple[int, bytes]:
             raise InvalidPicture("goes on behind its end")
         if name == b"IDAT":
             parts.append(data)
+        if name == b"tRNS":
+            raise InvalidPicture("has transparency")
         has_ended = name == b"IEND"
         if name[0] & 0x20 == 0 and name not in (b"IHDR", b"IDAT", b"IEND"):  # a reader must know it, says its name
             raise InvalidPicture("has a chunk that is not read")
     if not has_ended:
         raise InvalidPicture("is cut off")
     pixels, line = b"".join(parts), 1 + size[1] * _CHANNELS[kind]
+    if len(pixels) > 2 * size[0] * line + _SPARE:  # no encoder needs more: they can be stored as they are
+        raise InvalidPicture("has pixels that were packed into far more bytes than they have")
     unpacker = zlib.decompressobj()
     try:
         lines = unpacker.decompress(pixels, size[0] * line + 1)

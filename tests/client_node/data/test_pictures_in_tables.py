@@ -1,6 +1,8 @@
 import io
 import logging
 import os
+import tomllib
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from confide.client_node.data import tables
 from confide.client_node.data.records import check, read
+from confide.client_node.data.site_draft import PolicyWishes, site_toml, sketch
 from confide.client_node.errors import DataInvalid
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
@@ -139,7 +142,9 @@ def test_without_a_folder_nothing_is_opened_and_it_is_said_how_to_name_one(site,
 
 def test_a_folder_that_is_not_there_has_no_files(site, scans):
     site.write(*NOT_SO, (FILES[0], f'{FILES[0]}\nfiles = "elsewhere"'))
-    assert len(refused(site)) == 4
+    (said,) = refused(site)
+    assert said.startswith("column form: expected a folder ")
+    assert said.endswith("elsewhere, of the files that it names, found none")
 
 
 def test_a_study_without_pictures_needs_no_folder(site):
@@ -170,14 +175,16 @@ def test_a_name_of_no_file_is_a_problem_of_its_line(site, scans, what):
     for name in ("-c.png", "c d.png", "e\u0308.png"):  # which are there, and not to be named
         (scans / name).write_bytes(png(1))
     rewrite(site, "p1,a.png,1,2", f"p2,{BAD_NAMES[what]},1,2", "p1,b.png,4,5")
-    assert refused(site) == [f"line 3, column form: {EXPECTED}, found text"]
+    is_name = what in ("missing file", "in a missing folder", "folder", "word")
+    found = "no file that may be read" if is_name else "no name of a file"
+    assert refused(site) == [f"line 3, column form: {EXPECTED}, found {found}"]
 
 
 def test_a_missing_name_is_a_problem(site, scans):
     rewrite(site, "p1,a.png,1,2", "p2,,1,2", "p3,12,1,2")
     assert refused(site) == [
         f"line 3, column form: {EXPECTED}, found nothing",
-        f"line 4, column form: {EXPECTED}, found a number",
+        f"line 4, column form: {EXPECTED}, found no file that may be read",
     ]
 
 
@@ -201,20 +208,34 @@ BAD_FILES = {
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_a_file_of_another_kind_or_size_is_a_problem(site, scans, what):
     (scans / "b.png").write_bytes(BAD_FILES[what])
-    assert refused(site) == [f"line 4, column form: {EXPECTED}, found text"]
+    found = "no file that may be read" if what == "too many bytes" else "a file of another kind"
+    assert refused(site) == [f"line 4, column form: {EXPECTED}, found {found}"]
+
+
+def test_a_file_that_is_named_again_is_kept_once_and_without_what_is_beside_its_pixels(site, scans):
+    plain = png(0)
+    (scans / "a.png").write_bytes(plain[:33] + chunk(b"tEXt", SECRET.encode() * 1000) + plain[33:])
+    rewrite(site, *(f"p{row},a.png,1,2" for row in range(20)))
+    files = read(load_policy(site.home), site.study(*PICTURE), site="svi").columns["form"]
+    assert len({id(file) for file in files}) == 1
+    assert files[0] == plain
+
+
+def chunk(name, data):
+    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
 
 
 def test_a_link_is_a_problem_even_to_a_good_picture(site, scans, tmp_path):
     (tmp_path / "outside.png").write_bytes(png(1))
     (scans / "b.png").unlink()
     (scans / "b.png").symlink_to(tmp_path / "outside.png")
-    assert refused(site) == [f"line 4, column form: {EXPECTED}, found text"]
+    assert refused(site) == [f"line 4, column form: {EXPECTED}, found no file that may be read"]
 
 
 def test_a_pipe_keeps_nobody_waiting(site, scans):
     (scans / "b.png").unlink()
     os.mkfifo(scans / "b.png")
-    assert refused(site) == [f"line 4, column form: {EXPECTED}, found text"]
+    assert refused(site) == [f"line 4, column form: {EXPECTED}, found no file that may be read"]
 
 
 def test_all_problems_are_counted_and_the_first_told(site, scans):
@@ -240,6 +261,16 @@ def test_what_public_pictures_show_is_read_of_the_public_table_alone(site, scans
     assert read(policy, study, site=None).columns["digits"].tolist() == [f"{SECRET} 3", "4 5"]
     names = [column.name for column in checked(site, named="svi").columns]
     assert names == ["unit", "form", "typed", "written"]
+
+
+def test_a_draft_of_site_toml_has_the_folder_and_no_column_of_the_public_table(site, scans):
+    found, terms = sketch(site.home / "patients.csv"), site.study(*PICTURE).draft.data
+    wishes = PolicyWishes(name="forms", unit="patient", unit_column="patient_id")
+    plain = tomllib.loads(site_toml(found, wishes, terms))
+    assert plain["data"]["files"] == "pictures"
+    assert plain["data"]["columns"] == {}
+    assert "digits" not in site_toml(found, wishes, terms)
+    assert "files" not in tomllib.loads(site_toml(found, wishes))["data"]
 
 
 def test_nothing_of_a_table_is_logged(site, scans, caplog):

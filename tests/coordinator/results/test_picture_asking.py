@@ -1,6 +1,7 @@
 """Requests with pictures, of a backbone and an adapter that public forms of two signs taught."""
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from confide.client_node.errors import DataInvalid
 from confide.client_node.study import StudyDraft, load_draft
+from confide.client_node.training.study_model import load_study_model
 from confide.coordinator.cli.main import app
 from confide.coordinator.comparison.task import read_task, shown_texts
 from confide.coordinator.errors import Conflict, StudyRefused
@@ -135,7 +137,11 @@ def test_the_command_answers_a_table(parts, tmp_path):
     [
         ("form,note\n", Conflict, "has no requests"),
         ("form\n0.png\n", Conflict, "has no column note"),
-        ("form,note\n77.png,left\n", DataInvalid, "line 2, column form: expected the name of a PNG file"),
+        (
+            "form,note\n77.png,left\n",
+            DataInvalid,
+            "line 2, column form: expected a PNG file in pictures, found no file",
+        ),
         ("form,note\n../0.png,left\n", DataInvalid, "line 2, column form"),
     ],
 )
@@ -145,6 +151,48 @@ def test_a_table_without_pictures_is_refused(parts, tmp_path, text, error, words
     with pytest.raises(error, match=words) as refused:
         ask(parts[0], parts[1:2], path, rule="fixed", study=study())
     assert "77" not in str(refused.value)
+
+
+def test_an_answer_needs_no_word_that_ends_it(parts, tmp_path):
+    path, told = requests(tmp_path)
+    found = ask(parts[0], parts[1:2], path, rule="fixed", study=study(completion=" {told}"), longest=1)
+    assert [answer.text for answer in found.answers] == told
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"size": [32, 32]}, "32 x 64 pixels in cells of 32 x 32, and the study's are of 32 x 32 pixels"),
+        ({"cell": None}, "in cells of 32 x 64"),
+    ],
+)
+def test_a_study_of_other_pictures_than_the_eye_s_is_refused(parts, tmp_path, terms, words):
+    other = study(**terms)
+    with pytest.raises(BackboneMismatch, match=words):
+        load_study_model(other, parts[0])
+    path, _ = requests(tmp_path)
+    with pytest.raises(Conflict, match=words):
+        ask(parts[0], parts[1:2], path, rule="fixed", study=other)
+    assert load_study_model(study(), parts[0]).adapted.picture_tokens == 8
+
+
+def test_pictures_and_an_eye_go_together(parts, tmp_path):
+    shutil.copytree(parts[0], tmp_path / "blind")
+    (tmp_path / "blind" / "eye.safetensors").unlink()
+    with pytest.raises(BackboneMismatch, match="has no eye"):
+        load_study_model(study(), tmp_path / "blind")
+    plain = study().model_dump(mode="json")
+    plain["data"].pop("picture")
+    plain["data"]["text"] = {"prompt": "seen {note} :", "completion": " {told} <eos>"}
+    with pytest.raises(BackboneMismatch, match="has an eye"):
+        load_study_model(StudyDraft.model_validate_json(json.dumps(plain)), parts[0])
+
+
+@pytest.mark.parametrize("option", [{"rule": "arrow"}, {"then": "and"}, {"template": "of {text}"}, {"longest": 4000}])
+def test_what_is_not_for_pictures_is_not_ignored(parts, tmp_path, option):
+    path, _ = requests(tmp_path)
+    with pytest.raises(Conflict):
+        ask(parts[0], parts[1:2], path, study=study(), **option)
 
 
 def test_pictures_are_read_by_their_study_and_by_one_adapter(parts, tmp_path):
