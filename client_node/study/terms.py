@@ -554,9 +554,14 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
 
 
 def _prototype_problems(draft: StudyDraft) -> list[str]:
-    if draft.prototype is None or draft.data.kind.name != "code":
+    unread = {
+        "code": "nothing of a program is shown before it is learned",
+        "picture": "pictures have no signatures yet",
+    }
+    if draft.prototype is None or draft.data.kind.name not in unread:
         return []
-    return ["prototype with a table [data.code]; remove it: nothing of a program is shown before it is learned"]
+    name = draft.data.kind.name
+    return [f"prototype with a table [data.{name}]; remove it: {unread[name]}"]
 
 
 def _length_problems(draft: StudyDraft) -> list[str]:

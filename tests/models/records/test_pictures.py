@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from confide.client_node.errors import StudyInvalid
 from confide.client_node.study import load_draft
 from confide.models.errors import (
     DeploymentRefused,
@@ -325,3 +326,11 @@ def test_the_study_of_the_example_is_read():
     assert draft.data.terms.layout == Layout((32, 128), (32, 32))
     assert draft.data.terms.shows == "digits"
     assert draft.data.kind.columns(draft.data.terms)[0].name == "form"
+
+
+def test_a_study_of_pictures_has_no_prototype(tmp_path):
+    (tmp_path / "study.toml").write_text(
+        EXAMPLE.read_text() + "\n[prototype]\nlength = 64\nnoise_multiplier = 40.0\n", encoding="utf-8"
+    )
+    with pytest.raises(StudyInvalid, match=r"\[data\.picture\]; remove it: pictures have no signatures yet"):
+        load_draft(tmp_path / "study.toml")
