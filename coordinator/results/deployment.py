@@ -74,12 +74,6 @@ def options_for(
             parameters=found.parameters, active=found.active_parameters, in_experts=in_experts,
             in_words=config["vocab_size"] * config["hidden_size"],
             no_graph="" if family.model_type in GRAPHS else f"no graph is made of a {family.name} yet",
-            no_folder=_no_folder(data.kind.name, has_text_task=has_text_task),
+            no_folder="takes confide to read its requests" if data.kind.name == "chat" or has_text_task else "",
         )
     )  # fmt: skip
-
-
-def _no_folder(kind: str, *, has_text_task: bool) -> str:
-    if kind == "picture":
-        return "pictures are read within confide alone: coordinator adapter ask --study"
-    return "takes confide to read its requests" if kind == "chat" or has_text_task else ""

@@ -9,6 +9,7 @@ from typing import Literal
 
 Modality = Literal["table", "text", "code", "mathematics", "pictures"]
 Way = Literal["onnx", "torch", "triton", "serve"]
+_PICTURES = "pictures are read within confide alone: coordinator adapter ask --study"
 _MANY = 4  # who ask at a time, from which on it pays to answer them together
 
 
@@ -68,7 +69,7 @@ _SAID: dict[Way, tuple[str, str, str]] = {
         "coordinator adapter deploy RUN folder --target torch",
     ),
     "triton": (
-        "many who ask for records at a time, text with pictures",
+        "many who ask for records at a time",
         "Triton server, 8 bits",
         "coordinator adapter deploy RUN folder --target triton",
     ),
@@ -90,8 +91,6 @@ def choose(use: Use) -> tuple[Option, ...]:
 def _preferred(use: Use) -> tuple[Way, ...]:
     """Ways in the order in which they are taken if all suit."""
     is_written = use.modality in ("text", "code", "mathematics")
-    if use.modality == "pictures":
-        return ("triton", "onnx", "torch", "serve")
     if use.clients >= _MANY:
         return ("serve", "triton", "onnx", "torch") if is_written else ("triton", "onnx", "torch", "serve")
     if use.modality == "mathematics":
@@ -112,8 +111,10 @@ def _option(way: Way, use: Use) -> Option:
         misfits.append(use.no_graph)
     if way != "serve" and use.no_folder:
         misfits.append(use.no_folder)
-    if way == "serve" and use.modality in ("table", "pictures"):
+    if way == "serve" and use.modality == "table":
         misfits.append("serves only models that read text")
+    if use.modality == "pictures" and _PICTURES not in misfits:
+        misfits.append(_PICTURES)
     return Option(way, meant, name, command, milliseconds, megabytes, tuple(misfits), _why(way, use))
 
 
@@ -128,8 +129,7 @@ def _why(way: Way, use: Use) -> str:
         also = "its arithmetic is computed exactly, offline" if use.modality == "mathematics" else "needs no graph"
         return f"full precision, and a checkpoint that other tools read; {also}"
     if way == "triton":
-        waiting = "" if use.modality != "pictures" else "; pictures are read within confide alone yet"
-        return f"answers what waits in one pass, over HTTP and gRPC{waiting}"
+        return "answers what waits in one pass, over HTTP and gRPC"
     if way == "serve":
         return "writes all texts together, any of several adapters, and keeps forms; needs confide on the machine"
     exact = "; runs only the experts that a token is sent to" if use.in_experts else ""

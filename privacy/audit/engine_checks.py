@@ -262,6 +262,8 @@ def made_up_records(
     adapted: AdaptedModel, rng: np.random.Generator, count: int, *, words: int, least: int, length: int = _LENGTH
 ) -> Integers:
     """Token ids [count, length] of nobody; of a model that reads pictures, behind one that is made up too."""
+    if not adapted.picture_tokens:
+        return rng.integers(least, words, (count, length))
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     whole = adapted.picture_tokens + length
     found: Integers = adapted.made_up_rows(generator, count, whole, words=words, least=least).numpy()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,6 +22,7 @@ from confide.client_node.replay.following import start_digest, start_state
 from confide.client_node.study.study import AggregatorParty, Participant, Start, Study, load_draft
 from confide.client_node.training import trainer
 from confide.models.adapters.lora import AdaptedModel
+from confide.privacy.mechanism.batches import BatchShapes
 
 STUDY_TOML = """
 name = "thyroid"
@@ -238,8 +240,9 @@ def changed(text: str, changes: tuple[tuple[str, str], ...]) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_probe_a_kind_of_model() -> Iterator[None]:
-    """Probes a model for coupled units once, not for every node that loads it: a third of a second each."""
+    """Probes a model for coupled units and shapes of batches once, not for every node that loads it: seconds each."""
     probe, passed = trainer.refuse_dependence, set()
+    find, shapes = trainer.probed_shapes, {}
 
     def probe_once(adapted: AdaptedModel, *, words: int, lengths: tuple[int, ...], are_kept: bool) -> None:
         if (
@@ -248,8 +251,15 @@ def one_probe_a_kind_of_model() -> Iterator[None]:
             probe(adapted, words=words, lengths=lengths, are_kept=are_kept)
             passed.add(kind)
 
+    def find_once(adapted: AdaptedModel, **limits: int) -> BatchShapes:
+        kind = (repr(adapted), repr(adapted.head and adapted.head.objective), *limits.items(), torch.get_num_threads())
+        if kind not in shapes:
+            shapes[kind] = find(adapted, **limits)
+        return shapes[kind]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "refuse_dependence", probe_once)
+        patch.setattr(trainer, "probed_shapes", find_once)
         yield
 
 

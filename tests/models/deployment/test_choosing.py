@@ -16,7 +16,6 @@ def ways(**wanted):
         ({"modality": "mathematics", "megabytes": 200}, "onnx"),
         ({"modality": "text", "clients": 8}, "serve"),
         ({"modality": "table", "clients": 8}, "triton"),
-        ({"modality": "pictures"}, "triton"),
         ({"modality": "mathematics", "milliseconds": 1}, "onnx"),
     ],
 )
@@ -42,8 +41,8 @@ def test_experts_are_packed_and_idle_ones_take_no_time():
     assert second.megabytes == pytest.approx(75 + 1.125 * 95 + 4 * 5)
 
 
-def test_nobody_claims_to_read_pictures_yet():
-    assert "no backbone reads pictures yet" in choose(Use("pictures"))[0].why
+def test_nobody_claims_to_read_pictures():
+    assert all("coordinator adapter ask --study" in option.misfits[-1] for option in choose(Use("pictures")))
 
 
 def test_what_cannot_be_deployed_is_not_advised():
