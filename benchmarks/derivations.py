@@ -10,7 +10,6 @@ ways without training: another patient's answer as it stands (the nearest questi
 protocol's numbers with the engine behind them. A finished run is read from the results. Figures: docs/mathematics.md.
 """
 
-import argparse
 import itertools
 import runpy
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from federated_arms import arms, keep_without_training, prepared, run_arms, spread
+from federated_arms import arms_asked, keep_without_training, parser_of, prepared, run_arms, spread
 
 from confide.client_node.data import Records
 from confide.client_node.training.study_model import StudyModel, load_study_model
@@ -110,12 +109,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     """Prints the table; rows go to the results as they come."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("bench-derivations"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=[], help="the study with other modules, too")
-    parser.add_argument("--arm", nargs="+", default=[""], help="only runs with one of these words in their names")
-    parser.add_argument("--quick", action="store_true")
+    parser = parser_of(__doc__, "bench-derivations", TARGETS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = prepared(EXAMPLE, options.dir, is_quick=options.quick)
@@ -128,12 +122,7 @@ def main() -> None:
         name = f"{site} alone, nearest record{', its numbers and the engine' if with_engine else ''}"
         found = partial(retrieved, task, site, with_engine=with_engine)
         keep_without_training(bench, name, lambda found=found: shares(found(), task, drugs))
-    chosen = [
-        arm
-        for arm in arms(sites, "three hospitals", {name: TARGETS[name] for name in options.targets})
-        if any(word in arm.name for word in options.arm)
-    ]
-    seeds = options.seeds[:1] if options.quick else options.seeds
+    chosen, seeds = arms_asked(options, sites, "three hospitals", TARGETS)
     known = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task, drugs))
     print(table(known))
 

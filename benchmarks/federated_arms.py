@@ -3,6 +3,7 @@
 What benchmarks of examples share. A site alone has its own batches and its own whole noise, at the same epsilon.
 """
 
+import argparse
 import csv
 import itertools
 import runpy
@@ -90,6 +91,31 @@ def arms(sites: Sequence[str], together: str, targets: Mapping[str, tuple[str, .
         yield Arm(site, is_private, together)
     for named in targets.items():
         yield Arm(None, True, together, named)
+
+
+def parser_of(description: str | None, folder: str, targets: Mapping[str, tuple[str, ...]]) -> argparse.ArgumentParser:
+    """Makes the options that all these benchmarks have.
+
+    Args:
+        folder: where results go if nothing else is said.
+        targets: names of other modules that may be adapted.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path(folder))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--targets", nargs="*", choices=targets, default=[], help="the study with other modules, too")
+    parser.add_argument("--arm", nargs="+", default=[""], help="only runs with one of these words in their names")
+    parser.add_argument("--quick", action="store_true")
+    return parser
+
+
+def arms_asked(
+    options: argparse.Namespace, sites: Sequence[str], together: str, targets: Mapping[str, tuple[str, ...]]
+) -> tuple[list[Arm], list[int]]:
+    """Returns the runs that the options ask for, and their seeds."""
+    found = arms(sites, together, {name: targets[name] for name in options.targets})
+    chosen = [arm for arm in found if any(word in arm.name for word in options.arm)]
+    return chosen, options.seeds[:1] if options.quick else options.seeds
 
 
 def of_arm(draft: StudyDraft, arm: Arm, task: Task) -> StudyDraft:

@@ -9,14 +9,13 @@ and perplexity. Beside it the backbone as it is, each organisation alone at the 
 and all without privacy. A finished run is read from the results. Figures: docs/code.md.
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from federated_arms import arms, keep_without_training, prepared, run_arms, spread
+from federated_arms import arms_asked, keep_without_training, parser_of, prepared, run_arms, spread
 
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.coordinator.comparison.task import Task
@@ -85,13 +84,8 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     """Prints the table; rows go to the results as they come."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("bench-organisations"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = parser_of(__doc__, "bench-organisations", TARGETS)
     parser.add_argument("--count", type=int, default=200, help="held-out functions of an organisation to write on")
-    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=[], help="the study with other modules, too")
-    parser.add_argument("--arm", nargs="+", default=[""], help="only runs with one of these words in their names")
-    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = prepared(EXAMPLE, options.dir, is_quick=options.quick)
@@ -99,12 +93,7 @@ def main() -> None:
     keep_without_training(
         bench, "the backbone", lambda: judge(load_study_model(bench.draft, bench.backbone), task, count)
     )
-    chosen = [
-        arm
-        for arm in arms(sites, "three organisations", {name: TARGETS[name] for name in options.targets})
-        if any(word in arm.name for word in options.arm)
-    ]
-    seeds = options.seeds[:1] if options.quick else options.seeds
+    chosen, seeds = arms_asked(options, sites, "three organisations", TARGETS)
     known = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task, count))
     print(table(known))
 

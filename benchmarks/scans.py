@@ -1,6 +1,6 @@
 """Measures what three hospitals' private adapters add to a model that reads public handwriting, beside what each has.
 
-    python benchmarks/scans.py [--dir bench-scans] [--seeds 1 2 3] [--epsilon 1 8] [--targets stages decoder]
+    python benchmarks/scans.py [--dir bench-scans] [--seeds 1 2 3] [--epsilon 1 8] [--targets stages]
     python benchmarks/scans.py --quick           # does it run? A backbone of little, two rounds, few forms
 
 Prepares the example's forms and backbone in the folder, trains in one process by the study's own steps, and lets the
@@ -10,14 +10,13 @@ epsilon with its own whole noise, each alone without privacy, and without traini
 written. A finished run is read from the results. Figures: docs/pictures.md.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from federated_arms import Arm, arms, changed, keep_without_training, prepared, run_arms, spread
+from federated_arms import Arm, arms_asked, changed, keep_without_training, parser_of, prepared, run_arms, spread
 
 from confide.client_node.study import StudyDraft
 from confide.client_node.study.cost import solve_noise
@@ -28,16 +27,6 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "scans"
 STAGES = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "reduction")
 TARGETS = {  # other modules than the study's
     "stages": (*(f"eye.{leaf}" for leaf in STAGES), "eye.to_words"),
-    "decoder": (
-        "q_a_proj",
-        "q_b_proj",
-        "kv_a_proj_with_mqa",
-        "kv_b_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ),
 }
 FIGURES = ("forms", "boxes", "answers")
 
@@ -98,13 +87,8 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     """Prints the table; rows go to the results as they come."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("bench-scans"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = parser_of(__doc__, "bench-scans", TARGETS)
     parser.add_argument("--epsilon", type=float, nargs="*", default=[], help="all hospitals at other epsilons, too")
-    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=[], help="the study with other modules, too")
-    parser.add_argument("--arm", nargs="+", default=[""], help="only runs with one of these words in their names")
-    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = prepared(EXAMPLE, options.dir, is_quick=options.quick)
@@ -113,12 +97,7 @@ def main() -> None:
     untouched = load_study_model(bench.draft, bench.backbone)
     keep_without_training(bench, "the backbone", lambda: judge(untouched, task))
     keep_without_training(bench, "typed taken for written", lambda: typed_taken(task))
-    chosen = [
-        arm
-        for arm in arms(sites, together, {name: TARGETS[name] for name in options.targets})
-        if any(word in arm.name for word in options.arm)
-    ]
-    seeds = options.seeds[:1] if options.quick else options.seeds
+    chosen, seeds = arms_asked(options, sites, together, TARGETS)
     rows = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task))
     for epsilon in options.epsilon:
         other = of_epsilon(bench.draft, epsilon, untouched.adapted.layout.dim)

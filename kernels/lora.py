@@ -48,17 +48,8 @@ def lora_linear(
         gates = gates_by_token(gates, x.shape[:-1], lora_A_RI.shape[0], collector, x, lora_A_RI, lora_B_OR)
     if collector is not None:
         collector.announce(lora_A_RI, lora_B_OR)
-    given = (
-        x.to(weight_OI.dtype),
-        weight_OI,
-        bias_O,
-        lora_A_RI,
-        lora_B_OR,
-        lora_scaling,
-        collector,
-        gates,
-        tokens_per_row,
-    )
+    weights = weight_OI, bias_O, lora_A_RI, lora_B_OR
+    given = x.to(weight_OI.dtype), *weights, lora_scaling, collector, gates, tokens_per_row
     if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
         # For one token, entering autograd and leaving autocast takes as long as the adapter.
         return _LoRALinear.forward(_Forgetful(), *given)

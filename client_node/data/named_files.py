@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-MOST_BYTES = 2**24  # of a file
+from ...models.structure.pictures import MOST_BYTES
 
 
 def files_below(

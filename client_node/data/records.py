@@ -351,9 +351,8 @@ def _take_files(scan: _Scan, wanted: _Wanted, read: cells.Cells, keep: Callable[
     scan.missing[wanted.name] += int(read.missing.sum())
     scan.file_bytes += sum(map(len, files))
     if scan.file_bytes > _MOST_FILE_BYTES:
-        raise DataInvalid(
-            wanted.own, (Problem(None, wanted.own, f"files of at most {_MOST_FILE_BYTES >> 30} GiB", "more"),)
-        )
+        most = f"at most {_MOST_FILE_BYTES >> 30} GiB of the files that it names"
+        raise DataInvalid(str(scan.folder), (Problem(None, wanted.own, most, "more"),))
     if wrong:
         scan.misfits.add(wanted.name)
         rows = np.array([*wrong]) + scan.rows

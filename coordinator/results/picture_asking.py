@@ -62,8 +62,6 @@ def texts_of_pictures(
     told = [column.name for column in kind.columns(terms) if column.kind == "text to learn"]
     values = _values(requests, shown)
     count = len(next(iter(values.values())))
-    if count > MOST_REQUESTS:
-        raise Conflict(f"{requests} has {count:,} requests, and at most {MOST_REQUESTS:,} are answered")
     if (most := context_length(backbone.model.config) - draft.data.max_tokens) < longest:
         raise Conflict(f"the backbone has room for {max(0, most)} words behind a record: --longest is {longest}")
     # Something must stand where the answer will: what is before it is the prompt.
@@ -95,6 +93,8 @@ def _values(path: Path, wanted: list[Column]) -> dict[str, np.ndarray]:
                 problems.add_rows(np.array([*wrong]) + rows, column.name, f"a PNG file in {FILES}", wrong.values())
             found[column.name].append(values)
         rows += len(next(iter(batch.values())))
+        if rows > MOST_REQUESTS:
+            raise Conflict(f"{path} has more than {MOST_REQUESTS:,} requests, and no more are answered")
     if problems.count:
         raise DataInvalid(str(table.path), problems.located(table), problems.count)
     if not rows:

@@ -372,7 +372,7 @@ def _tell_tokens(model: Any, adapters: dict[str, Adapter]) -> None:
         return
     (prefix,) = (f"{name}." for name, module in model.named_modules() if module is eye)
     inside = {name.removeprefix(prefix): adapter for name, adapter in adapters.items() if name.startswith(prefix)}
-    seen = tokens_seen(eye, frozenset(inside))
+    seen = tokens_seen(eye, frozenset(inside)) if inside else {}
     for name, adapter in inside.items():
         assert isinstance(adapter, LoRALinear)
         adapter.tokens_per_row = seen[name]

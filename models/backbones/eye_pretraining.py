@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import InvalidPretraining
-from ..structure.eye import Eye, EyeConfig
+from ..structure.eye import Eye, EyeConfig, scaled
 from ..structure.pictures import PublicPictures, decode
 
 _WARM_UP = 50  # steps
@@ -92,8 +92,8 @@ def _fit(
             group["lr"] = config.lr * warm * max(0.01, 1 - seen / config.cells)
         chosen = rng.integers(0, len(cells_CHW), config.batch)
         shift = tuple(int(pixels) for pixels in rng.integers(-_SHIFT, _SHIFT + 1, 2))
-        pixels = torch.from_numpy(np.roll(cells_CHW[chosen], shift, (1, 2))).float() / 127.5 - 1
-        logits = classifier(eye.squares(pixels).flatten(1))
+        shifted = torch.from_numpy(np.roll(cells_CHW[chosen], shift, (1, 2)))
+        logits = classifier(eye.squares(scaled(shifted, torch.float32)).flatten(1))
         loss = F.cross_entropy(logits, torch.from_numpy(labels_C[chosen]))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,6 @@ from typing import Literal
 
 Modality = Literal["table", "text", "code", "mathematics", "pictures"]
 Way = Literal["onnx", "torch", "triton", "serve"]
-_PICTURES = "pictures are read within confide alone: coordinator adapter ask --study"
 _MANY = 4  # who ask at a time, from which on it pays to answer them together
 
 
@@ -113,8 +112,8 @@ def _option(way: Way, use: Use) -> Option:
         misfits.append(use.no_folder)
     if way == "serve" and use.modality == "table":
         misfits.append("serves only models that read text")
-    if use.modality == "pictures" and _PICTURES not in misfits:
-        misfits.append(_PICTURES)
+    if use.modality == "pictures":
+        misfits.append("reads no pictures: confide alone does, coordinator adapter ask --study")
     return Option(way, meant, name, command, milliseconds, megabytes, tuple(misfits), _why(way, use))
 
 

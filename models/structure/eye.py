@@ -129,8 +129,7 @@ class Eye(nn.Module):
         """[R * cells, height, width] float, from 1 for white to -1 for black, of what tokens carry."""
         height, width = (side // SQUARE for side in self.layout.cell)
         apart = bytes_RNB.reshape(-1, height, width, SQUARE, SQUARE).transpose(2, 3)
-        pixels = apart.reshape(-1, height * SQUARE, width * SQUARE).to(self.where.dtype)
-        return pixels / 127.5 - 1
+        return scaled(apart.reshape(-1, height * SQUARE, width * SQUARE), self.where.dtype)
 
     def squares(self, cells_CHW: Tensor) -> Tensor:
         """[cells, squares of a cell, E], the transformer's last states, side by side for each square."""
@@ -138,6 +137,11 @@ class Eye(nn.Module):
         last = self.swin(cells_CHW[:, None]).last_hidden_state
         grid = last.transpose(1, 2).unflatten(2, (height, width))
         return nn.functional.pixel_unshuffle(grid, SQUARE // _STRIDE).flatten(2).transpose(1, 2)
+
+
+def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales grey as an eye sees it: from 1 for white to -1 for black."""
+    return pixels.to(dtype) / 127.5 - 1
 
 
 def join(model: Any, eye: Eye) -> None:
@@ -183,7 +187,7 @@ def _said(layout: Layout) -> str:
 
 
 @torch.no_grad()
-def tokens_seen(eye: Eye, names: "frozenset[str]") -> dict[str, int]:
+def tokens_seen(eye: Eye, names: frozenset[str]) -> dict[str, int]:
     """Counts the tokens of a row that each of an eye's modules sees, by the module's name in the eye."""
     seen: dict[str, int] = {}
     device = eye.where.device

@@ -314,8 +314,7 @@ def _written_loss(adapted: AdaptedModel, tokens_T: Tensor, is_written_T: Tensor)
     completed = is_written_T.nonzero()[:, 0]
     if not len(completed):
         return logits_TV.sum() * 0
-    words_T = tokens_T if tokens_T.ndim == 1 else tokens_T[:, 0]
-    return F.cross_entropy(logits_TV[completed - 1], words_T[completed])
+    return F.cross_entropy(logits_TV[completed - 1], words_of(tokens_T[None])[0, completed])
 
 
 def _outcome_loss(objective: Objective, outputs: Tensor, target: Tensor) -> Tensor:
@@ -415,7 +414,7 @@ def _noise_fresh(probe: Probe) -> Iterator[str]:
 
 
 def _noise(probe: Probe) -> Reals:
-    nobody = probe.records(1)[0][:0]
+    nobody = made_up_records(probe.adapted, probe.rng, 0, words=probe.words, least=2)
     targets = probe.adapted.made_up_targets(torch.from_numpy(words_of(nobody) > 0)).numpy()
     units = np.zeros(0, dtype=np.int64)
     return probe.engine(probe.adapted, nobody, targets, units, terms=probe.round_terms()).astype(np.float64)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from confide.client_node.data import records as records_module
 from confide.client_node.data import tables
 from confide.client_node.data.records import check, read
 from confide.client_node.data.site_draft import PolicyWishes, site_toml, sketch
@@ -219,6 +220,12 @@ def test_a_file_that_is_named_again_is_kept_once_and_without_what_is_beside_its_
     files = read(load_policy(site.home), site.study(*PICTURE), site="svi").columns["form"]
     assert len({id(file) for file in files}) == 1
     assert files[0] == plain
+
+
+def test_all_files_of_a_table_together_have_a_most_of_bytes(site, scans, monkeypatch):
+    monkeypatch.setattr(records_module, "_MOST_FILE_BYTES", 2 * len(png(0)))
+    (said,) = refused(site)
+    assert "of the files that it names, found more" in said
 
 
 def chunk(name, data):
