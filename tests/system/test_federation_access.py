@@ -296,17 +296,17 @@ def test_nodes_connect_anew_by_themselves_after_the_coordinator_was_restarted(
 def test_a_node_killed_in_the_middle_of_an_answer_is_back_and_its_question_given_up_at_once(
     federation: Federation,
 ) -> None:
-    steps: list[dict[str, object]] = [{"kind": "linger", "timeout": 300}, {"kind": "echo"}]
     (federation.home / "south" / "lingered").touch()
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(federation.drive, steps)
+        run = pool.submit(federation.drive, [{"kind": "linger", "timeout": 300}])
         until((federation.home / "north" / "lingered").exists)
         federation.kill("north")
         federation.start_node(federation.home / "north")
-        first, second = run.result()
+        (first,) = run.result()
     assert first["south"] == "echo"
-    assert first["north"].startswith("restarted: it has connected anew")  # and not a timeout, after 300 s
-    assert second == dict.fromkeys(NODES, "echo")
+    # Not a timeout after 300 s. "offline" where its start took longer than the 20 s after which Flower misses it.
+    assert first["north"].startswith(("restarted: it has connected anew", "offline"))
+    assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert "another daemon" not in (federation.home / "north" / "log").read_text()
 
 
