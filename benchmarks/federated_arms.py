@@ -16,7 +16,7 @@ import numpy as np
 from rows import Rows
 
 from confide.client_node.study import StudyDraft, load_draft
-from confide.client_node.study.cost import releases_of_draft, ring_of
+from confide.client_node.study.cost import releases_of_draft, ring_of, solve_noise
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.coordinator.comparison.federated import federate, made_ready
 from confide.coordinator.comparison.task import Task, read_task
@@ -54,7 +54,8 @@ def prepared(example: Path, folder: Path, *, is_quick: bool) -> Bench:
     if not backbone.exists():
         config, kind = TextPretrainingConfig(), draft.data.kind.name
         if is_quick:
-            config = replace(config, tokens=20_000, eye=replace(config.eye, cells=1280))
+            few = {"eye": replace(config.eye, cells=1280), "ear": replace(config.ear, sounds=256)}
+            config = replace(config, tokens=20_000, **few)
         structure = kind if kind in READERS else None
         build_text_backbone(draft, records / "public.csv", backbone, structure=structure, config=config)
     return Bench(draft, backbone, read_task(draft, records), folder / "results.jsonl")
@@ -136,6 +137,12 @@ def of_arm(draft: StudyDraft, arm: Arm, task: Task) -> StudyDraft:
 def changed(draft: StudyDraft, part: str, **terms: object) -> StudyDraft:
     """The draft with other terms in one of its tables."""
     return draft.model_copy(update={part: getattr(draft, part).model_copy(update=terms)})
+
+
+def of_epsilon(draft: StudyDraft, epsilon: float, dim: int) -> StudyDraft:
+    """The study without its evaluation, with the noise that costs so much."""
+    bare = draft.model_copy(update={"evaluation": None})
+    return solve_noise(changed(bare, "privacy", noise_multiplier=0.0, target_epsilon=epsilon), dim)
 
 
 def train(draft: StudyDraft, bench: Bench, sites: Sequence[str], seed: int) -> StudyModel:

@@ -16,10 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from federated_arms import Arm, arms_asked, changed, keep_without_training, parser_of, prepared, run_arms, spread
+from federated_arms import (
+    Arm,
+    arms_asked,
+    keep_without_training,
+    of_epsilon,
+    parser_of,
+    prepared,
+    run_arms,
+    spread,
+)
 
-from confide.client_node.study import StudyDraft
-from confide.client_node.study.cost import solve_noise
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.coordinator.comparison.task import Task
 
@@ -61,12 +68,6 @@ def typed_taken(task: Task) -> dict[str, float]:
             same = " ".join(f"{box}:same" for box in range(4))
             right.append(figures(f"{typed} {same} {said}", scan, check, answer))
     return dict(zip(FIGURES, np.mean(np.array(right, dtype=float), axis=0).tolist(), strict=True))
-
-
-def of_epsilon(draft: StudyDraft, epsilon: float, dim: int) -> StudyDraft:
-    """The study without its evaluation, with the noise that costs so much."""
-    bare = draft.model_copy(update={"evaluation": None})
-    return solve_noise(changed(bare, "privacy", noise_multiplier=0.0, target_epsilon=epsilon), dim)
 
 
 def table(rows: Sequence[dict]) -> str:

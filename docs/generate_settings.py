@@ -16,6 +16,7 @@ BLOCKS = {
     "formulas": lambda: reference.kind_toml("formulas"),
     "code": lambda: reference.kind_toml("code"),
     "pictures": lambda: reference.kind_toml("picture"),
+    "sounds": lambda: reference.kind_toml("sound"),
 }
 
 

@@ -2,8 +2,8 @@
 
 Knows no site and no privacy. `backbones` builds and reads a frozen model, `adapters.attach` puts LoRA into it, `heads`
 turns its states into a loss, `records` turns cells into its inputs, and `evaluation` says how good it is. `structure`
-tells a model where a token stands and what is in a picture, `decoding` lets it write, `compression` makes a backbone
-smaller. `serving` answers requests, `deployment` writes a model that runs where nothing of this is installed.
+tells a model where a token stands and what is in a picture or a sound, `decoding` lets it write, `compression` makes a
+backbone smaller. `serving` answers requests, `deployment` writes a model that runs where nothing of this is installed.
 `tokens` says what rows of tokens are.
 
 LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the model itself stays frozen:

@@ -8,6 +8,7 @@ ModelError
  ├─ SourceMissing       the source of an import is not installed
  ├─ InvalidPrompt       a prompt template is malformed, or leaves no room for a record
  ├─ InvalidPicture      a file is no picture of the kind that is read
+ ├─ InvalidSound        a file is no sound of the kind that is read
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ InvalidCompression  a backbone cannot be made smaller so, or an adapter not be carried over
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
@@ -55,6 +56,10 @@ class InvalidPrompt(ModelError, ValueError):
 
 class InvalidPicture(ModelError, ValueError):
     """A file that is no picture of the kind that is read; the message shows nothing of it."""
+
+
+class InvalidSound(ModelError, ValueError):
+    """A file that is no sound of the kind that is read; the message shows nothing of it."""
 
 
 class InvalidPretraining(ModelError, ValueError):

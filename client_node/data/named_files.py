@@ -1,4 +1,4 @@
-"""Reads files that a table names, such as pictures, below the one folder that site.toml allows.
+"""Reads files that a table names, such as pictures and sounds, below the one folder that site.toml allows.
 
 Names are checked before (`models.records.cells.file_names`). Here no part of a way is followed if it leads upwards or
 is a link, so that nothing else on the machine can be read through the folder either. Bytes are taken as they are; only

@@ -183,7 +183,9 @@ def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None, 
     if terms is not None:
         if any(column.opens is not None for column in terms.kind.columns(terms.terms)):
             lines.insert(
-                0, 'files = "pictures" # folder of the files that the table names; beside this file, or absolute\n'
+                0,
+                f'files = "{terms.kind.files}" # folder of the files that the table names; beside this file, or '
+                "absolute\n",
             )
         for name, own in own_names(terms, found, label_column=wishes.label_column, site=site).items():
             lines.append(

@@ -67,7 +67,7 @@ class DataPolicy(StrictModel):
     separator: Annotated[str, AfterValidator(_is_separator)] = ","
     decimal: Literal[".", ","] = "."  # what a number's fraction begins with
     heldout_path: Path | None = Field(default=None, strict=False)  # kept out of training, for studies that evaluate
-    files: Path | None = Field(default=None, strict=False)  # folder of the pictures that both tables name; None: none
+    files: Path | None = Field(default=None, strict=False)  # folder of the files that both tables name; None: none
     name: Name = Field(examples=['"patients"'], description="what the ledger calls this data set; never rename it")
     unit: Name = Field(
         examples=['"patient"'], description="the word for whom privacy protects; studies must use the same"

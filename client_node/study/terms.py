@@ -557,6 +557,7 @@ def _prototype_problems(draft: StudyDraft) -> list[str]:
     unread = {
         "code": "nothing of a program is shown before it is learned",
         "picture": "pictures have no signatures yet",
+        "sound": "sounds have no signatures yet",
     }
     if draft.prototype is None or draft.data.kind.name not in unread:
         return []

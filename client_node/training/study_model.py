@@ -20,10 +20,10 @@ from ...models.heads import PooledHead
 from ...models.heads.signature import require_length, shown, signatures
 from ...models.records.kind import Examples, Reader, RecordKind
 from ...models.strict import StrictModel
-from ...models.structure.eye import eye_of, require_layout
 from ...models.structure.inputs import is_joined
-from ...models.structure.places import TARGETS as OF_EYE
+from ...models.structure.places import TARGETS as OF_SENSES
 from ...models.structure.readers import TARGET
+from ...models.structure.sense import require_layout, sense_of
 from ..data import Records
 from ..study import StudyDraft
 
@@ -58,7 +58,7 @@ class StudyModel:
         lengths = self.family.probe_lengths(self.adapted.model.config, max_tokens)
         borders = () if self.segments is None else self.segments.borders
         found = (*lengths, *(border + 2 for border in borders if border < max_tokens))
-        return tuple(length + self.adapted.picture_tokens for length in found)
+        return tuple(length + self.adapted.carrying_tokens for length in found)
 
     def judge(self, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself, see `RecordKind.judge`. PRIVATE: used in charged counts only."""
@@ -111,8 +111,9 @@ def load_study_model(
         require_layout(loaded.model, kind.layout(draft.data.terms))
     except BackboneMismatch as err:
         raise BackboneMismatch(f"the backbone in {directory} {err}") from None
-    of_structure, of_eye = (TARGET,) if is_joined(loaded.model) else (), OF_EYE if eye_of(loaded.model) else ()
-    targets = (*loaded.family.targets, *of_structure, *of_eye)
+    sense = sense_of(loaded.model)
+    of_structure, of_sense = (TARGET,) if is_joined(loaded.model) else (), OF_SENSES[sense.name] if sense else ()
+    targets = (*loaded.family.targets, *of_structure, *of_sense)
     if strange := [name for name in config.targets if name not in targets]:
         raise TargetMissing(
             f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}; there are "

@@ -69,6 +69,7 @@ class Modality(StrEnum):
     CODE = "code"
     MATHEMATICS = "mathematics"
     PICTURES = "pictures"
+    SOUNDS = "sounds"
 
 
 class Target(StrEnum):
@@ -303,8 +304,8 @@ def adapter_ask(
     study: Annotated[
         Path | None,
         typer.Option(
-            help="Of pictures: study.toml, which says what a record is. The table names PNG files in the folder "
-            "pictures beside it."
+            help="Of pictures or sounds: study.toml, which says what a record is. The table names PNG files in the "
+            "folder pictures beside it, or WAV files in the folder sounds."
         ),
     ] = None,
     as_json: JsonOption = False,

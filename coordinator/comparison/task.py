@@ -161,7 +161,7 @@ def _learned_columns(draft: StudyDraft) -> set[str]:
     terms = draft.data.terms
     if isinstance(terms, OutcomeTerms):
         return set(terms.outcome_columns)
-    if draft.data.kind.name == "picture":
+    if draft.data.kind.files:
         return {column.name for column in draft.data.kind.columns(terms) if column.kind == "text to learn"}
     templates = draft.data.text.templates() if draft.data.text else ()
     return {name for each in templates for name in each.completion_columns}

@@ -44,7 +44,7 @@ _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
 _SMOKE_WRITTEN = 12  # tokens
-_SMOKE_CELLS = 1280  # of public pictures
+_SMOKE_CELLS, _SMOKE_SOUNDS = 1280, 256  # that teach an eye, and an ear
 _ROWS, _SMOKE_ROWS = 512, 16  # that a site computes at once; which shapes of batches are sound is probed up to there
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 40, "heldout": 10}  # of a site
 
@@ -184,6 +184,7 @@ def _build_backbone_of_public(draft: StudyDraft, directory: Path, console: Conso
     config = TextPretrainingConfig()
     if is_smoke:
         config = replace(config, tokens=_SMOKE_TOKENS, eye=replace(config.eye, cells=_SMOKE_CELLS))
+        config = replace(config, ear=replace(config.ear, sounds=_SMOKE_SOUNDS))
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task(f"Pretraining the backbone on public {draft.data.kind.name}", total=None)
         build_text_backbone(
@@ -618,7 +619,7 @@ max_rows_per_batch = {bench.rows}
 
 
 def _files_line(bench: Workbench, site: str) -> str:
-    folder = bench.tables[site].get("pictures")
+    folder = bench.tables[site].get("pictures") or bench.tables[site].get("sounds")
     return "" if folder is None else f"files = {json.dumps(folder)}\n"
 
 

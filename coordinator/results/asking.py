@@ -20,7 +20,7 @@ from ...models.records.fields import AnyField, CategoricalField, NumericField
 from ...models.records.text import Requests
 from ...models.structure.inputs import words_of
 from ..errors import Conflict
-from .picture_asking import MOST_REQUESTS, texts_of_pictures
+from .file_asking import MOST_REQUESTS, texts_of_files
 
 Rule = Literal["prototypes", "arrow", "fixed"]
 MOST_BYTES = 2**28
@@ -97,7 +97,8 @@ def ask(
         longest: tokens that are written.
         then: of studies whose heads answer and of which one task is a text, what stands between a request and the text.
             None writes nothing where heads answer. Its control words count.
-        study: of a backbone that reads pictures, and of no other: it says what a record is, see `picture_asking`.
+        study: of a backbone that reads pictures or sounds, and of no other: it says what a record is, see
+            `file_asking`.
 
     Raises:
         Conflict: the file has no requests, too many, or columns that the backbone does not read; or the backbone reads
@@ -108,16 +109,15 @@ def ask(
     composition = compose(backbone, directories)
     if bool(composition.adapted.carried) != (study is not None):
         raise Conflict(
-            "the backbone reads no pictures: leave out --study"
+            "the backbone reads no pictures and no sounds: leave out --study"
             if study is not None
-            else "the backbone reads pictures: say what a record is, --study study.toml"
+            else f"the backbone reads {composition.adapted.senses}: say what a record is, --study study.toml"
         )
     if study is not None:
         if rule == "arrow" or then is not None or template != "{text}":
-            raise Conflict(
-                "requests with pictures are read by their study: leave out --by arrow, --then and --template"
-            )
-        written = texts_of_pictures(
+            many = composition.adapted.senses
+            raise Conflict(f"requests with {many} are read by their study: leave out --by arrow, --then and --template")
+        written = texts_of_files(
             composition, study, requests, weights=weights, longest=longest, progress=progress
         )  # fmt: skip
         return _answers(composition, rule, [Answer(None, text, None) for text in written])

@@ -16,6 +16,7 @@ from .export import publish
 
 _OF_KIND: Mapping[str, Modality] = {
     "fields": "table", "history": "table", "code": "code", "formulas": "mathematics", "picture": "pictures",
+    "sound": "sounds",
 }  # fmt: skip
 
 

@@ -41,22 +41,22 @@ def build_text_backbone(
     Raises:
         DataInvalid: a cell does not fit.
         StudyRefused: the study's records are read by a schema, or by a published tokenizer.
-        InvalidPicture: a file that the table names cannot be decoded.
+        InvalidPicture, InvalidSound: a file that the table names cannot be decoded.
         InvalidPretraining: nothing can be learned from the table.
     """
     kind, terms = draft.data.kind, draft.data.terms
     if not kind.makes_vocabulary:
         raise StudyRefused(
-            f"a backbone of public records can be built for [data.formulas], [data.code] and [data.picture]; records "
-            f"of kind {kind.name} are read by an imported checkpoint, or by one built on synthetic records without "
-            "--public"
+            "a backbone of public records can be built for [data.formulas], [data.code], [data.picture] and "
+            f"[data.sound]; records of kind {kind.name} are read by an imported checkpoint, or by one built on "
+            "synthetic records without --public"
         )
     text_pretraining.require_reader(structure)
     records = _records(draft, public, unit_column)
     tokenizer = kind.vocabulary(terms, records.columns)
     return text_pretraining.pretrain_text(
         _rows(draft, records, tokenizer), tokenizer, directory, structure=structure,
-        pictures=kind.pictures(terms, records.columns), backbone=backbone, config=config, progress=progress,
+        lessons=kind.lessons(terms, records.columns), backbone=backbone, config=config, progress=progress,
     )  # fmt: skip
 
 

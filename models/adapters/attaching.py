@@ -8,7 +8,7 @@ import torch
 
 from ..errors import CombinationRefused
 from ..heads import PooledHead
-from ..structure.places import is_in_eye
+from ..structure.places import sense_in
 from .factors import AdapterConfig, Pair, layer_of, target_of
 from .lora import AdaptedModel, Adapter, LoRAExperts, attach
 from .peft_import import Released
@@ -34,7 +34,7 @@ def attached(model: Any, whole: Released, head: PooledHead | None) -> AdaptedMod
         CombinationRefused: the model has no such modules, or they are of other shapes.
     """
     by_module = places(whole)
-    layers = [layer_of(name) for name in by_module if not is_in_eye(name)]
+    layers = [layer_of(name) for name in by_module if sense_in(name) is None]
     within = tuple(sorted({layer for layer in layers if layer is not None})) if layers and None not in layers else None
     config = AdapterConfig(
         rank=whole.rank,

@@ -14,7 +14,7 @@ from ...kernels.formats import ExpertWeights
 from ...kernels.linear import PackedMatrix
 from ..errors import InvalidAdapter
 from ..public_numbers import public_uniform
-from ..structure.places import PREFIX, is_in_eye
+from ..structure.places import sense_in
 from ..tokens import words_of
 
 _LABEL = b"confide lora_A 1\0"
@@ -27,7 +27,7 @@ class AdapterConfig:
 
     rank: int
     alpha: float  # the low-rank product is scaled by alpha / rank
-    # Last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router); of an eye with `eye.`.
+    # Last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router); of an eye `eye.` first.
     targets: tuple[str, ...]
     seed: str  # public; expands to the same A factors on every machine
     freeze_a: bool = True
@@ -42,7 +42,7 @@ class AdapterConfig:
     def is_place(self, name: str) -> bool:
         """True if the module of this full name takes an adapter; `layers` are the decoder's alone."""
         layer = layer_of(name)
-        is_layer = self.layers is None or is_in_eye(name) or (layer is not None and layer in self.layers)
+        is_layer = self.layers is None or sense_in(name) is not None or (layer is not None and layer in self.layers)
         return is_layer and target_of(name) in self.targets
 
     @property
@@ -54,12 +54,12 @@ class AdapterConfig:
 def target_of(name: str) -> str:
     """Returns the target that a module of this full name is a place of: its last name, of an eye's with `eye.`."""
     last = name.rpartition(".")[2]
-    return f"{PREFIX}{last}" if is_in_eye(name) else last
+    return last if (sense := sense_in(name)) is None else f"{sense}.{last}"
 
 
 def layer_of(name: str) -> int | None:
     """Returns the decoder layer that a module of this full name lies in; None if it lies in none."""
-    found = None if is_in_eye(name) else LAYER.search(name)
+    found = None if sense_in(name) is not None else LAYER.search(name)
     return None if found is None else int(found[1])
 
 

@@ -29,7 +29,7 @@ from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, completion_losses, pooled, pooled_and_last, written
 from ..heads.objectives import TextTask
-from ..structure.eye import eye_of, tokens_seen
+from ..structure.sense import WORDS, sense_of, tokens_seen
 from ..tokens import made_up
 from . import resuming
 from .factors import AdapterConfig, Gates, LoRAFactors, Pair, Rows, layer_of, start, target_of
@@ -197,14 +197,20 @@ class AdaptedModel(nn.Module):
     @property
     def carried(self) -> int:
         """Numbers of 64 bits that each token of a row carries beside its word, see `models.tokens`."""
-        eye = eye_of(self.model)
-        return 0 if eye is None else eye.carried
+        sense = sense_of(self.model)
+        return 0 if sense is None else sense.layout.carried
 
     @property
-    def picture_tokens(self) -> int:
-        """Number of tokens at the beginning of a row that carry a picture."""
-        eye = eye_of(self.model)
-        return 0 if eye is None else eye.layout.tokens
+    def carrying_tokens(self) -> int:
+        """Number of tokens at the beginning of a row that carry a picture or a sound."""
+        sense = sense_of(self.model)
+        return 0 if sense is None else sense.layout.tokens
+
+    @property
+    def senses(self) -> str:
+        """Names what rows begin with, "pictures" or "sounds"; "" if with words."""
+        sense = sense_of(self.model)
+        return "" if sense is None else WORDS[sense.name].many
 
     def made_up_rows(
         self, generator: torch.Generator, rows: int, length: int, *, words: int | None = None, least: int = 1
@@ -366,13 +372,13 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
 
 
 def _tell_tokens(model: Any, adapters: dict[str, Adapter]) -> None:
-    """Tells adapters in an eye how many tokens of a row they see: each of its stages has its own number."""
-    eye = eye_of(model)
-    if eye is None:
+    """Tells adapters in an eye or an ear how many tokens of a row they see: its parts may have their own numbers."""
+    sense = sense_of(model)
+    if sense is None:
         return
-    (prefix,) = (f"{name}." for name, module in model.named_modules() if module is eye)
+    (prefix,) = (f"{name}." for name, module in model.named_modules() if module is sense)
     inside = {name.removeprefix(prefix): adapter for name, adapter in adapters.items() if name.startswith(prefix)}
-    seen = tokens_seen(eye, frozenset(inside)) if inside else {}
+    seen = tokens_seen(sense, frozenset(inside)) if inside else {}
     for name, adapter in inside.items():
         assert isinstance(adapter, LoRALinear)
         adapter.tokens_per_row = seen[name]

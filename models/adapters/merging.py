@@ -22,9 +22,9 @@ from ..backbones.families import family_in
 from ..compression.compressing import KEPT
 from ..directories import new_directory
 from ..errors import UnsupportedModule
-from ..structure.eye import eye_of
 from ..structure.inputs import is_joined
 from ..structure.inputs import save as save_tables
+from ..structure.sense import sense_of
 from .card import CARD, ModelCard, attention_text, head_text
 from .factors import Pair
 from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts
@@ -68,13 +68,13 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
         backbone: the directory that the model was loaded from.
 
     Raises:
-        UnsupportedModule: as `merged`; or the backbone has tables of structure or an eye, which would be lost.
+        UnsupportedModule: as `merged`; or the backbone has tables of structure, an eye or an ear, which would be lost.
         InvalidRelease: the backbone's own `confide.json` cannot be read.
         FileExistsError: `directory` exists already.
     """
-    if is_joined(adapted.model) or eye_of(adapted.model) is not None:
+    if is_joined(adapted.model) or sense_of(adapted.model) is not None:
         raise UnsupportedModule(
-            "the backbone has structure tables or an eye, which whoever loads a merged checkpoint would miss; "
+            "the backbone has structure tables, an eye or an ear, which whoever loads a merged checkpoint would miss; "
             "export the adapter instead: coordinator adapter export"
         )
     with merged(adapted) as model, new_directory(directory) as partial:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ..backbones.families import family_in
 from ..directories import new_directory
-from ..structure.eye import eye_of
 from ..structure.inputs import is_joined
+from ..structure.sense import sense_of
 from .card import CARD, HEAD_ALONE, ModelCard, attention_text, head_text
 from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import exported_head, released, save
@@ -20,8 +20,8 @@ model = PeftModel.from_pretrained({kind}.from_pretrained(backbone_directory), ad
 ```
 """
 JOINED = """Transformers and PEFT by themselves miss what lies beside the backbone's weights, structure tables
-(`structure.safetensors`) or an eye (`eye.safetensors`), and compute something else without a word. Let confide load the
-backbone:
+(`structure.safetensors`), an eye (`eye.safetensors`) or an ear (`ear.safetensors`), and compute something else without
+a word. Let confide load the backbone:
 ```python
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def _kind_text(adapted: AdaptedModel) -> str:
 
 
 def _loading(adapted: AdaptedModel, kind: str) -> str:
-    is_more = is_joined(adapted.model) or eye_of(adapted.model) is not None
+    is_more = is_joined(adapted.model) or sense_of(adapted.model) is not None
     code = JOINED if is_more else _PLAIN.format(kind=kind)
     return f"""
 ## Load

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from ...kernels.formats import Pack
 from ...kernels.install import install, refuse_saving
 from ..errors import BackboneMismatch, InvalidBackbone
-from ..structure.places import EYE, is_in_eye
+from ..structure.places import FILES, sense_in
 from ..structure.readers import STRUCTURE, TARGET
 from .families import family_of
 from .family import Backbone
@@ -249,7 +249,7 @@ def size(directory: Path) -> Size:
     try:
         family, config = read_config(directory)
         routed, buffers = family.experts, family.buffers
-        beside = [path for name in (STRUCTURE, EYE) if (path := directory / name).exists()]
+        beside = [path for name in (STRUCTURE, *FILES.values()) if (path := directory / name).exists()]
         for path in [*weight_files(directory), *beside]:
             weight_bytes += path.stat().st_size
             with safe_open(path, framework="pt") as file:
@@ -282,11 +282,13 @@ def routed_of(family: Backbone, config: Mapping[str, Any]) -> tuple[int, int]:
 def save_model(model: PreTrainedModel, directory: Path) -> None:
     """Writes `config.json` and weights as transformers does, always with an index that names the weight files.
 
-    Without an index, some loaders read every safetensors file of a directory as weights. Structure tables and an eye
-    are none of transformers' and left out, see `structure.inputs.save` and `structure.eye.save`.
+    Without an index, some loaders read every safetensors file of a directory as weights. Structure tables, an eye
+    and an ear are none of transformers' and left out, see `structure.inputs.save` and `structure.sense.save`.
     """
     state = {
-        name: tensor for name, tensor in model.state_dict().items() if not (name.endswith(_BESIDE) or is_in_eye(name))
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(_BESIDE) and sense_in(name) is None
     }
     with quietly():
         model.save_pretrained(directory, state_dict=state, safe_serialization=True)

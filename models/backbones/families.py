@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidBackbone
-from ..structure.places import TARGETS as OF_EYE
+from ..structure.places import TARGETS as OF_SENSES
 from ..structure.readers import TARGET
 from .deepseek_v2 import DeepSeekV2
 from .deepseek_v3 import DeepSeekV3
@@ -58,9 +58,9 @@ def family_in(model: Any) -> Backbone:
 
 
 def targets() -> tuple[str, ...]:
-    """Lists the modules that may take an adapter in at least one family, each once, structure tables and an eye's."""
+    """Lists the modules that may take an adapter in at least one family, each once, those of tables and senses too."""
     own = (name for family in FAMILIES.values() for name in family.targets)
-    return tuple(dict.fromkeys((*own, TARGET, *OF_EYE)))
+    return tuple(dict.fromkeys((*own, TARGET, *(name for targets in OF_SENSES.values() for name in targets))))
 
 
 def frozen() -> dict[str, str]:

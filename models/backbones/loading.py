@@ -23,9 +23,9 @@ from ..errors import BackboneMismatch, InvalidBackbone
 from ..heads import PooledHead
 from ..heads.objectives import Objective
 from ..records import RecordSchema
-from ..structure import eye, inputs
-from ..structure.places import EYE
-from ..structure.places import TARGETS as OF_EYE
+from ..structure import inputs, sense
+from ..structure.places import FILES
+from ..structure.places import TARGETS as OF_SENSES
 from ..structure.readers import STRUCTURE, TARGET
 from . import checkpoints, soundness
 from .families import named
@@ -260,7 +260,7 @@ def load_text(
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
     inputs.load(directory, model, tokenizer)
-    eye.load(directory, model)
+    sense.load(directory, model)
     _attend(model, directory, segments)
     return TextBackbone(family, model, tokenizer, read_moments(directory, model), digest)
 
@@ -296,8 +296,9 @@ def describe(directory: Path) -> Description:
     targets = tuple(name for name in family.targets if name in names)
     if (directory / STRUCTURE).exists():
         targets = (*targets, TARGET)
-    if (directory / EYE).exists():
-        targets = (*targets, *OF_EYE)
+    for name, file in FILES.items():
+        if (directory / file).exists():
+            targets = (*targets, *OF_SENSES[name])
     suggested_targets, suggested_layers = _suggested(model, tuple(name for name in targets if name in names))
     return Description(
         hash=digest,

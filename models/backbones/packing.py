@@ -27,7 +27,7 @@ from ...kernels.formats import FP8_BLOCK, BFloat16, ExpertWeights, FP8Block128, 
 from ...kernels.install import fill
 from ...kernels.linear import QuantisedLinear
 from ..errors import InvalidBackbone
-from ..structure.places import is_in_eye
+from ..structure.places import sense_in
 from .family import Backbone, WeightFormat
 
 PACK_OF: dict[WeightFormat, Pack | None] = {
@@ -88,7 +88,7 @@ def linear_layers(family: Backbone, model: nn.Module) -> dict[str, nn.Linear]:
         if type(module) is nn.Linear
         and _IN_LAYER.search(name)
         and name.rpartition(".")[2] in family.targets
-        and not is_in_eye(name)
+        and sense_in(name) is None
     }
 
 

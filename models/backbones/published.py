@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidBackbone
-from ..structure.places import EYE
+from ..structure.places import FILES
 from ..structure.readers import STRUCTURE
 from .checkpoints import (
     CHAT_TEMPLATE,
@@ -106,9 +106,10 @@ def _refuse_other_formats(folder: Path, present: Mapping[str, Path]) -> None:
             f"{folder} holds an adapter (adapter_config.json), which transformers would put onto the weights: merge it "
             "into them first (PEFT: merge_and_unload, save_pretrained)"
         )
-    if EYE in present:
+    if sense := next((name for name, file in FILES.items() if file in present), None):
         raise InvalidBackbone(
-            f"{folder} has an eye ({EYE}), which an import would lose: it is a backbone as it stands; use it so"
+            f"{folder} has an {sense} ({FILES[sense]}), which an import would lose: it is a backbone as it stands; use "
+            "it so"
         )
     if STRUCTURE in present:
         raise InvalidBackbone(

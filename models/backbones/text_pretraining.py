@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerFast
 
 from ..directories import new_directory
 from ..errors import InvalidPretraining
-from ..structure import eye as eyes
-from ..structure import inputs
+from ..structure import inputs, sense
 from ..structure.pictures import PublicPictures
 from ..structure.readers import READERS
+from ..structure.sounds import PublicSounds
 from ..tokens import words_of
 from . import checkpoints
 from .balancing import balanced
+from .ear_pretraining import EarPretrainingConfig, pretrain_ear
 from .eye_pretraining import EyePretrainingConfig, pretrain_eye
 from .families import named
 from .family import BackboneConfig
@@ -48,6 +49,7 @@ class TextPretrainingConfig:
     balance_loss: float = 0.01  # factor of the loss of routers by softmax, which have no bias
     seed: int = 1  # of the order of rows
     eye: EyePretrainingConfig = field(default_factory=EyePretrainingConfig)  # of rows that begin with pictures
+    ear: EarPretrainingConfig = field(default_factory=EarPretrainingConfig)  # of rows that begin with sounds
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.batch_tokens) < 1 or not self.lr > 0:
@@ -62,7 +64,7 @@ def pretrain_text(
     directory: Path,
     *,
     structure: str | None = None,
-    pictures: PublicPictures | None = None,
+    lessons: PublicPictures | PublicSounds | None = None,
     backbone: BackboneConfig | None = None,
     config: TextPretrainingConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -74,13 +76,14 @@ def pretrain_text(
     Args:
         rows: public records, as a kind of record encodes them.
         structure: name of the reader whose tables lie beside the backbone, see `structure.readers`.
-        pictures: that teach an eye, if rows begin with pictures; then its own layers stay as they are, and how its
-            states become tokens is learned with the decoder.
+        lessons: that teach an eye or an ear, if rows begin with pictures or sounds; then its own layers stay as they
+            are, and how its states become tokens is learned with the decoder.
         directory: must not exist; appears in one rename at the end.
-        progress: called with (tokens read, tokens in total) after every step; of an eye, with cells of pictures first.
+        progress: called with (tokens read, tokens in total) after every step; of an eye or an
+            ear, with cells or sounds first.
 
     Raises:
-        InvalidPicture: a file of `pictures` is none.
+        InvalidPicture, InvalidSound: a file of `lessons` is none.
         InvalidPretraining: no row has anything to learn, a row is longer than the model reads, or no reader has the
             name.
     """
@@ -94,10 +97,10 @@ def pretrain_text(
     torch.set_num_threads(1)
     try:
         model = build_text(tokenizer, structure, backbone)
-        if pictures is not None:
-            eye = pretrain_eye(pictures, backbone.hidden, config.eye, progress)
-            eyes.join(model, eye)
-            eye.swin.requires_grad_(False)
+        if lessons is not None:
+            taught = _taught(lessons, backbone.hidden, config, progress)
+            sense.join(model, taught)
+            taught.encoder.requires_grad_(False)
         fit_text(model, rows, config, progress)
     finally:
         torch.set_num_threads(threads)
@@ -106,9 +109,20 @@ def pretrain_text(
         tokenizer.save_pretrained(partial, save_jinja_files=False)
         if structure is not None:
             inputs.save(model, partial)
-        if pictures is not None:
-            eyes.save(model, partial)
+        if lessons is not None:
+            sense.save(model, partial)
         return checkpoints.content_hash(partial)
+
+
+def _taught(
+    lessons: PublicPictures | PublicSounds,
+    hidden: int,
+    config: TextPretrainingConfig,
+    progress: Callable[[int, int], None],
+) -> sense.Sense:
+    if isinstance(lessons, PublicSounds):
+        return pretrain_ear(lessons, hidden, config.ear, progress)
+    return pretrain_eye(lessons, hidden, config.eye, progress)
 
 
 def build_text(tokenizer: PreTrainedTokenizerFast, structure: str | None, config: BackboneConfig) -> Any:

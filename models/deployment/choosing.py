@@ -7,7 +7,7 @@ own time and memory, and what each parameter adds. They tell a factor of two apa
 from dataclasses import dataclass
 from typing import Literal
 
-Modality = Literal["table", "text", "code", "mathematics", "pictures"]
+Modality = Literal["table", "text", "code", "mathematics", "pictures", "sounds"]
 Way = Literal["onnx", "torch", "triton", "serve"]
 _MANY = 4  # who ask at a time, from which on it pays to answer them together
 
@@ -112,8 +112,8 @@ def _option(way: Way, use: Use) -> Option:
         misfits.append(use.no_folder)
     if way == "serve" and use.modality == "table":
         misfits.append("serves only models that read text")
-    if use.modality == "pictures":
-        misfits.append("reads no pictures: confide alone does, coordinator adapter ask --study")
+    if use.modality in ("pictures", "sounds"):
+        misfits.append(f"reads no {use.modality}: confide alone does, coordinator adapter ask --study")
     return Option(way, meant, name, command, milliseconds, megabytes, tuple(misfits), _why(way, use))
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ..heads.objectives import Objective
-    from ..structure.pictures import Layout, PublicPictures
+    from ..structure.pictures import PublicPictures
+    from ..structure.sense import Layout
+    from ..structure.sounds import PublicSounds
     from .cells import Cells
     from .fields import RecordSchema
     from .requests import Request
@@ -91,6 +93,7 @@ class RecordKind(Protocol):
     head: Literal["pooled", "lm"]  # what reads a record: a classifier, or the model's own output matrix
     reads: Literal["records", "text"]  # of which backbones: those of a schema, or those with a tokenizer
     makes_vocabulary: bool = False  # for a backbone that public records of the kind teach from nothing
+    files: str = ""  # where records name files: the folder beside an operator's table in which they lie
 
     def problems(self, terms: Any, *, max_tokens: int) -> list[str]:
         """Lists contradictions in the terms, in whole sentences that name the keys."""
@@ -126,17 +129,17 @@ class RecordKind(Protocol):
         raise InvalidSchema(f"records of kind {self.name} are read by a schema, or by a published tokenizer")
 
     def layout(self, terms: Any) -> "Layout | None":
-        """Returns the size of pictures that a backbone's eye must have; None where records have none."""
+        """Returns the size of pictures or sounds, which an eye or an ear must have; None where there are none."""
         return None
 
-    def pictures(self, terms: Any, columns: Mapping[str, np.ndarray]) -> "PublicPictures | None":
-        """Returns what teaches an eye, where records have pictures; None where they have none.
+    def lessons(self, terms: Any, columns: Mapping[str, np.ndarray]) -> "PublicPictures | PublicSounds | None":
+        """Returns what teaches an eye or an ear, where records have pictures or sounds; None where they have none.
 
         Args:
             columns: of public records.
 
         Raises:
-            InvalidPretraining: the terms do not say what public pictures show.
+            InvalidPretraining: the terms do not say what public pictures show, or sounds say.
         """
         return None
 

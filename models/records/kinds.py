@@ -8,6 +8,7 @@ from .formulas import Formulas
 from .histories import Histories
 from .kind import RecordKind
 from .pictures import Pictures
+from .sounds import Sounds
 from .text import FreeText
 
 INLINE = "fields"  # the kind whose keys stand in [data] itself; every other has a table [data.NAME]
@@ -22,5 +23,6 @@ KINDS: dict[str, RecordKind] = {
         Formulas(),
         Code(),
         Pictures(),
+        Sounds(),
     )
 }

@@ -85,9 +85,10 @@ class Served:
             raise BackboneMismatch(
                 "the backbone reads records, which are not served: answer a table with coordinator adapter ask"
             )
-        if self.composition.adapted.carried:
+        if senses := self.composition.adapted.senses:
             raise BackboneMismatch(
-                "the backbone reads pictures, which are not served: answer a table with coordinator adapter ask --study"
+                f"the backbone reads {senses}, which are not served: answer a table with coordinator adapter ask "
+                "--study"
             )
         self._backbone = self.composition.backbone
         self.tokenizer: Any = self._backbone.tokenizer

@@ -51,6 +51,21 @@ class Layout:
         return found
 
     @property
+    def sense(self) -> str:
+        """Name of what reads pictures before a decoder."""
+        return "eye"
+
+    @property
+    def said(self) -> str:
+        """The sizes in words."""
+        return "{} x {} pixels in cells of {} x {}".format(*self.size, *self.cell)
+
+    @property
+    def carried(self) -> int:
+        """Numbers of 64 bits that a token carries."""
+        return SQUARE**2 // 8
+
+    @property
     def cells(self) -> int:
         """Number of cells of a picture."""
         return (self.size[0] // self.cell[0]) * (self.size[1] // self.cell[1])

@@ -111,7 +111,7 @@ def _shapes(adapted: AdaptedModel, max_records: int) -> BatchShapes:
     """As a site probes them, once for a model."""
     by_records = _probed.setdefault(adapted, {})
     if max_records not in by_records:
-        longest = adapted.picture_tokens + _LENGTH
+        longest = adapted.carrying_tokens + _LENGTH
         by_records[max_records] = probed_shapes(adapted, max_tokens=longest, max_rows=64, max_records=max_records)
     return by_records[max_records]
 
@@ -208,7 +208,7 @@ class Probe:
         self.adapted.load_state(state.astype(np.float32))
 
     def records(self, count: int) -> tuple[npt.NDArray[np.int64], Targets]:
-        """Token ids [count, 12], behind any picture, and targets that the model as it stands finds unlikely."""
+        """Token ids [count, 12], behind any picture or sound, and targets that the model finds unlikely."""
         # The word 1 of a schema ends a visit, and a head reads the last visit alone.
         ids = made_up_records(self.adapted, self.rng, count, words=self.words, least=2)
         return ids, unlikely_targets(self.adapted, ids)
@@ -261,11 +261,11 @@ def check_engine(
 def made_up_records(
     adapted: AdaptedModel, rng: np.random.Generator, count: int, *, words: int, least: int, length: int = _LENGTH
 ) -> Integers:
-    """Token ids [count, length] of nobody; of a model that reads pictures, behind one that is made up too."""
-    if not adapted.picture_tokens:
+    """Token ids [count, length] of nobody; of a model that reads pictures or sounds, behind one that is made up too."""
+    if not adapted.carrying_tokens:
         return rng.integers(least, words, (count, length))
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    whole = adapted.picture_tokens + length
+    whole = adapted.carrying_tokens + length
     found: Integers = adapted.made_up_rows(generator, count, whole, words=words, least=least).numpy()
     return found
 

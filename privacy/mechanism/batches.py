@@ -180,7 +180,7 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
         max_rows: that may be computed at once.
         max_records: of a unit.
     """
-    lengths = (length for length in _lengths(max_tokens) if length > adapted.picture_tokens)  # as records are
+    lengths = (length for length in _lengths(max_tokens) if length > adapted.carrying_tokens)  # as records are
     wanted = {length: _sizes(length, max_rows, max_records) for length in lengths}
     if _has_foreign_experts(adapted):
         return ONE_BY_ONE

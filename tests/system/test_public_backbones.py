@@ -67,7 +67,7 @@ def test_every_release_is_charged_and_the_report_verifies(smoke):
 def test_the_card_says_what_a_plain_load_misses(smoke):
     card = (Path(smoke.outcome["adapter"]) / "README.md").read_text()
     assert "structure tables" in card
-    assert "or an eye" in card
+    assert "or an ear" in card
     assert "load_text(Path(backbone_directory))" in card
 
 

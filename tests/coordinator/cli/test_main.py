@@ -857,11 +857,11 @@ def test_a_public_table_that_does_not_fit_is_told_by_line(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_public_records_are_for_formulas_code_and_pictures_alone(tmp_path):
+def test_public_records_are_for_the_kinds_that_make_a_vocabulary_alone(tmp_path):
     (tmp_path / "study.toml").write_text(STUDY_TOML)
     (tmp_path / "public.csv").write_text(PUBLIC)
     words = ("backbone", "build", tmp_path / "study.toml", tmp_path / "made")
-    assert "for [data.formulas], [data.code] and [data.picture]" in lined(
+    assert "for [data.formulas], [data.code], [data.picture] and [data.sound]" in lined(
         invoke(*words, "--public", tmp_path / "public.csv", code=FAILED).stderr
     )
     assert "go with --public" in lined(invoke(*words, "--structure", "formulas", code=2).stderr)

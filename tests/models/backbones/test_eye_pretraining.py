@@ -13,9 +13,9 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text, pretrain_text
 from confide.models.errors import BackboneMismatch, InvalidBackbone, InvalidPicture, InvalidPretraining
 from confide.models.records.vocabularies import word_tokenizer
-from confide.models.structure import eye as eyes
+from confide.models.structure import sense
 from confide.models.structure.pictures import Layout, PublicPictures
-from confide.models.structure.places import EYE, TARGETS
+from confide.models.structure.places import FILES, TARGETS
 from confide.models.tokens import bytes_of, carrying
 
 LAYOUT, SEEN, HIDDEN = Layout((32, 64), (32, 32)), 8, 32
@@ -175,7 +175,7 @@ def built(tokenizer, tmp_path_factory):
     """(folder, hash, progress told) of a backbone with an eye."""
     folder, told, pictures = tmp_path_factory.mktemp("built") / "backbone", [], public(20)
     digest = pretrain_text(
-        rows_of(pictures, tokenizer), tokenizer, folder, pictures=pictures, backbone=SMALL, config=TEXT,
+        rows_of(pictures, tokenizer), tokenizer, folder, lessons=pictures, backbone=SMALL, config=TEXT,
         progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     return folder, digest, told
@@ -186,16 +186,16 @@ def test_a_folder_of_a_backbone_with_an_eye_is_read_with_the_same_states(built, 
     folder, digest, told = built
     pictures = public(20)
     model = build_text(tokenizer, None, SMALL)
-    eyes.join(model, pretrain_eye(pictures, HIDDEN, FEW))
-    eyes.eye_of(model).swin.requires_grad_(False)
+    sense.join(model, pretrain_eye(pictures, HIDDEN, FEW))
+    sense.sense_of(model).swin.requires_grad_(False)
     fit_text(model, rows_of(pictures, tokenizer), TEXT, lambda done, total: None)
     found = loading.load_text(folder, expected_hash=digest)
     ids = torch.from_numpy(np.stack([row for row, _ in rows_of(pictures, tokenizer)]))
     with torch.no_grad():
         want = model.eval().model(input_ids=ids, use_cache=False).last_hidden_state
         assert torch.equal(found.model.model(input_ids=ids, use_cache=False).last_hidden_state, want)
-        seen = eyes.eye_of(model)(bytes_of(ids[:, :SEEN]))
-        assert torch.equal(eyes.eye_of(found.model)(bytes_of(ids[:, :SEEN])), seen)
+        seen = sense.sense_of(model)(bytes_of(ids[:, :SEEN]))
+        assert torch.equal(sense.sense_of(found.model)(bytes_of(ids[:, :SEEN])), seen)
     assert [total for _, total in told] == [256] * 8 + [500] * (len(told) - 8)
     assert told[7] == (256, 256)
     assert told[-1] == (500, 500)
@@ -203,7 +203,7 @@ def test_a_folder_of_a_backbone_with_an_eye_is_read_with_the_same_states(built, 
 
 def test_the_decoder_learns_with_the_way_into_it_while_the_transformer_stays(built, tokenizer):
     folder, *_ = built
-    saved, before = load_file(folder / EYE), pretrain_eye(public(20), HIDDEN, FEW).state_dict()
+    saved, before = load_file(folder / FILES["eye"]), pretrain_eye(public(20), HIDDEN, FEW).state_dict()
     assert saved.keys() == before.keys()
     for name, weight in before.items():
         assert torch.equal(saved[name], weight) == name.startswith("swin."), name
@@ -217,7 +217,7 @@ def test_equal_rows_and_pictures_give_equal_folders(built, tokenizer, tmp_path):
 
     def again(name, eye):
         config = TextPretrainingConfig(tokens=500, batch_tokens=120, eye=eye)
-        return pretrain_text(rows, tokenizer, tmp_path / name, pictures=pictures, backbone=SMALL, config=config)
+        return pretrain_text(rows, tokenizer, tmp_path / name, lessons=pictures, backbone=SMALL, config=config)
 
     assert again("same", FEW) == digest
     assert again("other", EyePretrainingConfig(cells=256, batch=32, seed=2)) != digest
@@ -227,7 +227,7 @@ def test_a_folder_with_an_eye_says_so(built):
     folder, digest, _ = built
     described, model = loading.describe(folder), loading.load_text(folder).model
     assert described.hash == digest
-    assert described.targets[-len(TARGETS) :] == TARGETS
+    assert described.targets[-len(TARGETS["eye"]) :] == TARGETS["eye"]
     assert "o_proj" in described.targets
     assert not any(name.startswith("eye.") for name in described.suggested_targets)
     assert checkpoints.size(folder).parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -246,16 +246,16 @@ def test_one_weight_of_the_eye_changes_the_hash(built, tmp_path):
     folder, digest, _ = built
     copy = copied(folder, tmp_path / "copy")
     assert checkpoints.content_hash(copy) == digest
-    weights, stated = load_file(copy / EYE), metadata_of(copy / EYE)
-    save_file(weights, copy / EYE, metadata=stated)
+    weights, stated = load_file(copy / FILES["eye"]), metadata_of(copy / FILES["eye"])
+    save_file(weights, copy / FILES["eye"], metadata=stated)
     assert loading.load_text(copy, expected_hash=checkpoints.content_hash(copy))
     before = checkpoints.content_hash(copy)
     weights["where"][0, 0] += 0.25
-    save_file(weights, copy / EYE, metadata=stated)
+    save_file(weights, copy / FILES["eye"], metadata=stated)
     assert checkpoints.content_hash(copy) not in (digest, before)
     with pytest.raises(BackboneMismatch):
         loading.load_text(copy, expected_hash=digest)
-    (copy / EYE).unlink()
+    (copy / FILES["eye"]).unlink()
     assert checkpoints.content_hash(copy) not in (digest, before)
 
 
@@ -266,7 +266,7 @@ def metadata_of(path):
 
 def test_a_broken_eye_makes_a_broken_backbone(built, tmp_path):
     copy = copied(built[0], tmp_path / "copy")
-    (copy / EYE).write_bytes((copy / EYE).read_bytes()[:-5])
+    (copy / FILES["eye"]).write_bytes((copy / FILES["eye"]).read_bytes()[:-5])
     with pytest.raises(InvalidBackbone):
         loading.load_text(copy)
 
@@ -282,6 +282,6 @@ def test_pictures_that_teach_nothing_leave_no_folder(tokenizer, tmp_path):
     rows = rows_of(pictures, tokenizer)
     with pytest.raises(InvalidPretraining, match="show 1 different things"):
         pretrain_text(
-            rows, tokenizer, tmp_path / "none", pictures=changed_public(shown=["a a"] * 4), backbone=SMALL, config=TEXT
+            rows, tokenizer, tmp_path / "none", lessons=changed_public(shown=["a a"] * 4), backbone=SMALL, config=TEXT
         )
     assert list(tmp_path.iterdir()) == []

@@ -41,8 +41,10 @@ def test_experts_are_packed_and_idle_ones_take_no_time():
     assert second.megabytes == pytest.approx(75 + 1.125 * 95 + 4 * 5)
 
 
-def test_nobody_claims_to_read_pictures():
-    assert all("coordinator adapter ask --study" in option.misfits[-1] for option in choose(Use("pictures")))
+@pytest.mark.parametrize("modality", ["pictures", "sounds"])
+def test_nobody_claims_to_read_files(modality):
+    said = f"reads no {modality}: confide alone does, coordinator adapter ask --study"
+    assert all(option.misfits[-1] == said for option in choose(Use(modality)))
 
 
 def test_what_cannot_be_deployed_is_not_advised():

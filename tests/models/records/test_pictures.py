@@ -304,7 +304,7 @@ def test_the_kind_is_completed_by_the_models_own_words():
 
 def test_public_pictures_say_what_their_cells_show():
     given_columns = columns(*ROWS)
-    found = KIND.pictures(terms(), given_columns)
+    found = KIND.lessons(terms(), given_columns)
     assert found.layout == Layout((32, 64), (32, 32))
     assert list(found.files) == given_columns["scan"].tolist()
     assert list(found.shown) == ["1 3", "4 5", "8"]
@@ -312,12 +312,13 @@ def test_public_pictures_say_what_their_cells_show():
 
 def test_pictures_that_nobody_says_anything_of_teach_no_eye():
     with pytest.raises(InvalidPretraining, match=r"data\.picture\.shows is missing"):
-        KIND.pictures(terms(shows=None), columns(*ROWS))
+        KIND.lessons(terms(shows=None), columns(*ROWS))
 
 
-def test_no_other_kind_of_record_has_pictures():
-    others = [kind for name, kind in KINDS.items() if name != "picture"]
-    assert all(kind.pictures(None, {}) is None for kind in others)
+def test_other_kinds_of_record_have_no_files():
+    others = [kind for name, kind in KINDS.items() if name not in ("picture", "sound")]
+    assert all(kind.lessons(None, {}) is None and kind.layout(None) is None and not kind.files for kind in others)
+    assert (KIND.files, KINDS["sound"].files) == ("pictures", "sounds")
 
 
 def test_the_study_of_the_example_is_read():

@@ -16,10 +16,10 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.errors import InvalidAdapter, InvalidBackbone
 from confide.models.heads import completion_losses
 from confide.models.records.vocabularies import word_tokenizer
-from confide.models.structure import eye as eyes
+from confide.models.structure import sense
 from confide.models.structure.eye import Eye, EyeConfig
 from confide.models.structure.pictures import Layout
-from confide.models.structure.places import EYE
+from confide.models.structure.places import EYE, FILES
 from confide.models.tokens import bytes_of, carrying, made_up, words_of
 from confide.privacy.errors import UnitsCoupled
 from confide.privacy.mechanism.clipping import PerUnitClipper
@@ -53,7 +53,7 @@ def decoder(words=WORDS):
 
 def reader(words=WORDS):
     model = decoder(words)
-    eyes.join(model, eye_of())
+    sense.join(model, eye_of())
     return model
 
 
@@ -148,7 +148,7 @@ def test_equal_cells_differ_by_their_places_alone():
 def test_a_row_is_what_the_eye_sees_and_then_its_words():
     model, ids = reader(), rows_of(3)
     found = entering_first_layer(model, ids)
-    torch.testing.assert_close(found[:, :SEEN], eyes.eye_of(model)(bytes_of(ids[:, :SEEN])))
+    torch.testing.assert_close(found[:, :SEEN], sense.sense_of(model)(bytes_of(ids[:, :SEEN])))
     assert torch.equal(found[:, SEEN:], model.model.embed_tokens(words_of(ids)[:, SEEN:]))
 
 
@@ -188,10 +188,10 @@ def test_ids_may_be_given_by_place_or_by_name():
 
 def test_a_model_has_one_eye_of_its_own_width():
     with pytest.raises(InvalidBackbone, match="already"):
-        eyes.join(reader(), eye_of())
+        sense.join(reader(), eye_of())
     with pytest.raises(InvalidBackbone, match="states of 64 numbers, not 32"):
-        eyes.join(decoder(), eye_of(hidden=64))
-    assert eyes.eye_of(decoder()) is None
+        sense.join(decoder(), eye_of(hidden=64))
+    assert sense.sense_of(decoder()) is None
 
 
 @torch.no_grad()
@@ -211,7 +211,7 @@ def tokenizer():
 def save(model, tokenizer, directory):
     checkpoints.save_model(model, directory)
     tokenizer.save_pretrained(directory, save_jinja_files=False)
-    eyes.save(model, directory)
+    sense.save(model, directory)
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +225,14 @@ def saved(tokenizer, tmp_path_factory):
 def test_an_eye_is_saved_beside_the_weights_and_found_again(saved):
     found, ids = loading.load_text(saved), rows_of(3)
     assert torch.equal(states(found.model, ids), states(reader(), ids))
-    assert not any(parameter.requires_grad for parameter in eyes.eye_of(found.model).parameters())
-    assert not eyes.eye_of(found.model).training
+    assert not any(parameter.requires_grad for parameter in sense.sense_of(found.model).parameters())
+    assert not sense.sense_of(found.model).training
     weights = json.loads((saved / checkpoints.INDEX).read_text())["weight_map"]
     assert not [name for name in weights if "eye" in name]
 
 
 def parts(saved):
-    return load_file(saved / EYE), {"sizes": json.dumps(asdict(TWO))}
+    return load_file(saved / FILES[EYE]), {"sizes": json.dumps(asdict(TWO))}
 
 
 def sizes(**changes):
@@ -277,25 +277,25 @@ WRONG_SIZES = {
 @pytest.mark.parametrize("what", WRONG_SIZES)
 def test_an_eye_of_other_sizes_is_refused(saved, tmp_path, what):
     weights, _ = parts(saved)
-    save_file(weights, tmp_path / EYE, metadata=WRONG_SIZES[what])
+    save_file(weights, tmp_path / FILES[EYE], metadata=WRONG_SIZES[what])
     refuse(tmp_path)
 
 
 def test_an_eye_that_is_written_anew_is_read(saved, tmp_path):
     weights, metadata = parts(saved)
-    save_file(weights, tmp_path / EYE, metadata=metadata)
-    eyes.load(tmp_path, model := decoder())
-    assert eyes.eye_of(model).settings == TWO
+    save_file(weights, tmp_path / FILES[EYE], metadata=metadata)
+    sense.load(tmp_path, model := decoder())
+    assert sense.sense_of(model).settings == TWO
 
 
 bare = cache(decoder)  # a model that is only looked at
 
 
-def refuse(folder, model_of=bare, said=EYE):
+def refuse(folder, model_of=bare, said=FILES[EYE]):
     model = model_of()
     with pytest.raises(InvalidBackbone, match=said):
-        eyes.load(folder, model)
-    assert eyes.eye_of(model) is None
+        sense.load(folder, model)
+    assert sense.sense_of(model) is None
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ WRONG_WEIGHTS = {
 def test_an_eye_of_other_weights_is_refused(saved, tmp_path, what):
     weights, metadata = parts(saved)
     WRONG_WEIGHTS[what](weights)
-    save_file(weights, tmp_path / EYE, metadata=metadata)
+    save_file(weights, tmp_path / FILES[EYE], metadata=metadata)
     refuse(tmp_path)
 
 
@@ -357,19 +357,19 @@ def test_an_eye_for_another_model_is_refused(saved):
 
 
 def test_a_file_that_is_no_eye_is_refused(saved, tmp_path):
-    whole = (saved / EYE).read_bytes()
+    whole = (saved / FILES[EYE]).read_bytes()
     for file in (b"", b"no safetensors", whole[:7], whole[:900], whole[:-1], whole + b"\0", b"\xff" * 8 + whole[8:]):
-        (tmp_path / EYE).write_bytes(file)
+        (tmp_path / FILES[EYE]).write_bytes(file)
         refuse(tmp_path)
-    (tmp_path / EYE).unlink()
-    (tmp_path / EYE).mkdir()
+    (tmp_path / FILES[EYE]).unlink()
+    (tmp_path / FILES[EYE]).mkdir()
     refuse(tmp_path)
 
 
 def test_a_folder_without_an_eye_is_a_model_without_one(tmp_path):
     model = decoder()
-    eyes.load(tmp_path, model)
-    assert eyes.eye_of(model) is None
+    sense.load(tmp_path, model)
+    assert sense.sense_of(model) is None
 
 
 def adapted_reader(targets=TARGETS, *, dtype=torch.float64, freeze_a=True, layers=None):
@@ -450,7 +450,7 @@ def test_an_adapter_of_an_eye_that_is_not_told_is_refused(leaf):
 def test_kept_states_stand_for_picture_and_words_and_the_eye_does_not_run():
     adapted, ids = adapted_reader(("o_proj",), layers=(1,), dtype=torch.float32), rows_of(4)
     calls = []
-    eyes.eye_of(adapted.model).register_forward_hook(lambda *_: calls.append(1))
+    sense.sense_of(adapted.model).register_forward_hook(lambda *_: calls.append(1))
     assert adapted.frozen_layers == 1
     whole, kept = adapted.losses(ids, learned_of(ids)), adapted.entering(ids)
     assert len(calls) == 2
@@ -527,7 +527,7 @@ def test_an_eye_that_ties_rows_together_is_refused(kind):
     model = decoder()
     mixing = kind(TWO, HIDDEN)
     mixing.load_state_dict(eye_of().state_dict())
-    eyes.join(model, mixing)
+    sense.join(model, mixing)
     adapted = attach(model, AdapterConfig(rank=2, alpha=2.0, targets=TARGETS, seed="x"))
     with pytest.raises(UnitsCoupled):
         refuse_dependence(adapted, words=WORDS, lengths=(SEEN + TEXT,))

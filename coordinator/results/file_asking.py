@@ -1,4 +1,4 @@
-"""Answers requests with pictures: a table that names PNG files, and a text that the adapted model writes of each."""
+"""Answers requests with pictures or sounds: a table that names files, and a text that the model writes of each."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,16 +16,15 @@ from ...models.backbones.loading import TextBackbone
 from ...models.errors import BackboneMismatch
 from ...models.records import cells
 from ...models.records.kind import Column
-from ...models.structure.eye import require_layout
+from ...models.structure.sense import require_layout
 from ..errors import Conflict
-from ..studies.held_out import FILES
 
 MOST_REQUESTS = 100_000
 _ANSWER = "?"
 _TOGETHER = 64  # requests that are written at a time
 
 
-def texts_of_pictures(
+def texts_of_files(
     composition: Composition,
     draft: StudyDraft,
     requests: Path,
@@ -34,25 +33,26 @@ def texts_of_pictures(
     longest: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """Writes behind the picture and the prompt of each row of a table.
+    """Writes behind the file and the prompt of each row of a table.
 
     Args:
         draft: of the study, which says what a record is.
         requests: a table of the column of files and of those that the prompt shows; others are not read. Files lie in
-            the folder `pictures` beside it.
+            the folder `pictures` or `sounds` beside it.
         weights: how much the adapter counts; None: as it stands.
         longest: words that are written at most.
 
     Raises:
-        Conflict: the study's records are none of pictures, or there are several adapters.
+        Conflict: the study's records are of another kind, or there are several adapters.
         DataInvalid: a column is missing, or a cell does not fit.
-        InvalidPicture: a file cannot be decoded.
+        InvalidPicture, InvalidSound: a file cannot be decoded.
     """
     kind, terms, backbone = draft.data.kind, draft.data.terms, composition.backbone
-    if kind.name != "picture" or not isinstance(backbone, TextBackbone):
-        raise Conflict(f"the backbone reads pictures, and records of the study are of kind {kind.name}")
+    senses = composition.adapted.senses
+    if kind.files != senses or not isinstance(backbone, TextBackbone):
+        raise Conflict(f"the backbone reads {senses}, and records of the study are of kind {kind.name}")
     if len(composition.adapters) > 1:
-        raise Conflict("requests with pictures are answered by one adapter: name one")
+        raise Conflict(f"requests with {senses} are answered by one adapter: name one")
     try:
         require_layout(backbone.model, kind.layout(terms))
     except BackboneMismatch as err:
@@ -60,7 +60,7 @@ def texts_of_pictures(
     reader: Any = kind.reader(terms, backbone.vocabulary, max_tokens=draft.data.max_tokens)
     shown = [column for column in kind.columns(terms) if column.kind != "text to learn" and column.sites != ()]
     told = [column.name for column in kind.columns(terms) if column.kind == "text to learn"]
-    values = _values(requests, shown)
+    values = _values(requests, shown, kind.files)
     count = len(next(iter(values.values())))
     if (most := context_length(backbone.model.config) - draft.data.max_tokens) < longest:
         raise Conflict(f"the backbone has room for {max(0, most)} words behind a record: --longest is {longest}")
@@ -76,7 +76,7 @@ def texts_of_pictures(
     return texts
 
 
-def _values(path: Path, wanted: list[Column]) -> dict[str, np.ndarray]:
+def _values(path: Path, wanted: list[Column], folder: str) -> dict[str, np.ndarray]:
     table, problems, rows = open_table(path), Problems(), 0
     if missing := [column.name for column in wanted if column.name not in table.names]:
         raise Conflict(f"{path} has no column {', '.join(missing)}, which the study's prompt shows")
@@ -89,8 +89,10 @@ def _values(path: Path, wanted: list[Column]) -> dict[str, np.ndarray]:
                 values, places = read.values, np.flatnonzero(read.misfit)
                 problems.add_rows(rows + places, column.name, column.expected, cells.kinds(text, places))
             else:
-                values, wrong = files_below(path.parent / FILES, read.values, read.misfit, column.opens)
-                problems.add_rows(np.array([*wrong]) + rows, column.name, f"a PNG file in {FILES}", wrong.values())
+                values, wrong = files_below(path.parent / folder, read.values, read.misfit, column.opens)
+                problems.add_rows(
+                    np.array([*wrong]) + rows, column.name, f"a {column.kind} in {folder}", wrong.values()
+                )
             found[column.name].append(values)
         rows += len(next(iter(batch.values())))
         if rows > MOST_REQUESTS:

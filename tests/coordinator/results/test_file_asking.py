@@ -140,7 +140,7 @@ def test_the_command_answers_a_table(parts, tmp_path):
         (
             "form,note\n77.png,left\n",
             DataInvalid,
-            "line 2, column form: expected a PNG file in pictures, found no file",
+            "line 2, column form: expected a picture in pictures, found no file",
         ),
         ("form,note\n../0.png,left\n", DataInvalid, "line 2, column form"),
     ],
@@ -173,7 +173,7 @@ def test_a_study_of_other_pictures_than_the_eye_s_is_refused(parts, tmp_path, te
     path, _ = requests(tmp_path)
     with pytest.raises(Conflict, match=words):
         ask(parts[0], parts[1:2], path, rule="fixed", study=other)
-    assert load_study_model(study(), parts[0]).adapted.picture_tokens == 8
+    assert load_study_model(study(), parts[0]).adapted.carrying_tokens == 8
 
 
 def test_pictures_and_an_eye_go_together(parts, tmp_path):
