@@ -8,7 +8,7 @@ regression. For an unknown example the error lists the known ones:
 >>> from confide.coordinator.demo import run_demo
 >>> run_demo("flowers", Path("flowers"), rounds=None, is_smoke=True, as_json=True)
 Traceback (most recent call last):
-confide.coordinator.errors.DemoFailed: there is no example 'flowers' (...thyroid)
+confide.coordinator.errors.DemoFailed: there is no example 'flowers' (...voices)
 """
 
 from .demo import run_demo

@@ -1,4 +1,4 @@
-"""Whole federations of real processes on backbones that public records taught: formulas, code, and pictures."""
+"""Whole federations of real processes on backbones that public records taught: formulas, code, pictures, sounds."""
 
 import csv
 import json
@@ -27,24 +27,26 @@ class Smoke:
     right: str  # what is counted as right
     column: str  # what no log may show
     beside: str  # what lies beside the backbone's weights, and takes adapters
+    learns: bool  # two rounds on a backbone of little lower its perplexity
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        ("derivations", "accuracy", "derivation", "structure"),
-        ("code", "parses", "function", "structure"),
-        ("scans", "exact_match", "scan", "eye.to_words"),
+        ("derivations", "accuracy", "derivation", "structure", True),
+        ("code", "parses", "function", "structure", True),
+        ("scans", "exact_match", "scan", "eye.to_words", True),
+        ("voices", "exact_match", "call", "ear.to_words", False),
     ],
     ids=lambda one: one[0],
 )
 def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
-    example, right, column, beside = request.param
+    example, *of_example = request.param
     folder = tmp_path_factory.mktemp(example)
     words = [str(COORDINATOR), "demo", example, "--smoke", "--dir", str(folder), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
-    return Smoke(folder, json.loads(done.stdout), right, column, beside)
+    return Smoke(folder, json.loads(done.stdout), *of_example)
 
 
 def test_the_adapter_is_trained_on_a_backbone_with_more_than_weights(smoke):
@@ -52,7 +54,7 @@ def test_the_adapter_is_trained_on_a_backbone_with_more_than_weights(smoke):
     assert outcome["rounds"] == 2
     assert smoke.beside in describe(Path(outcome["backbone"])).targets
     assert outcome["perplexity_private"] != outcome["perplexity_before"]
-    assert outcome["perplexity_nonprivate"] < outcome["perplexity_before"]
+    assert (outcome["perplexity_nonprivate"] < outcome["perplexity_before"]) or not smoke.learns
     low, high = outcome[f"{smoke.right}_private_interval"]
     assert 0 <= low <= outcome[f"{smoke.right}_private"] <= high <= 1
 
