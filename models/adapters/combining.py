@@ -17,6 +17,7 @@ from torch import Tensor
 from ...kernels.segments import Segments
 from ..directories import new_directory
 from ..errors import CombinationRefused
+from ..structure.places import sense_in
 from ..structure.readers import TARGET
 from .card import CARD, HEAD_ALONE, attention_text, head_text, one_line
 from .factors import Pair
@@ -62,7 +63,7 @@ def combine(
     result = Combined(adapter, 0.0, dict.fromkeys(adapter.pairs, 0.0)) if rank is None else compress(adapter, rank)
     with new_directory(directory) as partial:
         save(result.adapter, partial)
-        is_joined = any(f".{TARGET}." in name for name in result.adapter.pairs)
+        is_joined = any(f".{TARGET}." in name or sense_in(name) is not None for name in result.adapter.pairs)
         text = card_text(
             result.adapter, _sum_text(result.adapter), "How good the sum is was not measured.", is_joined=is_joined
         )
@@ -226,7 +227,7 @@ def card_text(adapter: Released, made: str, measured: str, *, is_joined: bool) -
     Args:
         made: what it is and how it was made.
         measured: what is known of its quality.
-        is_joined: True if the backbone has structure tables.
+        is_joined: True if the backbone has structure tables, an eye or an ear.
     """
     facts = adapter.provenance
     rows = "\n".join(

@@ -27,7 +27,8 @@ class AdapterConfig:
 
     rank: int
     alpha: float  # the low-rank product is scaled by alpha / rank
-    # Last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router); of an eye `eye.` first.
+    # Last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router); `eye.` or `ear.` before
+    # them of a sense.
     targets: tuple[str, ...]
     seed: str  # public; expands to the same A factors on every machine
     freeze_a: bool = True
@@ -52,7 +53,7 @@ class AdapterConfig:
 
 
 def target_of(name: str) -> str:
-    """Returns the target that a module of this full name is a place of: its last name, of an eye's with `eye.`."""
+    """Returns the target that a module of this full name is a place of: its last name, behind a sense's own."""
     last = name.rpartition(".")[2]
     return last if (sense := sense_in(name)) is None else f"{sense}.{last}"
 

@@ -260,8 +260,8 @@ def load_text(
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
     inputs.load(directory, model, tokenizer)
+    _attend(model, directory, segments)  # before the sense, whose own attention stays as it is
     sense.load(directory, model)
-    _attend(model, directory, segments)
     return TextBackbone(family, model, tokenizer, read_moments(directory, model), digest)
 
 

@@ -1,7 +1,7 @@
 """An ear before a decoder: Whisper's encoder (arXiv:2212.04356) hears the sound that a row begins with.
 
 First a spectrum, by fixed numbers: of every 16 ms the logarithm of the power in bands of the mel scale, beside the mean
-power of the whole sound, so that how loud it was recorded does not count. Then the encoder, which hears the whole sound
+power of the whole sound, so that how loud it was recorded hardly counts. Then the encoder, which hears the whole sound
 at once, and of every piece of 64 ms its two last states side by side, projected to the decoder's width, plus a vector
 of the piece's place. What it shares with an eye is in `sense`.
 
@@ -9,6 +9,7 @@ Legend: `R` rows (records), `N` tokens of a sound, `B` bytes that one carries, `
 sound, `F` frames, `M` bands, `E` width of a piece.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -125,13 +126,13 @@ class Ear(Sense):
         # Less than 32 bits would lose the samples, and half of what a spectrum tells.
         exact = torch.float64 if self.where.dtype == torch.float64 else torch.float32
         rate, bands = self.layout.rate, self.settings.bands
-        waves, mel = (
-            torch.from_numpy(table).to(samples_RS.device, exact) for table in (waves_of(rate), mel_of(rate, bands))
-        )
+        device = samples_RS.device
+        waves, mel = (torch.from_numpy(table).to(device, exact) for table in (waves_of(rate), mel_of(rate, bands)))
         hop = rate * _HOP_MS // 1000
         sounds_RS = nn.functional.pad(samples_RS.to(exact) / _FULL, (hop // 2, hop // 2))
-        parts = (sounds_RS.unfold(1, 2 * hop, hop) @ waves).square()
-        power_RFM = (parts[..., : hop + 1] + parts[..., hop + 1 :]) @ mel
+        with torch.autocast(device.type, enabled=False):
+            parts = (sounds_RS.unfold(1, 2 * hop, hop) @ waves).square()
+            power_RFM = (parts[..., : hop + 1] + parts[..., hop + 1 :]) @ mel
         mean_R = power_RFM.mean((1, 2), keepdim=True)
         # A sound of silence alone has no mean to stand beside.
         relative = power_RFM / (mean_R + _FULL**-2)
@@ -143,6 +144,7 @@ class Ear(Sense):
         return last.reshape(len(last), self.layout.tokens, -1)
 
 
+@functools.cache
 def waves_of(rate: int) -> npt.NDArray[np.float64]:
     """[window, 2 * (window / 2 + 1)], cosines and sines of a frame's frequencies under a Hann window."""
     window = 2 * (rate * _HOP_MS // 1000)
@@ -153,6 +155,7 @@ def waves_of(rate: int) -> npt.NDArray[np.float64]:
     return found
 
 
+@functools.cache
 def mel_of(rate: int, bands: int) -> npt.NDArray[np.float64]:
     """[window / 2 + 1, M], how much of each frequency's power is in each band: triangles, even on the mel scale."""
     window = 2 * (rate * _HOP_MS // 1000)

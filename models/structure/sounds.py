@@ -20,6 +20,7 @@ PIECE_MS = 64  # of a sound, which one token carries
 RATES = (8000, 16_000)  # samples a second
 MOST_SECONDS = 60
 MOST_BYTES = 2**22  # of a file
+_MOST_CHUNKS = 1000
 WIDTH = 2  # bytes of a sample
 _HEADER, _NAME = 12, 8  # bytes before the first chunk, and of the name and size of each
 _PCM = 1
@@ -152,7 +153,9 @@ def _checked(file: bytes, layout: SoundLayout) -> bytes:
 
 def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
     place = _HEADER
-    while place < len(file):
+    for _ in range(_MOST_CHUNKS):
+        if place == len(file):
+            return
         name, start = file[place : place + 4], place + _NAME
         if start > len(file):
             raise InvalidSound("is cut off")
@@ -164,6 +167,7 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise InvalidSound("has a chunk without a name")
         yield name, file[start:end]
         place = end + length % 2
+    raise InvalidSound(f"has more than {_MOST_CHUNKS:,} chunks")
 
 
 def _require_format(form: bytes, rate: int) -> None:
