@@ -105,7 +105,7 @@ class _Scan:
         return np.concatenate(self.pieces[name]) if self.pieces[name] else np.zeros(0)
 
 
-_MOST_FILE_BYTES = 2**33  # of all files that a table names, as they are kept
+_MOST_FILE_BYTES = 2**33  # of all files that a table names, or of what records take by them if that is more
 _UNIT, _LABEL = "(unit)", "(label)"  # no column of a study can have such a name
 
 
@@ -349,9 +349,9 @@ def _take_files(scan: _Scan, wanted: _Wanted, read: cells.Cells, keep: Callable[
     files, wrong = files_below(scan.folder, read.values, read.misfit, keep)
     scan.pieces[wanted.name].append(files)
     scan.missing[wanted.name] += int(read.missing.sum())
-    scan.file_bytes += sum(map(len, files))
+    scan.file_bytes += sum(max(len(file), wanted.column.taken) for file in files)
     if scan.file_bytes > _MOST_FILE_BYTES:
-        most = f"at most {_MOST_FILE_BYTES >> 30} GiB of the files that it names"
+        most = f"at most {_MOST_FILE_BYTES >> 30} GiB of the files that it names, as records take them in memory"
         raise DataInvalid(str(scan.folder), (Problem(None, wanted.own, most, "more"),))
     if wrong:
         scan.misfits.add(wanted.name)

@@ -91,7 +91,10 @@ def _values(path: Path, wanted: list[Column], folder: str) -> dict[str, np.ndarr
             else:
                 values, wrong = files_below(path.parent / folder, read.values, read.misfit, column.opens)
                 problems.add_rows(
-                    np.array([*wrong]) + rows, column.name, f"a {column.kind} in {folder}", wrong.values()
+                    np.array([*wrong]) + rows,
+                    column.name,
+                    column.expected.replace("data.files", folder),
+                    wrong.values(),
                 )
             found[column.name].append(values)
         rows += len(next(iter(batch.values())))

@@ -55,6 +55,7 @@ class Column:
     is_task: bool = False  # one of several things that are learned, each where a record tells it
     # Of names of files: what is kept of a file's bytes, which is then the value, or None for none that fits.
     opens: "Callable[[bytes], bytes | None] | None" = None
+    taken: int = 0  # bytes that a record takes in memory by its file, however short that is
     sites: tuple[str, ...] | None = None  # whose tables have it; at others it is read as nothing; None: all
 
 

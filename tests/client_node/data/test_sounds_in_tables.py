@@ -3,6 +3,7 @@ import tomllib
 import numpy as np
 import pytest
 
+from confide.client_node.data import records as records_module
 from confide.client_node.data.records import check, read
 from confide.client_node.data.site_draft import PolicyWishes, site_toml, sketch
 from confide.client_node.errors import DataInvalid
@@ -109,6 +110,15 @@ def test_a_name_of_no_file_is_a_problem_of_its_line(site, calls):
         f"line 3, column call: {EXPECTED}, found no file that may be read",
         f"line 4, column call: {EXPECTED}, found no name of a file",
     ]
+
+
+def test_what_records_take_in_memory_counts_and_not_how_short_their_files_are(site, calls, monkeypatch):
+    taken = 16 * (1 + 128) * 8  # tokens, a word and what it carries in numbers, bytes of a number
+    monkeypatch.setattr(records_module, "_MOST_FILE_BYTES", 4 * taken)
+    assert checked(site).is_fit
+    monkeypatch.setattr(records_module, "_MOST_FILE_BYTES", 4 * taken - 1)
+    (said,) = refused(site)
+    assert "as records take them in memory" in said
 
 
 def test_without_a_folder_nothing_is_opened_and_it_is_said_how_to_name_one(site, calls):
