@@ -75,17 +75,22 @@ def by_passport(task: Task) -> dict[str, float]:
     for records in task.train.values():
         for country, language in zip(records.columns["passport"], records.columns["language"], strict=True):
             known.setdefault(country, Counter())[language] += 1
+    commonest = sum(known.values(), Counter()).most_common(1)[0][0]
     right, shows_none = [], []
     for records in task.held_out.values():
         for country, language in zip(records.columns["passport"], records.columns["language"], strict=True):
-            right.append(known[country].most_common(1)[0][0] == language)
+            own = known.get(country)
+            right.append((own.most_common(1)[0][0] if own else commonest) == language)
             shows_none.append(country == "none")
     return figures(right, shows_none)
 
 
 def of_strangers(model: StudyModel, folder: Path) -> dict[str, float]:
     """Shares of messages by other readers whose language is right, of all and of each language."""
-    files, languages = zip(*_messages(folder), strict=True)
+    messages = list(_messages(folder))
+    if not messages:
+        raise SystemExit(f"{folder} has no messages: unpack asterisk-core-sounds-es-wav, -fr-wav and -ru-wav there")
+    files, languages = zip(*messages, strict=True)
     columns = {
         "call": np.array(files, dtype=object),
         "passport": np.full(len(files), "none", dtype=object),

@@ -10,6 +10,8 @@ quarter of the things is held out in all languages: neither a hospital's trainin
 """
 
 import csv
+import importlib.util
+import os
 import random
 import shutil
 import subprocess
@@ -61,8 +63,10 @@ def prepare(directory: Path, *, sounds: int | None = None, public: int | None = 
 
     Raises:
         FileNotFoundError: the package of readings or a package of Python is not there, with what to do.
+        OSError: the synthesiser failed.
     """
     directory = Path(directory)
+    require_packages()
     things = list(things_of(stamps(directory)))
     report: dict[str, Any] = {}
     for site, parts in shared_out(things).items():
@@ -81,13 +85,25 @@ def prepare(directory: Path, *, sounds: int | None = None, public: int | None = 
         }  # fmt: skip
     # The synthesiser says the same in the same order, but only from its start: so it has a process of its own.
     alone = (sys.executable, __file__, OF_ITSELF, str(directory), str(PUBLIC if public is None else public))
-    subprocess.run(alone, check=True)
+    if subprocess.run(alone).returncode:
+        raise OSError("the synthesiser could not say the public sounds; what it said of that stands above")
     return report
 
 
 def prepare_few(directory: Path) -> dict[str, Any]:
     """Writes tables of few sounds, for a run that only shows that it runs; see `prepare`."""
     return prepare(directory, sounds=FEW, public=FEW_PUBLIC)
+
+
+def require_packages() -> None:
+    """Makes sure that what reads OGG and what speaks are installed, before anything is written.
+
+    Raises:
+        FileNotFoundError: one is not.
+    """
+    for name in ("soundfile", "espeakng_loader"):
+        if importlib.util.find_spec(name) is None:
+            raise FileNotFoundError(f"{name} is not installed: pip install 'confide[examples]'")
 
 
 def stamps(directory: Path) -> Path:
@@ -179,8 +195,13 @@ def _unpacked(folder: Path) -> bool:
             if subprocess.run(fetch, cwd=place, capture_output=True).returncode:
                 return False
         (fetched,) = Path(place).glob(f"{PACKAGE}_*.deb")
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(("dpkg-deb", "-x", str(fetched), str(folder)), check=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it first: who stops this half-way must not be left with half of the readings.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+            if subprocess.run(("dpkg-deb", "-x", str(fetched), beside), capture_output=True).returncode:
+                return False
+            folder.mkdir(exist_ok=True)
+            os.replace(Path(beside, "usr"), folder / "usr")
     return True
 
 

@@ -1,4 +1,4 @@
-"""The voices of `examples/voices`, of a folder of readings that are tones; the real package is fetched once."""
+"""The voices of `examples/voices`, of a folder of readings that are tones; the real package is not fetched here."""
 
 import collections
 import importlib.util
@@ -186,6 +186,42 @@ def test_without_the_package_it_says_what_to_install(example, monkeypatch, tmp_p
     monkeypatch.setattr(example, "STAMPS", example.Path("no/such/stamps"))
     with pytest.raises(FileNotFoundError, match="install tuxpaint-stamps-default"):
         example.prepare(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["soundfile", "espeakng_loader"])
+def test_without_a_package_of_python_it_says_so_before_it_writes(example, monkeypatch, tmp_path, missing):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    with pytest.raises(FileNotFoundError, match=missing):
+        example.prepare(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.process
+def test_a_synthesiser_that_fails_is_told(few, monkeypatch, tmp_path):
+    monkeypatch.setattr(few.sys, "executable", shutil.which("false"))
+    with pytest.raises(OSError, match="could not say the public sounds"):
+        few.prepare(tmp_path, sounds=1, public=1)
+
+
+def test_a_package_that_is_unpacked_half_is_no_package(example, monkeypatch, tmp_path):
+    says = iter([0, 1])
+
+    def run(command, **settings):
+        if command[0] == "apt-get":
+            example.Path(settings["cwd"], f"{example.PACKAGE}_1_all.deb").touch()
+        else:
+            reading = example.Path(command[-1], example.STAMPS, "cat_desc_bg.ogg")
+            reading.parent.mkdir(parents=True)
+            reading.touch()
+        return example.subprocess.CompletedProcess(command, next(says))
+
+    monkeypatch.setattr(example.subprocess, "run", run)
+    assert not example._unpacked(tmp_path / "stamps")
+    assert not list(tmp_path.rglob("*.ogg"))
+    says = iter([0, 0])
+    assert example._unpacked(tmp_path / "stamps")
+    assert (tmp_path / "stamps" / example.STAMPS / "cat_desc_bg.ogg").exists()
 
 
 def test_the_study_of_the_example_is_read():
