@@ -140,7 +140,7 @@ def test_the_command_answers_a_table(parts, tmp_path):
         (
             "form,note\n77.png,left\n",
             DataInvalid,
-            "line 2, column form: expected a picture in pictures, found no file",
+            "line 2, column form: expected the name of a PNG file below pictures, .*, found no file",
         ),
         ("form,note\n../0.png,left\n", DataInvalid, "line 2, column form"),
     ],

@@ -131,7 +131,8 @@ def test_an_adapter_in_the_ear_is_loaded_where_it_was(parts, tmp_path):
 def test_a_table_without_sounds_is_refused(parts, tmp_path):
     path, _ = requests(tmp_path)
     path.write_text("call,note\n77.wav,tone\n")
-    with pytest.raises(DataInvalid, match="line 2, column call: expected a sound in sounds, found no file") as refused:
+    expected = "line 2, column call: expected the name of a WAV file below sounds, PCM of 16 bits.*, found no file"
+    with pytest.raises(DataInvalid, match=expected) as refused:
         ask(parts[0], parts[1:2], path, rule="fixed", study=study())
     assert "77" not in str(refused.value)
 
