@@ -4,7 +4,7 @@ Rows of words are int64 [R, T], padded on the right with 0. Where tokens carry b
 word, then 8 C bytes as they lie in memory. So whatever takes rows apart, pads them, or gives a batch of them to another
 process does the same with both.
 
-Legend: `R` rows (records), `T` tokens, `C` numbers of 64 bits that a token carries.
+Legend: `R` rows (records), `T` tokens, `N` of them that carry bytes, `B` bytes and `C` numbers of 64 bits of each.
 """
 
 from typing import TypeVar
@@ -28,10 +28,13 @@ def bytes_of(ids_RTC: Tensor) -> Tensor:
     return ids_RTC[..., 1:].contiguous().view(torch.uint8)
 
 
-def carrying(words_RT: npt.NDArray[np.int64], carried_RTB: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """[R, T, 1 + C], rows of words that carry these bytes, a multiple of 8 for each."""
-    numbers_RTC = np.ascontiguousarray(carried_RTB).view(np.int64)
-    found: npt.NDArray[np.int64] = np.concatenate([words_RT[..., None], numbers_RTC], axis=2)
+def carrying(words_RT: npt.NDArray[np.int64], carried_RNB: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """[R, T, 1 + C], rows of words, the first N of which carry these bytes, a multiple of 8 each, and the others 0."""
+    numbers_RNC = np.ascontiguousarray(carried_RNB).view(np.int64)
+    # Filled in place: rows are the largest arrays of a site.
+    found = np.zeros((*words_RT.shape, 1 + numbers_RNC.shape[2]), dtype=np.int64)
+    found[..., 0] = words_RT
+    found[:, : numbers_RNC.shape[1], 1:] = numbers_RNC
     return found
 
 

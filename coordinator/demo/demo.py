@@ -183,8 +183,8 @@ def _build_backbone_of_public(draft: StudyDraft, directory: Path, console: Conso
 
     config = TextPretrainingConfig()
     if is_smoke:
-        config = replace(config, tokens=_SMOKE_TOKENS, eye=replace(config.eye, cells=_SMOKE_CELLS))
-        config = replace(config, ear=replace(config.ear, sounds=_SMOKE_SOUNDS))
+        eye, ear = replace(config.eye, cells=_SMOKE_CELLS), replace(config.ear, sounds=_SMOKE_SOUNDS)
+        config = replace(config, tokens=_SMOKE_TOKENS, eye=eye, ear=ear)
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task(f"Pretraining the backbone on public {draft.data.kind.name}", total=None)
         build_text_backbone(
@@ -619,7 +619,7 @@ max_rows_per_batch = {bench.rows}
 
 
 def _files_line(bench: Workbench, site: str) -> str:
-    folder = bench.tables[site].get("pictures") or bench.tables[site].get("sounds")
+    folder = bench.tables[site].get("files")
     return "" if folder is None else f"files = {json.dumps(folder)}\n"
 
 

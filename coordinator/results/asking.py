@@ -111,12 +111,14 @@ def ask(
         raise Conflict(
             "the backbone reads no pictures and no sounds: leave out --study"
             if study is not None
-            else f"the backbone reads {composition.adapted.senses}: say what a record is, --study study.toml"
+            else f"the backbone reads {composition.adapted.begins_with}: say what a record is, --study study.toml"
         )
     if study is not None:
         if rule == "arrow" or then is not None or template != "{text}":
-            many = composition.adapted.senses
-            raise Conflict(f"requests with {many} are read by their study: leave out --by arrow, --then and --template")
+            things = composition.adapted.begins_with
+            raise Conflict(
+                f"requests with {things} are read by their study: leave out --by arrow, --then and --template"
+            )
         written = texts_of_files(
             composition, study, requests, weights=weights, longest=longest, progress=progress
         )  # fmt: skip

@@ -48,11 +48,11 @@ def texts_of_files(
         InvalidPicture, InvalidSound: a file cannot be decoded.
     """
     kind, terms, backbone = draft.data.kind, draft.data.terms, composition.backbone
-    senses = composition.adapted.senses
-    if kind.files != senses or not isinstance(backbone, TextBackbone):
-        raise Conflict(f"the backbone reads {senses}, and records of the study are of kind {kind.name}")
+    things = composition.adapted.begins_with
+    if kind.files != things or not isinstance(backbone, TextBackbone):
+        raise Conflict(f"the backbone reads {things}, and records of the study are of kind {kind.name}")
     if len(composition.adapters) > 1:
-        raise Conflict(f"requests with {senses} are answered by one adapter: name one")
+        raise Conflict(f"requests with {things} are answered by one adapter: name one")
     try:
         require_layout(backbone.model, kind.layout(terms))
     except BackboneMismatch as err:

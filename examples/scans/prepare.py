@@ -51,7 +51,7 @@ def prepare(directory: Path, *, forms: int | None = None, public: int | None = N
         public: forms of the public table; None: `PUBLIC`.
 
     Returns:
-        {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, "pictures": folder, "pen": name}}.
+        {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, "files": folder, "pen": name}}.
 
     Raises:
         FileNotFoundError: the package of digits is not there and cannot be fetched, with what to do.
@@ -72,7 +72,7 @@ def prepare(directory: Path, *, forms: int | None = None, public: int | None = N
         report[site] = {
             **{part: str(folder / f"{part}.csv") for part in parts},
             "units": len(parts["train"][:forms]), "heldout_units": len(parts["heldout"][:forms]),
-            "pictures": str(folder / "pictures"), "pen": SITES[site],
+            "files": str(folder / "pictures"), "pen": SITES[site],
         }  # fmt: skip
     endless = public_digits(1)
     rows = []

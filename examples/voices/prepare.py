@@ -59,7 +59,7 @@ def prepare(directory: Path, *, sounds: int | None = None, public: int | None = 
         public: sounds of the public table; None: `PUBLIC`.
 
     Returns:
-        {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, "sounds": folder}}.
+        {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, "files": folder}}.
 
     Raises:
         FileNotFoundError: the package of readings or a package of Python is not there, with what to do.
@@ -81,7 +81,7 @@ def prepare(directory: Path, *, sounds: int | None = None, public: int | None = 
         report[site] = {
             **{part: str(folder / f"{part}.csv") for part in parts},
             "units": len(parts["train"][:sounds]), "heldout_units": len(parts["heldout"][:sounds]),
-            "sounds": str(folder / "sounds"),
+            "files": str(folder / "sounds"),
         }  # fmt: skip
     # The synthesiser says the same in the same order, but only from its start: so it has a process of its own.
     alone = (sys.executable, __file__, OF_ITSELF, str(directory), str(PUBLIC if public is None else public))

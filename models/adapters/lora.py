@@ -29,7 +29,7 @@ from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, completion_losses, pooled, pooled_and_last, written
 from ..heads.objectives import TextTask
-from ..structure.sense import WORDS, sense_of, tokens_seen
+from ..structure.sense import READS, sense_of, tokens_seen
 from ..tokens import made_up
 from . import resuming
 from .factors import AdapterConfig, Gates, LoRAFactors, Pair, Rows, layer_of, start, target_of
@@ -207,10 +207,10 @@ class AdaptedModel(nn.Module):
         return 0 if sense is None else sense.layout.tokens
 
     @property
-    def senses(self) -> str:
+    def begins_with(self) -> str:
         """Names what rows begin with, "pictures" or "sounds"; "" if with words."""
         sense = sense_of(self.model)
-        return "" if sense is None else WORDS[sense.name].many
+        return "" if sense is None else f"{READS[sense.name]}s"
 
     def made_up_rows(
         self, generator: torch.Generator, rows: int, length: int, *, words: int | None = None, least: int = 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import InvalidPretraining
 from ..structure.ear import Ear, EarConfig
 from ..structure.sounds import PublicSounds, decode
-from .sense_pretraining import Lesson, fit_encoder, numbered
+from .sense_pretraining import Schedule, fit_encoder, numbered
 
 _SHIFT_S = 0.1
 _KNOTS = 6  # of the line by which bands are made louder or softer
@@ -72,7 +72,7 @@ def pretrain_ear(
             heard = _changed(ear.spectra(torch.from_numpy(shifted)), rng)
             return ear.pieces(heard).mean(1)
 
-        fit_encoder(ear, classifier, labels, Lesson(config.sounds, config.batch, config.lr), read, rng, progress)
+        fit_encoder(ear, classifier, labels, Schedule(config.sounds, config.batch, config.lr), read, rng, progress)
     return ear
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import InvalidPretraining
 from ..structure.eye import Eye, EyeConfig, scaled
 from ..structure.pictures import PublicPictures, decode
-from .sense_pretraining import Lesson, fit_encoder, numbered
+from .sense_pretraining import Schedule, fit_encoder, numbered
 
 _SHIFT = 2  # pixels
 
@@ -70,5 +70,5 @@ def pretrain_eye(
             shifted = torch.from_numpy(np.roll(cells_CHW[chosen], shift, (1, 2)))
             return eye.squares(scaled(shifted, torch.float32)).flatten(1)
 
-        fit_encoder(eye, classifier, labels, Lesson(config.cells, config.batch, config.lr), read, rng, progress)
+        fit_encoder(eye, classifier, labels, Schedule(config.cells, config.batch, config.lr), read, rng, progress)
     return eye

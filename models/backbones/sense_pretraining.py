@@ -17,7 +17,7 @@ _MOST_WORDS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Schedule:
     """Length and speed of an encoder's training."""
 
     total: int  # things seen in all; they come again when there are no more
@@ -44,7 +44,7 @@ def fit_encoder(
     sense: Sense,
     classifier: nn.Linear,
     labels: npt.NDArray[np.int64],
-    lesson: Lesson,
+    schedule: Schedule,
     read: Callable[[npt.NDArray[np.int64]], Tensor],
     rng: np.random.Generator,
     progress: Callable[[int, int], None],
@@ -57,19 +57,19 @@ def fit_encoder(
         progress: called with (things seen, things in total) after every step.
     """
     parameters = [each for each in (*sense.encoder.parameters(), *classifier.parameters()) if each.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lesson.lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=0.05)
     seen = 0
     sense.train()
-    while seen < lesson.total:
+    while seen < schedule.total:
         for group in optimizer.param_groups:
-            warm = min(1.0, (seen / lesson.batch + 1) / _WARM_UP)
-            group["lr"] = lesson.lr * warm * max(0.01, 1 - seen / lesson.total)
-        chosen = rng.integers(0, len(labels), lesson.batch)
+            warm = min(1.0, (seen / schedule.batch + 1) / _WARM_UP)
+            group["lr"] = schedule.lr * warm * max(0.01, 1 - seen / schedule.total)
+        chosen = rng.integers(0, len(labels), schedule.batch)
         loss = F.cross_entropy(classifier(read(chosen)), torch.from_numpy(labels[chosen]))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        seen += lesson.batch
-        progress(min(seen, lesson.total), lesson.total)
+        seen += schedule.batch
+        progress(min(seen, schedule.total), schedule.total)
     sense.eval()

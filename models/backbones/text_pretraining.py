@@ -79,8 +79,8 @@ def pretrain_text(
         lessons: that teach an eye or an ear, if rows begin with pictures or sounds; then its own layers stay as they
             are, and how its states become tokens is learned with the decoder.
         directory: must not exist; appears in one rename at the end.
-        progress: called with (tokens read, tokens in total) after every step; of an eye or an
-            ear, with cells or sounds first.
+        progress: called with (tokens read, tokens in total) after every step; of an eye or an ear, with cells or sounds
+            first.
 
     Raises:
         InvalidPicture, InvalidSound: a file of `lessons` is none.

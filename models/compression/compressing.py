@@ -30,7 +30,7 @@ from ..errors import InvalidCompression
 from ..records import RecordSchema
 from ..structure import inputs
 from ..structure.readers import STRUCTURE
-from ..structure.sense import WORDS, sense_of
+from ..structure.sense import READS, sense_of
 from .cutting import Kept, Sizes, chosen, chosen_layers, cut, measured, planned, resized
 from .distilling import DistillingConfig, PooledStates, Words, learn, learnable, loss_of_words
 
@@ -214,8 +214,9 @@ def _of_text(
 ) -> Compressed:
     whole = loading.load_text(backbone)
     if (sense := sense_of(whole.model)) is not None:
-        many = WORDS[sense.name].many
-        raise InvalidCompression(f"the backbone reads {many}: one with an {sense.name} is not made smaller")
+        raise InvalidCompression(
+            f"the backbone reads {READS[sense.name]}s: one with an {sense.name} is not made smaller"
+        )
     learned, held_out = _parted(learnable(rows, whole.model, _LEAST_ROWS))
     judged = list(once(held_out, config.batch_tokens))
     order = TextPretrainingConfig(batch_tokens=config.batch_tokens)

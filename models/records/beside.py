@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from ..structure.sense import Layout
 
-_NUMBER = 8  # bytes
-
 
 class BesideTerms(SparseModel):
     """Terms of records of a file and a text: the column of files, and the template of the text."""
@@ -105,6 +103,8 @@ class BesideReader:
         Raises:
             InvalidPicture, InvalidSound: a file is none of the study's size.
         """
+        from ..tokens import carrying
+
         del labels
         cells = [
             self._tokenizer.of_records([cell.lead + str(text) for text in columns[cell.column]])
@@ -112,13 +112,9 @@ class BesideReader:
         ]
         words, is_completion = padded([self._template.row(own) for own in zip(*cells, strict=True)])
         parts = self._carried(columns[self._terms.file].tolist())
-        count = parts.shape[1]
-        # Filled in place: these are the largest arrays of a site.
-        ids = np.zeros((len(words), count + words.shape[1], 1 + parts.shape[2] // _NUMBER), dtype=np.int64)
-        ids[:, :count, 0], ids[:, count:, 0] = self._word, words
-        ids[:, :count, 1:] = np.ascontiguousarray(parts).view(np.int64)
-        nothing = np.zeros((len(words), count), dtype=np.bool_)
-        return ids, np.hstack([nothing, is_completion])
+        before = np.full(parts.shape[:2], self._word)
+        nothing = np.zeros(before.shape, dtype=np.bool_)
+        return carrying(np.hstack([before, words]), parts), np.hstack([nothing, is_completion])
 
     def written(self, model: Any, ids: np.ndarray, is_learned: np.ndarray, *, longest: int = 64) -> list[str]:
         """Lets a model write behind the files and prompts of records, word by word, until it ends each text.
@@ -203,7 +199,7 @@ class Beside(Completions):
 
         most = f"text of at most {cells.MAX_TEXT:,} characters"
         expected = f"the name of a {self.form} file below data.files, {self.expected(terms)}"
-        taken = terms.layout.tokens * (1 + terms.layout.carried) * _NUMBER
+        taken = terms.layout.tokens * (1 + terms.layout.carried) * np.dtype(np.int64).itemsize
         file = Column(terms.file, self.one, expected, cells.file_names, opens=self.opens(terms), taken=taken)
         shown, told = (partial(cells.free_text, may_be_missing=is_shown) for is_shown in (True, False))
         return (

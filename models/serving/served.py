@@ -85,9 +85,9 @@ class Served:
             raise BackboneMismatch(
                 "the backbone reads records, which are not served: answer a table with coordinator adapter ask"
             )
-        if senses := self.composition.adapted.senses:
+        if things := self.composition.adapted.begins_with:
             raise BackboneMismatch(
-                f"the backbone reads {senses}, which are not served: answer a table with coordinator adapter ask "
+                f"the backbone reads {things}, which are not served: answer a table with coordinator adapter ask "
                 "--study"
             )
         self._backbone = self.composition.backbone

@@ -14,7 +14,7 @@ width.
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -50,15 +50,7 @@ class Layout(Protocol):
         """Numbers of 64 bits that a token carries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
-    """Words for what a sense reads, in errors."""
-
-    one: str  # "picture"
-    many: str
-
-
-WORDS = {EYE: Words("picture", "pictures"), EAR: Words("sound", "sounds")}
+READS = {EYE: "picture", EAR: "sound"}  # what it reads, by a sense's name
 
 
 class Sense(nn.Module):
@@ -109,13 +101,12 @@ def require_layout(model: Any, layout: Layout | None) -> None:
         return
     if layout is None:
         assert sense is not None
-        raise BackboneMismatch(f"has an {sense.name}, and the study's records have no {WORDS[sense.name].many}")
-    words = WORDS[layout.sense]
+        raise BackboneMismatch(f"has an {sense.name}, and the study's records have no {READS[sense.name]}s")
+    one = READS[layout.sense]
     if sense is None or sense.name != layout.sense:
-        raise BackboneMismatch(f"has no {layout.sense}, and the study's records begin with a {words.one}")
+        raise BackboneMismatch(f"has no {layout.sense}, and the study's records begin with a {one}")
     raise BackboneMismatch(
-        f"has an {sense.name} for {words.many} of {sense.layout.said}, and the study's are of {layout.said}: see "
-        f"data.{words.one}"
+        f"has an {sense.name} for {one}s of {sense.layout.said}, and the study's are of {layout.said}: see data.{one}"
     )
 
 

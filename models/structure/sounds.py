@@ -21,7 +21,7 @@ RATES = (8000, 16_000)  # samples a second
 MOST_SECONDS = 60
 MOST_BYTES = 2**22  # of a file
 _MOST_CHUNKS = 1000
-WIDTH = 2  # bytes of a sample
+_SAMPLE = 2  # bytes of a sample
 _HEADER, _NAME = 12, 8  # bytes before the first chunk, and of the name and size of each
 _PCM = 1
 _FORMAT = struct.Struct("<HHIIHH")  # kind, channels, rate, bytes a second, bytes of a sample of all channels, bits
@@ -66,7 +66,7 @@ class SoundLayout:
     @property
     def carried(self) -> int:
         """Numbers of 64 bits that a token carries."""
-        return self.piece * WIDTH // 8
+        return self.piece * _SAMPLE // 8
 
     @property
     def longest(self) -> int:
@@ -76,7 +76,7 @@ class SoundLayout:
     def pieces(self, sounds_RS: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
         """[R, N, B], what tokens carry of sounds."""
         whole = np.ascontiguousarray(sounds_RS)
-        return whole.view(np.uint8).reshape(len(whole), self.tokens, self.piece * WIDTH)
+        return whole.view(np.uint8).reshape(len(whole), self.tokens, self.piece * _SAMPLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def plain(file: bytes, layout: SoundLayout) -> bytes | None:
 
 def written(samples: bytes, rate: int) -> bytes:
     """Writes a WAV of these samples, 16 bits each with the lowest byte first, and nothing else."""
-    form = _FORMAT.pack(_PCM, 1, rate, rate * WIDTH, WIDTH, 8 * WIDTH)
+    form = _FORMAT.pack(_PCM, 1, rate, rate * _SAMPLE, _SAMPLE, 8 * _SAMPLE)
     chunks = b"".join(
         name + struct.pack("<I", len(data)) + data for name, data in ((b"fmt ", form), (b"data", samples))
     )
@@ -144,9 +144,9 @@ def _checked(file: bytes, layout: SoundLayout) -> bytes:
             samples = data
     if samples is None:
         raise InvalidSound("has no samples")
-    if len(samples) % WIDTH:
+    if len(samples) % _SAMPLE:
         raise InvalidSound("has half a sample")
-    if not 1 <= len(samples) // WIDTH <= layout.longest:
+    if not 1 <= len(samples) // _SAMPLE <= layout.longest:
         raise InvalidSound(f"is not 1 sample to {layout.seconds} seconds long")
     return samples
 
@@ -174,9 +174,9 @@ def _require_format(form: bytes, rate: int) -> None:
     if len(form) != _FORMAT.size:
         raise InvalidSound("has a format that is not read")
     kind, channels, own_rate, per_second, per_sample, bits = _FORMAT.unpack(form)
-    if (kind, bits, per_sample) != (_PCM, 8 * WIDTH, WIDTH * channels) or channels != 1:
+    if (kind, bits, per_sample) != (_PCM, 8 * _SAMPLE, _SAMPLE * channels) or channels != 1:
         raise InvalidSound("is not PCM of 16 bits with one channel")
     if own_rate != rate:
         raise InvalidSound(f"has not {rate} samples a second")
-    if per_second != rate * WIDTH:
+    if per_second != rate * _SAMPLE:
         raise InvalidSound("has a format that contradicts itself")

@@ -83,7 +83,7 @@ def tables(directory, report):
     """(folder of pictures, rows) of all tables."""
     for site in report.values():
         for part in ("train", "heldout"):
-            yield directory / site["pictures"], rows(site[part])
+            yield directory / site["files"], rows(site[part])
     yield directory / "pictures", rows(directory / "public.csv")
 
 

@@ -72,7 +72,7 @@ def tables(directory, report):
     """(folder of sounds, rows) of all tables."""
     for site in report.values():
         for part in ("train", "heldout"):
-            yield directory / site["sounds"], rows(site[part])
+            yield directory / site["files"], rows(site[part])
     yield directory / "sounds", rows(directory / "public.csv")
 
 

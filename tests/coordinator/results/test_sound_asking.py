@@ -125,7 +125,7 @@ def test_an_adapter_in_the_ear_is_loaded_where_it_was(parts, tmp_path):
     wild = compose(parts[0], parts[2:]).adapted
     assert {name.split(".")[-1] for name in wild.adapters if ".ear." in name} == {"fc1", "out_proj", "to_words"}
     assert sum(name.endswith(".o_proj") for name in wild.adapters) == 2  # the decoder's
-    assert (wild.senses, wild.carrying_tokens, wild.carried) == ("sounds", 16, 128)
+    assert (wild.begins_with, wild.carrying_tokens, wild.carried) == ("sounds", 16, 128)
 
 
 def test_a_table_without_sounds_is_refused(parts, tmp_path):
