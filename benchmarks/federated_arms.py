@@ -182,6 +182,35 @@ def run_arms(
     return known.of({})
 
 
+def run_at_epsilons(
+    bench: Bench, epsilons: Sequence[float], together: str, seeds: Sequence[int], judge: Callable[[StudyModel], dict]
+) -> list[dict]:
+    """Trains and judges all organisations together at other epsilons; returns all rows, as `run_arms` does."""
+    dim = load_study_model(bench.draft, bench.backbone).adapted.layout.dim
+    for epsilon in epsilons:
+        other = replace(bench, draft=of_epsilon(bench.draft, epsilon, dim))
+        run_arms(other, chosen=[Arm(None, True, f"{together}, ε {epsilon:g}")], seeds=seeds, judge=judge)
+    return Rows(bench.results).of({})
+
+
+def table_of(rows: Sequence[dict], figures: Mapping[str, str]) -> str:
+    """A row for each arm: means over seeds, of the first figure with half of Student's 95 % interval.
+
+    Args:
+        figures: the head of the column of each figure.
+    """
+    heads = ["", "ε", "numbers", *figures.values(), "runs"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == name]
+        means = [f"{np.mean([row[figure] for row in own]):.3f}" for figure in figures]
+        if len(own) > 1:
+            means[0] += f" ± {spread([row[next(iter(figures))] for row in own]):.3f}"
+        epsilon = "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2f}"
+        lines.append(f"| {name} | {epsilon} | {own[0]['numbers'] or ''} | {' | '.join(means)} | {len(own)} |")
+    return "\n".join(lines)
+
+
 def keep_without_training(bench: Bench, arm: str, judge: Callable[[], dict]) -> None:
     """Judges what needs no training, unless the results have it."""
     known = Rows(bench.results)

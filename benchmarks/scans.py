@@ -10,22 +10,12 @@ epsilon with its own whole noise, each alone without privacy, and without traini
 written. A finished run is read from the results. Figures: docs/pictures.md.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from federated_arms import (
-    Arm,
-    arms_asked,
-    keep_without_training,
-    of_epsilon,
-    parser_of,
-    prepared,
-    run_arms,
-    spread,
-)
+from federated_arms import arms_asked, keep_without_training, parser_of, prepared, run_arms, run_at_epsilons, table_of
 
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.coordinator.comparison.task import Task
@@ -35,7 +25,7 @@ STAGES = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "reduction")
 TARGETS = {  # other modules than the study's
     "stages": (*(f"eye.{leaf}" for leaf in STAGES), "eye.to_words"),
 }
-FIGURES = ("forms", "boxes", "answers")
+FIGURES = {"forms": "forms right", "boxes": "boxes read right", "answers": "answers right"}
 
 
 def judge(model: StudyModel, task: Task) -> dict[str, float]:
@@ -70,22 +60,6 @@ def typed_taken(task: Task) -> dict[str, float]:
     return dict(zip(FIGURES, np.mean(np.array(right, dtype=float), axis=0).tolist(), strict=True))
 
 
-def table(rows: Sequence[dict]) -> str:
-    """A row for each arm: means over seeds, and half of Student's 95 % interval of the first figure."""
-    lines = [
-        "| | ε | numbers | forms right | boxes read right | answers right | runs |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(row["arm"] for row in rows):
-        own = [row for row in rows if row["arm"] == name]
-        means = {figure: np.mean([row[figure] for row in own]) for figure in FIGURES}
-        said = f"{means['forms']:.3f}" + (f" ± {spread([row['forms'] for row in own]):.3f}" if len(own) > 1 else "")
-        epsilon = "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2f}"
-        rest = f"{means['boxes']:.3f} | {means['answers']:.3f} | {len(own)}"
-        lines.append(f"| {name} | {epsilon} | {own[0]['numbers'] or ''} | {said} | {rest} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Prints the table; rows go to the results as they come."""
     parser = parser_of(__doc__, "bench-scans", TARGETS)
@@ -99,12 +73,9 @@ def main() -> None:
     keep_without_training(bench, "the backbone", lambda: judge(untouched, task))
     keep_without_training(bench, "typed taken for written", lambda: typed_taken(task))
     chosen, seeds = arms_asked(options, sites, together, TARGETS)
-    rows = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task))
-    for epsilon in options.epsilon:
-        other = of_epsilon(bench.draft, epsilon, untouched.adapted.layout.dim)
-        arm = Arm(None, True, f"{together}, ε {epsilon:g}")
-        rows = run_arms(replace(bench, draft=other), chosen=[arm], seeds=seeds, judge=lambda model: judge(model, task))
-    print(table(rows))
+    judge_one = partial(judge, task=task)
+    run_arms(bench, chosen=chosen, seeds=seeds, judge=judge_one)
+    print(table_of(run_at_epsilons(bench, options.epsilon, together, seeds, judge_one), FIGURES))
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ from federated_arms import (
     Bench,
     arms_asked,
     keep_without_training,
-    of_epsilon,
     parser_of,
     prepared,
     run_arms,
-    spread,
+    run_at_epsilons,
+    table_of,
 )
 
 from confide.client_node.training.study_model import StudyModel, load_study_model
@@ -46,7 +46,7 @@ from readings import LANGUAGES, RATE, as_wav, read
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "voices"
 INSIDE = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "to_words")
 TARGETS = {"ear": tuple(f"ear.{leaf}" for leaf in INSIDE)}  # other modules than the study's
-FIGURES = ("languages", "without passport")
+FIGURES = {"languages": "languages right", "without passport": "without a passport"}
 
 
 def judge(model: StudyModel, task: Task) -> dict[str, float]:
@@ -114,19 +114,6 @@ def _messages(folder: Path) -> Iterator[tuple[bytes, str]]:
             yield as_wav(wave), LANGUAGES[code]
 
 
-def table(rows: Sequence[dict]) -> str:
-    """A row for each arm: means over seeds, and half of Student's 95 % interval of the first figure."""
-    lines = ["| | ε | numbers | languages right | without a passport | runs |", "|---|---|---|---|---|---|"]
-    for name in dict.fromkeys(row["arm"] for row in rows):
-        own = [row for row in rows if row["arm"] == name]
-        said = f"{np.mean([row['languages'] for row in own]):.3f}"
-        said += f" ± {spread([row['languages'] for row in own]):.3f}" if len(own) > 1 else ""
-        epsilon = "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2f}"
-        rest = f"{np.mean([row['without passport'] for row in own]):.3f} | {len(own)}"
-        lines.append(f"| {name} | {epsilon} | {own[0]['numbers'] or ''} | {said} | {rest} |")
-    return "\n".join(lines)
-
-
 def print_strangers(bench: Bench, options: argparse.Namespace) -> None:
     """Prints what the backbone and all hospitals' adapters, with and without privacy, make of other readers."""
     untouched = load_study_model(bench.draft, bench.backbone)
@@ -154,12 +141,9 @@ def main() -> None:
     keep_without_training(bench, "the backbone", lambda: judge(untouched, task))
     keep_without_training(bench, "the passport alone", lambda: by_passport(task))
     chosen, seeds = arms_asked(options, sites, together, TARGETS)
-    rows = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task))
-    for epsilon in options.epsilon:
-        other = of_epsilon(bench.draft, epsilon, untouched.adapted.layout.dim)
-        arm = Arm(None, True, f"{together}, ε {epsilon:g}")
-        rows = run_arms(replace(bench, draft=other), chosen=[arm], seeds=seeds, judge=lambda model: judge(model, task))
-    print(table(rows))
+    judge_one = partial(judge, task=task)
+    run_arms(bench, chosen=chosen, seeds=seeds, judge=judge_one)
+    print(table_of(run_at_epsilons(bench, options.epsilon, together, seeds, judge_one), FIGURES))
 
 
 if __name__ == "__main__":
