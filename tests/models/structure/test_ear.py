@@ -15,7 +15,6 @@ from confide.models.backbones import checkpoints, loading
 from confide.models.backbones.families import named
 from confide.models.backbones.family import BackboneConfig
 from confide.models.errors import BackboneMismatch, InvalidBackbone
-from confide.models.heads import completion_losses
 from confide.models.records.vocabularies import word_tokenizer
 from confide.models.structure import sense
 from confide.models.structure.ear import Ear, EarConfig, mel_of, waves_of
@@ -30,7 +29,7 @@ from confide.privacy.mechanism.clipping import PerUnitClipper
 from confide.privacy.mechanism.independence import kept_gap, refuse_dependence
 
 from ..adapters.test_peft_export import CARD
-from ..tiny import put_exact_norms
+from .by_loop import UNITS, assert_clipped_as_in_a_loop, away_from_start, unit_losses
 
 HIDDEN, WORDS, TEXT = 32, 20, 5
 ONE = EarConfig(rate=8000, seconds=1, width=16, depth=1, heads=2, bands=20)
@@ -356,32 +355,7 @@ def test_a_file_that_is_no_ear_is_refused(saved, tmp_path):
 
 
 def adapted_listener(targets=CHOSEN, *, dtype=torch.float64, freeze_a=True, layers=None):
-    """Away from its start, where half of the gradients would vanish."""
-    model = listener()
-    if dtype == torch.float64:
-        put_exact_norms(model)
-        model.config._experts_implementation = "eager"
-    config = AdapterConfig(rank=2, alpha=2.0, targets=targets, seed="x", freeze_a=freeze_a, layers=layers)
-    adapted = attach(model.to(dtype), config)
-    with torch.no_grad():
-        for parameter in adapted.trained.values():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    return adapted
-
-
-def learned_of(ids):
-    is_learned = torch.zeros(ids.shape[:2], dtype=torch.bool)
-    is_learned[:, SEEN + 2 :] = True
-    return is_learned
-
-
-UNITS = np.array([4, 7, 7, 9])
-
-
-def unit_losses(adapted, ids, rows):
-    losses = completion_losses(adapted.model, ids[rows], learned_of(ids[rows]))
-    own = torch.from_numpy(UNITS[rows])
-    return [losses[own == unit].mean() for unit in own.unique()]
+    return away_from_start(listener(), targets, dtype=dtype, freeze_a=freeze_a, layers=layers)
 
 
 @pytest.mark.slow
@@ -391,22 +365,7 @@ def test_clipping_by_unit_through_an_ear_is_that_of_a_loop(freeze_a, targets):
     """Four rows of three units; every unit's gradient by itself, clipped, and summed."""
     adapted, ids = adapted_listener(targets, freeze_a=freeze_a), rows_of(4)
     assert {name.split(".")[-2] for name in adapted.trained} == {target.split(".")[-1] for target in targets}
-    by_unit, norms = [], []
-    for unit in np.unique(UNITS):
-        (loss,) = unit_losses(adapted, ids, np.flatnonzero(unit == UNITS))
-        grads = torch.autograd.grad(loss, list(adapted.trained.values()))
-        by_unit.append(dict(zip(adapted.trained, grads, strict=True)))
-        norms.append(sum(float(grad.square().sum()) for grad in grads) ** 0.5)
-    clip_norm = sorted(norms)[1]  # bites for one or two of them
-    clipper = PerUnitClipper(adapted)
-    with clipper.microbatch(UNITS, ids.shape[1]), adapted.rows.told(ids):
-        sum(unit_losses(adapted, ids, np.arange(4))).backward()
-    got, report = clipper.clipped_sum(clip_norm)
-    np.testing.assert_allclose(report.norms.numpy(), norms, rtol=1e-6)  # the stock router rounds to float32 inside
-    for name in adapted.trained:
-        want = sum(grads[name] * min(1.0, clip_norm / norm) for grads, norm in zip(by_unit, norms, strict=True))
-        assert float(want.abs().max()) > 0, name
-        assert float((got[name] - want).abs().max()) < 1e-6 * float(want.abs().max()), name
+    assert_clipped_as_in_a_loop(adapted, ids, SEEN)
 
 
 def test_every_adapter_of_an_ear_is_told_its_own_number_of_tokens():
@@ -424,7 +383,7 @@ def test_an_adapter_of_an_ear_that_is_not_told_is_refused(leaf):
     adapted.adapters[name].tokens_per_row = None
     clipper = PerUnitClipper(adapted)
     with pytest.raises(TokensMiscounted), clipper.microbatch(UNITS, ids.shape[1]), adapted.rows.told(ids):
-        sum(unit_losses(adapted, ids, np.arange(4))).backward()
+        sum(unit_losses(adapted, ids, np.arange(4), SEEN)).backward()
 
 
 @pytest.mark.slow
