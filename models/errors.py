@@ -62,6 +62,14 @@ class InvalidSound(ModelError, ValueError):
     """A file that is no sound of the kind that is read; the message shows nothing of it."""
 
 
+class InvalidChart(ModelError, ValueError):
+    """A chart that cannot be drawn, or a reader of charts that cannot be built, trained or loaded."""
+
+
+class ChartRefused(ModelError, ValueError):
+    """A chart that a reader will not read; the message says which check it failed, and no figure of it."""
+
+
 class InvalidPretraining(ModelError, ValueError):
     """A pretraining setting out of range."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, data, doctor, service, setup, site, study
+from . import budget, chart, data, doctor, service, setup, site, study
 from .application import REFUSED, JsonOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
@@ -22,6 +22,7 @@ app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
+app.add_typer(chart.app, name="chart")
 app.command(
     "init",
     epilog=epilog("client-node init patients.csv", "client-node init patients.csv --study study.toml"),

@@ -28,7 +28,7 @@ _CHANNELS = {0: 1, 2: 3}  # by the colour type of the header: grey, RGB
 _SPARE = 4096  # bytes of packed pixels that no picture is too small for
 _LAST_FILTER = 4  # of a line, which each begins with
 _MODES = {0: "L", 2: "RGB"}
-_GREY = np.array([299, 587, 114])  # thousandths of red, green and blue, as in ITU-R BT.601
+_GREY = np.array([299, 587, 114])  # thousandths of red, green and blue
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +140,13 @@ def _decoded(file: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         raise InvalidPicture(f"cannot be decoded ({type(err).__name__})") from None
     if not has_mode or found.shape[:2] != size or found.dtype != np.uint8:
         raise InvalidPicture("is decoded to something else than its header says")
-    if found.ndim == 2:
-        return found
-    grey: npt.NDArray[np.uint8] = ((found @ _GREY + 500) // 1000).astype(np.uint8)
-    return grey
+    return found if found.ndim == 2 else grey(found)
+
+
+def grey(colours_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Makes red, green and blue [..., 3] grey, as in ITU-R BT.601."""
+    found: npt.NDArray[np.uint8] = ((colours_HWC @ _GREY + 500) // 1000).astype(np.uint8)
+    return found
 
 
 def _header(file: bytes, size: tuple[int, int]) -> int:
