@@ -38,6 +38,7 @@ from ..studies.catalogue import load_study
 from .processes import DemoFederation
 
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+_ALONE = "demonstrate.py"  # of an example without a study
 _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
 _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
@@ -76,6 +77,8 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: boo
     started = time.monotonic()
     console = Console(stderr=True)
     console.rule(f"[bold]confide demo: {example}")
+    if (script := _EXAMPLES / example / _ALONE).exists():
+        return _demonstrate(script, directory, console, rounds=rounds, is_smoke=is_smoke, as_json=as_json)
     draft = _draft(example, _SMOKE_ROUNDS if is_smoke and rounds is None else rounds)
     draft = _shortened(draft) if is_smoke else draft
     bench = _workbench(example, draft, directory, console, is_smoke=is_smoke)
@@ -100,6 +103,29 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: boo
         print(json.dumps(outcome, indent=2))
     else:
         _show(outcome, console)
+    return 0
+
+
+def _demonstrate(
+    script: Path, directory: Path, console: Console, *, rounds: int | None, is_smoke: bool, as_json: bool
+) -> int:
+    """Runs an example in which nothing is trained together, and shows what it found."""
+    if rounds is not None:
+        raise DemoFailed(f"{script.parent.name} trains nothing, so it has no rounds; leave out --rounds")
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("working", total=None)
+        outcome = _load(script).demonstrate(
+            directory,
+            is_smoke=is_smoke,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(outcome, indent=2))
+    else:
+        table = Table(title="What came out", title_justify="left", show_header=False, box=None)
+        for name, value in outcome.items():
+            table.add_row(name.replace("_", " "), str(value))
+        console.print(table, soft_wrap=True)
     return 0
 
 
@@ -637,7 +663,7 @@ def _records(bench: Workbench, study: Study, site: str, part: str) -> SitePolicy
 def _example_file(example: str, name: str) -> Path:
     path = _EXAMPLES / example / name
     if not path.exists():
-        known = sorted(folder.name for folder in _EXAMPLES.glob("*") if (folder / "prepare.py").exists())
+        known = sorted({path.parent.name for own in ("study.toml", _ALONE) for path in _EXAMPLES.glob(f"*/{own}")})
         raise DemoFailed(
             f"there is no example {example!r} ({', '.join(known) or 'the demo needs a checkout of the sources'})"
         )
