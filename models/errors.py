@@ -54,11 +54,15 @@ class InvalidPrompt(ModelError, ValueError):
     """A prompt template that is malformed, or leaves no room for a record."""
 
 
-class InvalidPicture(ModelError, ValueError):
+class InvalidFile(ModelError, ValueError):
+    """A file that is none of the kind that is read; the message says which rule it breaks, and nothing of the file."""
+
+
+class InvalidPicture(InvalidFile):
     """A file that is no picture of the kind that is read; the message shows nothing of it."""
 
 
-class InvalidSound(ModelError, ValueError):
+class InvalidSound(InvalidFile):
     """A file that is no sound of the kind that is read; the message shows nothing of it."""
 
 

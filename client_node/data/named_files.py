@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ...models.errors import InvalidFile
 from ...models.structure.pictures import MOST_BYTES
 
 
 def files_below(
-    folder: Path, names: np.ndarray, misfit: np.ndarray, keep: Callable[[bytes], bytes | None]
+    folder: Path, names: np.ndarray, misfit: np.ndarray, keep: Callable[[bytes], bytes]
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Reads the files of names [rows]; returns what is kept of each, objects [rows], and by row what is wrong.
 
@@ -24,17 +25,26 @@ def files_below(
 
     Args:
         misfit: bool [rows], cells that are no names.
-        keep: says what of a file's bytes is kept, or None if it is none that fits.
+        keep: says what of a file's bytes is kept, or raises InvalidFile if it is none that fits.
     """
     known: dict[str, bytes | str] = {}
     for name, is_bad in zip(names, misfit, strict=True):
         if not is_bad and name not in known:
-            file = read_below(folder, name)
-            known[name] = "no file that may be read" if file is None else keep(file) or "a file of another kind"
+            known[name] = _kept(folder, name, keep)
     found = ["no name of a file" if bad else known[name] for name, bad in zip(names, misfit, strict=True)]
     kept = [each if isinstance(each, bytes) else b"" for each in found]
     wrong = {row: each for row, each in enumerate(found) if isinstance(each, str)}
     return np.fromiter(kept, dtype=object, count=len(kept)), wrong
+
+
+def _kept(folder: Path, name: str, keep: Callable[[bytes], bytes]) -> bytes | str:
+    file = read_below(folder, name)
+    if file is None:
+        return "no file that may be read"
+    try:
+        return keep(file)
+    except InvalidFile as err:
+        return f"a file that {err}"
 
 
 def read_below(folder: Path, name: str) -> bytes | None:

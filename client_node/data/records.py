@@ -344,7 +344,7 @@ def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
         scan.problems.add_rows(rows + scan.rows, wanted.own, wanted.column.expected, cells.kinds(text, rows))
 
 
-def _take_files(scan: _Scan, wanted: _Wanted, read: cells.Cells, keep: Callable[[bytes], bytes | None]) -> None:
+def _take_files(scan: _Scan, wanted: _Wanted, read: cells.Cells, keep: Callable[[bytes], bytes]) -> None:
     assert scan.folder is not None, "columns of files are read below a folder"
     files, wrong = files_below(scan.folder, read.values, read.misfit, keep)
     scan.pieces[wanted.name].append(files)

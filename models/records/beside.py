@@ -158,7 +158,7 @@ class Beside(Completions):
     told_by: str  # what `shows` says: "what each cell shows"
 
     @abstractmethod
-    def opens(self, terms: Any) -> Callable[[bytes], bytes | None]:
+    def opens(self, terms: Any) -> Callable[[bytes], bytes]:
         """Returns what says which bytes of a file are kept, or None for none that fits."""
 
     @abstractmethod

@@ -53,8 +53,8 @@ class Column:
     read: "Callable[[pa.Array], Cells]"  # trimmed text to values; counts what does not fit, never raises
     is_label: bool = False  # of 0 and 1, what a classifier learns
     is_task: bool = False  # one of several things that are learned, each where a record tells it
-    # Of names of files: what is kept of a file's bytes, which is then the value, or None for none that fits.
-    opens: "Callable[[bytes], bytes | None] | None" = None
+    # Of names of files: what is kept of a file's bytes, which is then the value; raises InvalidFile for none that fits.
+    opens: "Callable[[bytes], bytes] | None" = None
     taken: int = 0  # bytes that a record takes in memory by its file, however short that is
     sites: tuple[str, ...] | None = None  # whose tables have it; at others it is read as nothing; None: all
 

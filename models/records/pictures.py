@@ -61,7 +61,7 @@ class Pictures(Beside):
     form, one = "PNG", "picture"
     told_by = "in a word what each cell shows"
 
-    def opens(self, terms: PictureTerms) -> Callable[[bytes], bytes | None]:
+    def opens(self, terms: PictureTerms) -> Callable[[bytes], bytes]:
         """Returns what keeps header, pixels and end of a file."""
         return partial(plain, size=terms.size)
 

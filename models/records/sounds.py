@@ -55,7 +55,7 @@ class Sounds(Beside):
     form, one = "WAV", "sound"
     told_by = "what each sound says"
 
-    def opens(self, terms: SoundTerms) -> Callable[[bytes], bytes | None]:
+    def opens(self, terms: SoundTerms) -> Callable[[bytes], bytes]:
         """Returns what keeps format and samples of a file."""
         return partial(plain, layout=terms.layout)
 

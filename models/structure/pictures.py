@@ -116,15 +116,15 @@ def decode(files: Sequence[bytes], size: tuple[int, int]) -> npt.NDArray[np.uint
     return pictures_RHW
 
 
-def plain(file: bytes, size: tuple[int, int]) -> bytes | None:
-    """Returns header, pixels and end of a PNG of this size, and nothing else of it; None if it cannot be decoded.
+def plain(file: bytes, size: tuple[int, int]) -> bytes:
+    """Returns header, pixels and end of a PNG of this size, and nothing else of it.
 
     The pixels are unpacked to be counted, and not decoded.
+
+    Raises:
+        InvalidPicture: it cannot be decoded; the message says which rule it breaks, and nothing of it.
     """
-    try:
-        return _plain(file, _checked(file, size)[1])
-    except InvalidPicture:
-        return None
+    return _plain(file, _checked(file, size)[1])
 
 
 def _decoded(file: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -104,12 +104,13 @@ def decode(files: Sequence[bytes], layout: SoundLayout) -> npt.NDArray[np.int16]
     return sounds_RS
 
 
-def plain(file: bytes, layout: SoundLayout) -> bytes | None:
-    """Returns header and samples of a WAV of this layout, and nothing else of it; None if it is none."""
-    try:
-        return written(_checked(file, layout), layout.rate)
-    except InvalidSound:
-        return None
+def plain(file: bytes, layout: SoundLayout) -> bytes:
+    """Returns header and samples of a WAV of this layout, and nothing else of it.
+
+    Raises:
+        InvalidSound: it is none; the message says which rule it breaks, and nothing of it.
+    """
+    return written(_checked(file, layout), layout.rate)
 
 
 def written(samples: bytes, rate: int) -> bytes:

@@ -196,20 +196,20 @@ def jpeg():
 
 
 BAD_FILES = {
-    "empty": b"",
-    "text": SECRET.encode() * 10,
-    "JPEG": jpeg(),
-    "turned": png(0, (64, 32)),
-    "larger": png(0, (32, 96)),
-    "cut": png(0)[:20],
-    "too many bytes": png(0) + bytes(2**24),
+    "empty": (b"", "a file that is no PNG file"),
+    "text": (SECRET.encode() * 10, "a file that is no PNG file"),
+    "JPEG": (jpeg(), "a file that is no PNG file"),
+    "turned": (png(0, (64, 32)), "a file that is not 32 pixels high and 64 wide"),
+    "larger": (png(0, (32, 96)), "a file that is not 32 pixels high and 64 wide"),
+    "cut": (png(0)[:-5], "a file that is cut off"),
+    "too many bytes": (png(0) + bytes(2**24), "no file that may be read"),
 }
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_a_file_of_another_kind_or_size_is_a_problem(site, scans, what):
-    (scans / "b.png").write_bytes(BAD_FILES[what])
-    found = "no file that may be read" if what == "too many bytes" else "a file of another kind"
+    file, found = BAD_FILES[what]
+    (scans / "b.png").write_bytes(file)
     assert refused(site) == [f"line 4, column form: {EXPECTED}, found {found}"]
 
 

@@ -87,20 +87,21 @@ def test_nothing_is_kept_of_a_file_but_its_samples(site, calls):
 
 
 BAD_FILES = {
-    "empty": b"",
-    "text": SECRET.encode() * 10,
-    "picture": png(0),
-    "another rate": wav(0, rate=16_000),
-    "too long": wav(0, samples=8001),
-    "cut": wav(0)[:-2],
-    "more behind": wav(0) + SECRET.encode(),
+    "empty": (b"", "is no WAV file"),
+    "text": (SECRET.encode() * 10, "is no WAV file"),
+    "picture": (png(0), "is no WAV file"),
+    "another rate": (wav(0, rate=16_000), "has not 8000 samples a second"),
+    "too long": (wav(0, samples=8001), "is not 1 sample to 1 seconds long"),
+    "cut": (wav(0)[:-2], "is cut off"),
+    "more behind": (wav(0) + SECRET.encode(), "goes on behind its end"),
 }
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_a_file_of_another_kind_rate_or_length_is_a_problem(site, calls, what):
-    (calls / "b.wav").write_bytes(BAD_FILES[what])
-    assert refused(site) == [f"line 4, column call: {EXPECTED}, found a file of another kind"]
+    file, broken = BAD_FILES[what]
+    (calls / "b.wav").write_bytes(file)
+    assert refused(site) == [f"line 4, column call: {EXPECTED}, found a file that {broken}"]
 
 
 def test_a_name_of_no_file_is_a_problem_of_its_line(site, calls):

@@ -270,7 +270,8 @@ def test_columns_are_the_file_then_what_is_shown_then_what_is_learned():
     (file, *_) = found
     assert file.expected == ("the name of a PNG file below data.files, 32 pixels high and 64 wide, 8 bits grey or RGB")
     assert file.opens(png(drawn(1)[0]))
-    assert not file.opens(png(drawn(1)[0].T))
+    with pytest.raises(InvalidPicture, match="not 32 pixels high"):
+        file.opens(png(drawn(1)[0].T))
 
 
 def test_cells_that_do_not_fit_are_counted():

@@ -159,8 +159,9 @@ def test_columns_are_the_file_then_what_is_shown_then_what_is_learned():
     assert file.read(pa.array(["a/b.wav", "", "../b.wav"])).misfit.tolist() == [False, True, True]
     sound = written(drawn(1)[0].tobytes(), 8000)
     assert file.opens(sound) == sound
-    assert not file.opens(written(drawn(1)[0].tobytes(), 16_000))
-    assert not file.opens(written(drawn(1, 8001)[0].tobytes(), 8000))
+    for other in (written(drawn(1)[0].tobytes(), 16_000), written(drawn(1, 8001)[0].tobytes(), 8000)):
+        with pytest.raises(InvalidSound):
+            file.opens(other)
 
 
 def test_a_study_says_what_is_heard_and_learned():

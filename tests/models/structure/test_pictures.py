@@ -312,7 +312,8 @@ def test_transparency_is_refused():
 def test_a_file_of_too_many_bytes_is_refused_before_it_is_read():
     file = plain(between=chunk(b"tEXt", bytes(MOST_BYTES)))
     assert "more than 16 MiB" in refused(file)
-    assert not kept(file, SIZE)
+    with pytest.raises(InvalidPicture, match="more than"):
+        kept(file, SIZE)
     np.testing.assert_array_equal(decode([plain(between=chunk(b"tEXt", bytes(MOST_BYTES - 4000)))], SIZE)[0], GREY)
 
 
@@ -325,15 +326,16 @@ def test_a_file_of_nothing_but_empty_chunks_is_read():
 def test_what_is_expected_is_decoded_and_nothing_else():
     for file in (plain(), plain(RGB)):
         np.testing.assert_array_equal(decode([kept(file, SIZE)], SIZE), decode([file], SIZE))
-    assert not kept(plain(data=b"no pixels"), SIZE)
-    assert not kept(plain()[:33], SIZE)
-    assert not any(kept(file, SIZE) for file, _ in REFUSED.values())
+    for broken, said in (*REFUSED.values(), (plain(data=b"no pixels"), "pixels"), (plain()[:33], "cut off")):
+        with pytest.raises(InvalidPicture, match=said):
+            kept(broken, SIZE)
 
 
 @given(st.binary(max_size=60))
 def test_bytes_of_any_kind_are_no_picture(tail):
     for file in (tail, SIGNATURE + tail, png(header()) + tail, SIGNATURE + b"\0\0\0\x0dIHDR" + tail):
-        kept(file, SIZE)
+        with pytest.raises(InvalidPicture):
+            kept(file, SIZE)
         with pytest.raises(InvalidPicture):
             decode([file], SIZE)
 
