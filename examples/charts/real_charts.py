@@ -91,7 +91,9 @@ def judged(own: Series, chart: DrawnChart, reading: Reading) -> Verdict:
     change = float(values[-1] - values[0])
     is_wrong = (
         is_wrong
-        or {"rose": change <= 0, "fell": change >= 0, "hardly changed": abs(change) > 4 * pixel}[reports.trend(reading)]
+        or {"higher": change <= 0, "lower": change >= 0, "about the same": abs(change) > 4 * pixel}[
+            reports.trend(reading)
+        ]
     )
     if len(reading.values) != len(values):
         return Verdict(np.full(len(values), np.inf), bool(is_wrong))

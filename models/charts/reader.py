@@ -39,6 +39,7 @@ COLUMN = 2  # pixels of what a letter is read in
 _RARE = -4.0  # logit of a mark before training: almost all squares have none
 _MOST_WIDTH, _MOST_DEPTH = 256, 12
 _MOST_BYTES = 1 << 26
+_TYPES = ("F16", "F32")
 _READER = Path(__file__).with_name("reader.safetensors")
 
 
@@ -163,8 +164,10 @@ def load(path: Path | None = None) -> tuple[ChartReader, str]:
                 reader = ChartReader(ReaderConfig(**sizes.model_dump()))
             own = reader.state_dict()
             shapes: dict[str, Any] = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
-                raise InvalidChart(f"{path}: its weights are of other shapes than its sizes say")
+            if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()} or any(
+                file.get_slice(name).get_dtype() not in _TYPES for name in shapes
+            ):
+                raise InvalidChart(f"{path}: its weights are of other shapes or types than a reader has")
             weights = {name: file.get_tensor(name).to(own[name].dtype) for name in shapes}
     except (OSError, SafetensorError, ValidationError) as err:
         raise InvalidChart(f"{path}: is no reader of charts ({type(err).__name__})") from None

@@ -10,10 +10,10 @@ from ..errors import InvalidChart
 from .reading import Reading
 
 _SAID = (
-    "{name}: {count} values. The first is {first} and the last {last}, so it {trend}. The lowest is {lowest}, the "
+    "{name}: {count} values. The first is {first}, and the last, {last}, is {trend}. The lowest is {lowest}, the "
     "highest {highest}. "
 )
-_END = "Read from a chart, to within {pixel}."
+_END = "Read from a chart, in which a pixel is worth up to {pixel}."
 TEMPLATE = _SAID + "{finding: text 80}. " + _END
 _HARDLY = 2.0  # pixels of change that may be the reading's
 _NAMES = frozenset(" -_()")  # what a name may have beside letters
@@ -28,7 +28,7 @@ def said(value: float, pixel: float) -> str:
 def named(text: str) -> str:
     """Makes a name for a report of any text: its letters, without figures and signs; "chart" if none are left."""
     kept = "".join(letter if letter.isalpha() or letter in _NAMES else " " for letter in text)
-    return " ".join(kept.split()) or "chart"
+    return " ".join(kept.split()).strip("-_ ") or "chart"
 
 
 def given(name: str, reading: Reading) -> dict[str, str]:
@@ -60,8 +60,8 @@ def trend(reading: Reading) -> str:
     """Returns the words for how the last value stands to the first."""
     change = float(reading.values[-1] - reading.values[0])
     if abs(change) <= _HARDLY * reading.pixel:
-        return "hardly changed"
-    return "rose" if change > 0 else "fell"
+        return "about the same"
+    return "higher" if change > 0 else "lower"
 
 
 def sentences(name: str, reading: Reading) -> str:

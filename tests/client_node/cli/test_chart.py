@@ -34,7 +34,7 @@ def test_charts_are_read_and_reported(charts):
     for own, name in zip(found["charts"], ("albumin", "loans"), strict=True):
         assert own["file"].endswith(f"{name}.png")
         assert np.abs(np.array(own["values"]) - VALUES).max() <= 1.5 * own["pixel"]
-        assert own["report"].startswith(f"{name}: 4 values. The first is {own['given']['first']} and the last")
+        assert own["report"].startswith(f"{name}: 4 values. The first is {own['given']['first']}, and the last")
     assert "albumin: 4 values" in call("read", charts / "albumin.png").stdout
 
 

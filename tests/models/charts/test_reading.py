@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from confide.models.charts import drawing, reading
+from confide.models.charts import drawing, labels, reading
 from confide.models.charts.drawing import Style, draw
+from confide.models.charts.reader import HEIGHT
 from confide.models.errors import ChartRefused, InvalidPicture
 
 from .conftest import MULTIPLIER, VALUE, X_TICK, Y_TICK, KnowingReader
@@ -63,7 +64,9 @@ def refusal(knowing, chart):
         (lambda k: k.marks.append((VALUE, k.marks[0][1], k.marks[0][2] + 30)), "more than one value"),
         (lambda k: k.marks.append((VALUE, k.marks[0][1], k.marks[0][2] + 5)), "more than one value"),
         (lambda k: k.marks.append((VALUE, (k.marks[0][1] + k.marks[1][1]) / 2, 60.0)), "has no tick"),
-        (lambda k: k.marks.pop(7), "has no tick"),
+        (lambda k: k.marks.pop(7), "tick at an end"),
+        (lambda k: k.marks.pop(4), "tick at an end"),
+        (lambda k: setattr(k, "labels", [label + "9" for label in k.labels]), "whole multiples"),
         (lambda k: k.marks.pop(5), "even distances"),
         (lambda k: k.marks.pop(0), "no value"),
         (lambda k: k.marks.append((MULTIPLIER, 70.0, 20.0)), "multiplier"),
@@ -110,6 +113,73 @@ def test_a_low_bar_is_refused_beside_bars_of_both_signs_alone(low):
             reading.read(KnowingReader(chart), chart.picture)
     line = draw([3.0, -2.5, low, 4.0], Style(is_bar=False))
     reading.read(KnowingReader(line), line.picture)
+
+
+@pytest.mark.parametrize("sign", ["+", "4"])
+def test_a_plus_before_every_label_is_not_taken_for_a_four(sign):
+    for family, font in itertools.product(("DejaVu Sans", "DejaVu Serif", "STIXGeneral"), (7.5, 9.0)):
+        style = Style(is_bar=False, family=family, font=font)
+        chart = draw([1.0, 4.0, 2.5], style, written=lambda value, place: f"{sign}{value:.1f}")
+        knowing = KnowingReader(chart)
+        knowing.labels = ["4" + label[1:] for label in knowing.labels]
+        if sign == "+":
+            assert "sign that is not read" in refusal(knowing, chart)
+        else:
+            reading.read(knowing, chart.picture)
+
+
+def test_a_colon_is_not_taken_for_a_point():
+    for sign in (":", "."):
+        chart = draw(
+            [8.0, 20.0, 14.0], Style(is_bar=False), written=lambda value, place, sign=sign: f"{value:g}{sign}00"
+        )
+        knowing = KnowingReader(chart)
+        knowing.labels = [label.replace("?", ".") for label in knowing.labels]
+        if sign == ":":
+            assert "no point" in refusal(knowing, chart)
+        else:
+            reading.read(knowing, chart.picture)
+
+
+def test_an_axis_without_room_above_is_refused():
+    for height, is_refused in ((0.80, True), (0.74, False)):
+        chart = draw([3.0, 8.5, 6.25], Style(is_bar=False, box=(0.21, 0.16, 0.75, height)))
+        if is_refused:
+            assert "no room" in refusal(KnowingReader(chart), chart)
+        else:
+            reading.read(KnowingReader(chart), chart.picture)
+
+
+def test_a_chart_without_a_line_for_its_axis_is_refused(knowing, chart):
+    column = int(chart.edge)
+    without = replace(chart, picture=inked(chart.picture, slice(None), slice(column - 1, column + 3), 255))
+    assert "not drawn" in refusal(knowing, without)
+
+
+def test_bars_that_may_go_on_beyond_the_axis_are_refused():
+    chart = draw([3.0, 8.5, 6.25, 7.0], Style(is_bar=True))
+    knowing = KnowingReader(chart)
+    reading.read(knowing, chart.picture)
+    top = HEIGHT * (1 - 0.16 - 0.70)
+    knowing.marks[1] = (VALUE, chart.places[1, 0], top + 1)
+    assert "above the axis" in refusal(knowing, chart)
+
+
+def test_a_bar_whose_end_was_not_found_is_not_taken_for_nothing():
+    chart = draw([3.0, 8.5, 6.25, 7.0], Style(is_bar=True))
+    knowing = KnowingReader(chart)
+    knowing.marks[1] = (VALUE, chart.places[1, 0], chart.base)
+    assert "not found" in refusal(knowing, chart)
+
+
+def test_a_second_line_at_zero_is_seen():
+    chart = draw([3.0, 8.5, 6.25, 7.0, 0.0], Style(is_bar=False))
+    zero, knowing = chart.places[4, 1], KnowingReader(chart)
+    reading.read(knowing, chart.picture)
+    knowing.marks.append((VALUE, chart.places[1, 0], zero))
+    assert "more than one value" in refusal(knowing, chart)
+    knowing.marks[-1] = (VALUE, float(chart.places[:2, 0].mean()), zero)
+    assert "no tick" in refusal(knowing, chart)
 
 
 def inked(picture, rows, columns, shade):
@@ -191,8 +261,10 @@ def test_a_label_that_the_picture_cuts_off_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("words", "said"),
     [
+        (["1.000", "1.250", "1.500"], "two ways"),
+        (["0", "1.250", "2.500"], "two ways"),
         (["1.000", "2.000", "3.000"], "two ways"),
         (["1000", "2,000", "3,000"], "two ways"),
         (["0,125", "0,250", "0,375"], "no plain number"),
@@ -200,22 +272,25 @@ def test_a_label_that_the_picture_cuts_off_is_refused():
         (["1.5", "2.5", "3.5%"], "no plain number"),
     ],
 )
-def test_labels_that_could_mean_something_else_are_refused(labels, said):
+def test_labels_that_could_mean_something_else_are_refused(words, said):
     with pytest.raises(ChartRefused, match=said):
-        reading._parsed(labels)
+        labels._parsed(words)
 
 
 @pytest.mark.parametrize(
-    ("labels", "numbers"),
+    ("words", "numbers"),
     [
         (["0.00", "0.25"], [0.0, 0.25]),
         (["0", "1,000", "-2,500"], [0.0, 1000.0, -2500.0]),
         (["0.000", "0.125"], [0.0, 0.125]),
         (["500", "1,000"], [500.0, 1000.0]),
+        (["1.025", "1.050", "1.075"], [1.025, 1.05, 1.075]),
+        (["0.500", "1.000", "1.500"], [0.5, 1.0, 1.5]),
+        (["0", "12.5", "25"], [0.0, 12.5, 25.0]),
     ],
 )
-def test_plain_labels_are_numbers(labels, numbers):
-    assert reading._parsed(labels) == (numbers, False)
+def test_plain_labels_are_numbers(words, numbers):
+    assert labels._parsed(words) == (numbers, False)
 
 
 @pytest.mark.parametrize(
