@@ -48,7 +48,7 @@ from torch.nn import functional as F
 from transformers import DeepseekV3Config, DeepseekV3Model
 
 from confide.models.backbones.eye_pretraining import EyePretrainingConfig, pretrain_eye
-from confide.models.structure.pictures import Layout, PublicPictures
+from confide.models.structure.pictures import PictureLayout, PublicPictures
 
 # Before this folder, which has a `forms` of another kind.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "scans"))
@@ -99,7 +99,7 @@ def handwriting(folder: Path, *, is_quick: bool) -> Handwriting:
     path = folder / "seen.pt"
     if not path.exists():
         digits, says = read_digits(digits_package(folder))
-        endless, layout = public_digits(1), Layout((SIDE, BOXES * SIDE), (SIDE, SIDE))
+        endless, layout = public_digits(1), PictureLayout((SIDE, BOXES * SIDE), (SIDE, SIDE))
         files, shown = [], []
         for _ in range(200 if is_quick else 8000):
             written, said = zip(*itertools.islice(endless, BOXES), strict=True)

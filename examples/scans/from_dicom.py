@@ -42,7 +42,7 @@ from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder, pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes
 
-from confide.models.structure.pictures import Layout
+from confide.models.structure.pictures import PictureLayout
 
 MOST_BYTES = 2**28  # of a DICOM file
 MOST_SIDE = 8192  # pixels, of a frame
@@ -85,7 +85,7 @@ def export(dicoms: Path, pictures: Path, size: tuple[int, int], *, allow_burned_
         NotADirectoryError: `dicoms` is no folder.
         FileExistsError: `pictures` has a names.csv already.
     """
-    if problems := Layout(size, size).problems():
+    if problems := PictureLayout(size, size).problems():
         raise ValueError(problems[0])
     if not dicoms.is_dir():
         raise NotADirectoryError(f"{dicoms} is no folder")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ..strict import FieldName
-from ..structure.pictures import Layout, PublicPictures, decode, plain
+from ..structure.pictures import PictureLayout, PublicPictures, decode, plain
 from .beside import Beside, BesideReader, BesideTerms
 from .text import Template
 
@@ -46,9 +46,9 @@ class PictureTerms(BesideTerms):
     )
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> PictureLayout:
         """The size of pictures, and of their cells."""
-        return Layout(self.size, self.cell or self.size)
+        return PictureLayout(self.size, self.cell or self.size)
 
 
 class Pictures(Beside):

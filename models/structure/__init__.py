@@ -24,7 +24,7 @@ A picture of one cell, 32 pixels on each side, is four tokens of 256 pixels:
 
 >>> import numpy as np
 >>> from confide.models.structure import pictures
->>> layout = pictures.Layout(size=(32, 32), cell=(32, 32))
+>>> layout = pictures.PictureLayout(size=(32, 32), cell=(32, 32))
 >>> layout.tokens, layout.squares(np.zeros((1, 32, 32), dtype=np.uint8)).shape
 (4, (1, 4, 256))
 

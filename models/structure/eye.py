@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidBackbone
 from ..strict import StrictModel
-from .pictures import SQUARE, Layout
+from .pictures import SQUARE, PictureLayout
 from .places import EYE
 from .sense import Sense
 
@@ -58,9 +58,9 @@ class EyeConfig:
             )
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> PictureLayout:
         """The pictures that are read, and their cells."""
-        return Layout(self.size, self.cell)
+        return PictureLayout(self.size, self.cell)
 
     @classmethod
     def from_json(cls, text: str) -> "EyeConfig":
@@ -88,7 +88,7 @@ class Eye(Sense):
     """The eye of a decoder of width `hidden`."""
 
     name = EYE
-    layout: Layout
+    layout: PictureLayout
 
     def __init__(self, config: EyeConfig, hidden: int) -> None:
         from transformers import SwinConfig, SwinModel

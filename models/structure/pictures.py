@@ -32,7 +32,7 @@ _GREY = np.array([299, 587, 114])  # thousandths of red, green and blue
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PictureLayout:
     """The size of pictures, and of the cells that are read apart: the boxes of a form, or the whole picture."""
 
     size: tuple[int, int]  # height and width, in pixels
@@ -93,7 +93,7 @@ class Layout:
 class PublicPictures:
     """Pictures that teach an eye, and what each shows."""
 
-    layout: Layout
+    layout: PictureLayout
     files: Sequence[bytes]  # PNG
     shown: Sequence[str]  # of each, a word for every cell, in their order
 

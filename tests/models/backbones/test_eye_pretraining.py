@@ -14,11 +14,11 @@ from confide.models.backbones.text_pretraining import TextPretrainingConfig, bui
 from confide.models.errors import BackboneMismatch, InvalidBackbone, InvalidPicture, InvalidPretraining
 from confide.models.records.vocabularies import word_tokenizer
 from confide.models.structure import sense
-from confide.models.structure.pictures import Layout, PublicPictures
+from confide.models.structure.pictures import PictureLayout, PublicPictures
 from confide.models.structure.places import FILES, TARGETS
 from confide.models.tokens import bytes_of, carrying
 
-LAYOUT, SEEN, HIDDEN = Layout((32, 64), (32, 32)), 8, 32
+LAYOUT, SEEN, HIDDEN = PictureLayout((32, 64), (32, 32)), 8, 32
 FEW = EyePretrainingConfig(cells=256, batch=32)
 SMALL = BackboneConfig(hidden=HIDDEN, experts=4, max_tokens=16)
 

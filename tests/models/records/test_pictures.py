@@ -23,7 +23,7 @@ from confide.models.records.kinds import KINDS
 from confide.models.records.pictures import Pictures, PictureTerms
 from confide.models.records.templates import PlainTokenizer
 from confide.models.records.vocabularies import word_tokenizer
-from confide.models.structure.pictures import Layout
+from confide.models.structure.pictures import PictureLayout
 from confide.models.tokens import bytes_of, words_of
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "scans" / "study.toml"
@@ -255,7 +255,7 @@ def test_terms_of_another_shape_are_refused(wrong):
 def test_left_out_keys_are_left_out_of_what_a_study_hashes():
     stated = {name: value for name, value in STATED.items() if name not in ("cell", "shows")}
     assert PictureTerms(**stated).model_dump().keys() == stated.keys()
-    assert PictureTerms(**stated).layout == Layout((32, 64), (32, 64))
+    assert PictureTerms(**stated).layout == PictureLayout((32, 64), (32, 64))
 
 
 def test_columns_are_the_file_then_what_is_shown_then_what_is_learned():
@@ -306,7 +306,7 @@ def test_the_kind_is_completed_by_the_models_own_words():
 def test_public_pictures_say_what_their_cells_show():
     given_columns = columns(*ROWS)
     found = KIND.lessons(terms(), given_columns)
-    assert found.layout == Layout((32, 64), (32, 32))
+    assert found.layout == PictureLayout((32, 64), (32, 32))
     assert list(found.files) == given_columns["scan"].tolist()
     assert list(found.shown) == ["1 3", "4 5", "8"]
 
@@ -325,7 +325,7 @@ def test_other_kinds_of_record_have_no_files():
 def test_the_study_of_the_example_is_read():
     draft = load_draft(EXAMPLE)
     assert isinstance(draft.data.kind, Pictures)
-    assert draft.data.terms.layout == Layout((32, 128), (32, 32))
+    assert draft.data.terms.layout == PictureLayout((32, 128), (32, 32))
     assert draft.data.terms.shows == "digits"
     assert draft.data.kind.columns(draft.data.terms)[0].name == "form"
 

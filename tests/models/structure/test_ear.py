@@ -19,7 +19,7 @@ from confide.models.records.vocabularies import word_tokenizer
 from confide.models.structure import sense
 from confide.models.structure.ear import Ear, EarConfig, mel_of, waves_of
 from confide.models.structure.eye import Eye, EyeConfig
-from confide.models.structure.pictures import Layout
+from confide.models.structure.pictures import PictureLayout
 from confide.models.structure.places import EAR, EYE, FILES, TARGETS, sense_in
 from confide.models.structure.sounds import SoundLayout
 from confide.models.tokens import bytes_of, carrying, words_of
@@ -203,7 +203,7 @@ def test_an_ear_hears_sounds_of_one_layout():
     for model, layout, said in (
         (decoder(), ONE.layout, "has no ear, and the study's records begin with a sound"),
         (listener(), None, "has an ear, and the study's records have no sounds"),
-        (listener(), Layout((32, 32), (32, 32)), "has no eye, and the study's records begin with a picture"),
+        (listener(), PictureLayout((32, 32), (32, 32)), "has no eye, and the study's records begin with a picture"),
         (
             listener(),
             SoundLayout(16_000, 1),

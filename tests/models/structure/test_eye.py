@@ -17,7 +17,7 @@ from confide.models.errors import InvalidAdapter, InvalidBackbone
 from confide.models.records.vocabularies import word_tokenizer
 from confide.models.structure import sense
 from confide.models.structure.eye import Eye, EyeConfig
-from confide.models.structure.pictures import Layout
+from confide.models.structure.pictures import PictureLayout
 from confide.models.structure.places import EYE, FILES
 from confide.models.tokens import bytes_of, carrying, made_up, words_of
 from confide.privacy.errors import UnitsCoupled
@@ -28,7 +28,7 @@ from .by_loop import UNITS, assert_clipped_as_in_a_loop, away_from_start, learne
 
 HIDDEN, WORDS, TEXT = 32, 20, 5
 TWO = EyeConfig(size=(32, 64), cell=(32, 32), width=8, depths=(1, 1))
-SEEN = Layout(TWO.size, TWO.cell).tokens  # 8, four of each cell
+SEEN = PictureLayout(TWO.size, TWO.cell).tokens  # 8, four of each cell
 TARGETS = ("eye.q_proj", "eye.fc1", "eye.reduction", "eye.to_words", "o_proj")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "reduction", "to_words")
 

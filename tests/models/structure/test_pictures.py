@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from confide.models.errors import InvalidPicture
-from confide.models.structure.pictures import MOST_BYTES, SQUARE, Layout, decode
+from confide.models.structure.pictures import MOST_BYTES, SQUARE, PictureLayout, decode
 from confide.models.structure.pictures import plain as kept
 
 SIZE = (32, 64)
@@ -414,10 +414,10 @@ def changed(data, rng):
 
 
 LAYOUTS = [
-    Layout((32, 128), (32, 32)),
-    Layout((64, 96), (64, 96)),
-    Layout((64, 128), (32, 64)),
-    Layout((96, 64), (96, 32)),
+    PictureLayout((32, 128), (32, 32)),
+    PictureLayout((64, 96), (64, 96)),
+    PictureLayout((64, 128), (32, 64)),
+    PictureLayout((96, 64), (96, 32)),
 ]
 
 
@@ -473,4 +473,4 @@ def test_squares_are_cut_cell_by_cell_and_in_each_row_by_row(layout):
     ],
 )
 def test_sizes_that_no_eye_reads_are_said(size, cell, said):
-    assert Layout(size, cell).problems() == said
+    assert PictureLayout(size, cell).problems() == said
