@@ -12,6 +12,7 @@ ClientNodeError
 ├── ApprovalRefused          the study fails the site's own checks, or is not named by its whole hash
 ├── NotAgreed                a person said no
 ├── DataInvalid              the site's table does not fit the study
+├── ArchiveRefused           a folder, an index or a question that cannot be searched
 ├── IdentityMissing          no (or no complete) set of keys in the home folder
 ├── EnrolmentFailed          this node could not join the federation
 │   ├── CodeInvalid          the invitation code is damaged or unknown
@@ -113,6 +114,10 @@ class ApprovalRefused(ClientNodeError):
 
 class NotAgreed(ClientNodeError):
     """A decision that a person was asked for and did not agree to."""
+
+
+class ArchiveRefused(ClientNodeError):
+    """A folder, an index or a question that cannot be searched."""
 
 
 class DataInvalid(ClientNodeError):

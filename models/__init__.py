@@ -4,7 +4,8 @@ Knows no site and no privacy. `backbones` builds and reads a frozen model, `adap
 turns its states into a loss, `records` turns cells into its inputs, and `evaluation` says how good it is. `structure`
 tells a model where a token stands and what is in a picture or a sound, `decoding` lets it write, `compression` makes a
 backbone smaller. `serving` answers requests, `deployment` writes a model that runs where nothing of this is installed,
-and `charts` reads the values of charts. `tokens` says what rows of tokens are.
+`charts` reads the values of charts, and `space` puts names, pictures and sounds where each can be found by another.
+`tokens` says what rows of tokens are.
 
 LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the model itself stays frozen:
 
@@ -19,7 +20,7 @@ LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the mod
 
 __all__ = [
     "adapters", "backbones", "charts", "compression", "decoding", "deployment", "evaluation", "heads", "records",
-    "serving", "structure",
+    "serving", "space", "structure",
 ]  # fmt: skip
 
 if "." not in __name__:

@@ -9,6 +9,7 @@ ModelError
  ├─ InvalidPrompt       a prompt template is malformed, or leaves no room for a record
  ├─ InvalidPicture      a file is no picture of the kind that is read
  ├─ InvalidSound        a file is no sound of the kind that is read
+ ├─ InvalidSpace        a folder holds no space, or public things cannot be read
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ InvalidCompression  a backbone cannot be made smaller so, or an adapter not be carried over
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
@@ -72,6 +73,10 @@ class InvalidChart(ModelError, ValueError):
 
 class ChartRefused(ModelError, ValueError):
     """A chart that a reader will not read; the message says which check it failed, and no figure of it."""
+
+
+class InvalidSpace(ModelError, ValueError):
+    """A folder that holds no space of names, pictures and sounds, or a table of public things that cannot be read."""
 
 
 class InvalidPretraining(ModelError, ValueError):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, chart, data, doctor, service, setup, site, study
+from . import budget, chart, data, doctor, search, service, setup, site, study
 from .application import REFUSED, JsonOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
@@ -30,6 +30,13 @@ app.command(
 app.command("serve", epilog=epilog("client-node serve diagnoses", "client-node serve one two --port 9000"))(
     service.serve
 )
+app.command(
+    "search",
+    epilog=epilog(
+        'client-node search archive "a bird" --space space --backbone smollm2',
+        "client-node search archive bird.png --space space --index bird.index",
+    ),
+)(search.search)
 app.command("doctor", epilog=epilog("client-node doctor", "client-node doctor --json"))(doctor.doctor)
 
 

@@ -1,9 +1,9 @@
 """A site's records: reads and checks its table and cells.
 
 `check` reads a file by the site's policy and counts the cells that do not fit. `read` returns the `Records` that a
-study trains on. `known_units` remembers whose records an account has paid for. `kept_files` holds states of records
-between rounds. `tables` opens files and reads their columns as text. `site_draft` writes a first site.toml from a
-table. Messages name lines and columns and never show a cell.
+study trains on. `archive` searches a folder of pictures, sounds and texts. `known_units` remembers whose records an
+account has paid for. `kept_files` holds states of records between rounds. `tables` opens files and reads their columns
+as text. `site_draft` writes a first site.toml from a table. Messages name lines and columns and never show a cell.
 
 Three rows of a table, of which the last one has no id of a person:
 
@@ -34,4 +34,7 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, records="DataReport Records check read")
 
-__all__ = ["DataReport", "Records", "check", "kept_files", "known_units", "named_files", "read", "site_draft", "tables"]
+__all__ = [
+    "DataReport", "Records", "archive", "check", "kept_files", "known_units", "named_files", "read", "site_draft",
+    "tables",
+]  # fmt: skip

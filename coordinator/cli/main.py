@@ -7,7 +7,7 @@ import typer
 
 from ...client_node.cli.application import JsonOption, application, epilog
 from ..errors import CoordinatorError
-from . import adapter, audit, backbone, budget, doctor, run, site, study
+from . import adapter, audit, backbone, budget, doctor, run, site, space, study
 from .options import DEFAULT_HOME, HomeOption
 from .serving import serve_federation
 from .tables import here, show_made, show_status
@@ -24,6 +24,7 @@ app.add_typer(run.app, name="run")
 app.add_typer(budget.app, name="budget")
 app.add_typer(backbone.app, name="backbone")
 app.add_typer(adapter.app, name="adapter")
+app.add_typer(space.app, name="space")
 app.add_typer(audit.app, name="audit")
 app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
 

@@ -16,15 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidPretraining
-from ..structure.ear import Ear, EarConfig
+from ..structure.ear import Ear, EarConfig, changed
 from ..structure.sounds import PublicSounds, decode
 from .sense_pretraining import Schedule, fit_encoder, numbered
 
 _SHIFT_S = 0.1
-_KNOTS = 6  # of the line by which bands are made louder or softer
-_LOUDER = 0.2  # deviation of that line, where 0.25 is a factor of e
-_SOFTEST, _NOISE = -1.25, 0.35  # of noise behind a sound: mean and deviation, so counted
-_LEFT_OUT = 6  # bands at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,22 +65,8 @@ def pretrain_ear(
 
         def read(chosen: npt.NDArray[np.int64]) -> Tensor:
             shifted = np.roll(sounds_RS[chosen], int(rng.integers(-most, most + 1)), 1)
-            heard = _changed(ear.spectra(torch.from_numpy(shifted)), rng)
+            heard = changed(ear.spectra(torch.from_numpy(shifted)), rng)
             return ear.pieces(heard).mean(1)
 
         fit_encoder(ear, classifier, labels, Schedule(config.sounds, config.batch, config.lr), read, rng, progress)
     return ear
-
-
-def _changed(spectra_RMF: Tensor, rng: np.random.Generator) -> Tensor:
-    """Changes spectra as rooms, telephones and noise do, each in its own way."""
-    rows, bands, frames = spectra_RMF.shape
-    knots = np.linspace(0, bands - 1, _KNOTS)
-    louder_RM = np.stack([np.interp(np.arange(bands), knots, rng.normal(0, _LOUDER, _KNOTS)) for _ in range(rows)])
-    louder = torch.from_numpy(louder_RM[:, :, None]).float()
-    softest = rng.normal(_SOFTEST, _NOISE, (rows, 1, 1)) + rng.normal(0, 0.3 / 4, (rows, bands, frames))
-    # The spectra are quarters of logarithms, and powers add up.
-    found = torch.logaddexp(4 * (spectra_RMF + louder), 4 * torch.from_numpy(softest).float()) / 4
-    first, count = int(rng.integers(0, bands)), int(rng.integers(0, _LEFT_OUT + 1))
-    found[:, first : first + count] = found.mean()
-    return found

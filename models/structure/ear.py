@@ -32,6 +32,10 @@ _LOWEST = 60.0  # Hz
 _FLOOR = 1e-4  # of a sound's mean power: what is softer is silence
 _FULL = 2.0**15  # the loudest sample
 _MOST_WIDTH, _MOST_DEPTH, _MOST_BANDS = 2048, 64, 128
+_KNOTS = 6  # of the line by which bands are made louder or softer
+_LOUDER = 0.2  # deviation of that line, where 0.25 is a factor of e
+_SOFTEST, _NOISE = -1.25, 0.35  # of noise behind a sound: mean and deviation, so counted
+_LEFT_OUT = 6  # bands at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +146,20 @@ class Ear(Sense):
         """[R, N, E], the encoder's last states, side by side for each piece."""
         last: Tensor = self.whisper(spectra_RMF).last_hidden_state
         return last.reshape(len(last), self.layout.tokens, -1)
+
+
+def changed(spectra_RMF: Tensor, rng: np.random.Generator) -> Tensor:
+    """Changes spectra as rooms, telephones and noise do, each in its own way."""
+    rows, bands, frames = spectra_RMF.shape
+    knots = np.linspace(0, bands - 1, _KNOTS)
+    louder_RM = np.stack([np.interp(np.arange(bands), knots, rng.normal(0, _LOUDER, _KNOTS)) for _ in range(rows)])
+    louder = torch.from_numpy(louder_RM[:, :, None]).float()
+    softest = rng.normal(_SOFTEST, _NOISE, (rows, 1, 1)) + rng.normal(0, 0.3 / 4, (rows, bands, frames))
+    # The spectra are quarters of logarithms, and powers add up.
+    found = torch.logaddexp(4 * (spectra_RMF + louder), 4 * torch.from_numpy(softest).float()) / 4
+    first, count = int(rng.integers(0, bands)), int(rng.integers(0, _LEFT_OUT + 1))
+    found[:, first : first + count] = found.mean()
+    return found
 
 
 @functools.cache

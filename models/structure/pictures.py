@@ -12,6 +12,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,11 +110,30 @@ def decode(files: Sequence[bytes], size: tuple[int, int]) -> npt.NDArray[np.uint
     """
     pictures_RHW = np.empty((len(files), *size), dtype=np.uint8)
     for row, file in enumerate(files):
-        try:
-            pictures_RHW[row] = _decoded(file, size)
-        except InvalidPicture as err:
-            raise InvalidPicture(f"picture {row + 1} of {len(files)} {err}") from None
+        with _told_of(row, len(files)):
+            found = _decoded(file, size)
+            pictures_RHW[row] = found if found.ndim == 2 else grey(found)
     return pictures_RHW
+
+
+def decode_colours(files: Sequence[bytes], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Decodes PNG files to pictures [R, H, W, 3] in red, green and blue; of a grey one all three are the same.
+
+    Raises:
+        InvalidPicture: as `decode` does.
+    """
+    pictures_RHWC = np.empty((len(files), *size, 3), dtype=np.uint8)
+    for row, file in enumerate(files):
+        with _told_of(row, len(files)):
+            found = _decoded(file, size)
+            pictures_RHWC[row] = found if found.ndim == 3 else found[..., None]
+    return pictures_RHWC
+
+
+def grey(colours_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Makes red, green and blue [..., 3] grey, as in ITU-R BT.601."""
+    found: npt.NDArray[np.uint8] = ((colours_HWC @ _GREY + 500) // 1000).astype(np.uint8)
+    return found
 
 
 def plain(file: bytes, size: tuple[int, int]) -> bytes:
@@ -127,7 +147,16 @@ def plain(file: bytes, size: tuple[int, int]) -> bytes:
     return _plain(file, _checked(file, size)[1])
 
 
+@contextmanager
+def _told_of(row: int, rows: int) -> Iterator[None]:
+    try:
+        yield
+    except InvalidPicture as err:
+        raise InvalidPicture(f"picture {row + 1} of {rows} {err}") from None
+
+
 def _decoded(file: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """[H, W] of a grey picture, [H, W, 3] of one in colours."""
     from PIL import Image
 
     kind, pixels = _checked(file, size)
@@ -140,12 +169,6 @@ def _decoded(file: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         raise InvalidPicture(f"cannot be decoded ({type(err).__name__})") from None
     if not has_mode or found.shape[:2] != size or found.dtype != np.uint8:
         raise InvalidPicture("is decoded to something else than its header says")
-    return found if found.ndim == 2 else grey(found)
-
-
-def grey(colours_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Makes red, green and blue [..., 3] grey, as in ITU-R BT.601."""
-    found: npt.NDArray[np.uint8] = ((colours_HWC @ _GREY + 500) // 1000).astype(np.uint8)
     return found
 
 

@@ -54,7 +54,7 @@ COMMANDS = (
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
     "adapter+merge adapter+deploy adapter+choose adapter+combine adapter+carry adapter+ask adapter+serve "
     "adapter+evaluate adapter+routing "
-    "audit+privacy demo"
+    "space+build audit+privacy demo"
 )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from confide.models.errors import InvalidPicture
-from confide.models.structure.pictures import MOST_BYTES, SQUARE, PictureLayout, decode
+from confide.models.structure.pictures import MOST_BYTES, SQUARE, PictureLayout, decode, decode_colours
 from confide.models.structure.pictures import plain as kept
 
 SIZE = (32, 64)
@@ -124,6 +124,15 @@ def test_colours_become_the_grey_of_bt_601(settings, pixels):
     assert np.abs(found - want).max() <= 0.5 + 1e-9  # the nearest whole number
     by_pillow_itself = np.asarray(Image.fromarray(pixels).convert("L")).astype(int)
     assert np.abs(found - by_pillow_itself).max() <= 1
+
+
+def test_colours_are_kept_where_they_are_asked_for_and_grey_is_three_times_the_same():
+    found = decode_colours([by_pillow(RGB), by_pillow(GREY)], SIZE)
+    np.testing.assert_array_equal(found[0], RGB)
+    np.testing.assert_array_equal(found[1], np.repeat(GREY[..., None], 3, axis=2))
+    with pytest.raises(InvalidPicture, match="picture 2 of 2 is no PNG file"):
+        decode_colours([by_pillow(RGB), b"none"], SIZE)
+    assert decode_colours([], SIZE).shape == (0, *SIZE, 3)
 
 
 def test_grey_that_is_written_in_colours_comes_back_as_it_is():

@@ -1,0 +1,205 @@
+"""One space: a name, a picture and a sound of one thing become points that lie near each other.
+
+Three towers, each of which gives points of unit length. Names are read by an imported model that stays as it is
+(`states`); of its states, scaled by what public names have, a small network makes the point. A picture is seen by an
+eye and, in colour, as a small thumbnail; a sound is heard by an ear. Numbers for centring and scaling are those of
+public names alone: a site's own mean would say something about its records.
+
+Legend: `R` rows, `E` numbers of a text's states, `A` axes kept of them, `D` width of the space, `H`, `W` pixels,
+`C` colours, `S` samples, `N` tokens of a picture or a sound, `V` views of a sound.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..directories import new_directory
+from ..errors import InvalidBackbone, InvalidSpace
+from ..strict import Digest, StrictModel
+from ..structure.ear import Ear, EarConfig
+from ..structure.eye import Eye, EyeConfig, scaled
+from ..structure.pictures import PictureLayout
+from ..structure.sounds import SoundLayout
+
+SETTINGS, WEIGHTS = "space.json", "space.safetensors"
+_MOST_SETTINGS, _MOST_WEIGHTS = 2**14, 2**28  # bytes of the files
+_THUMBNAIL = 8  # pixels on each side
+_VIEWS = 4  # of a sound, each a mean of its states by weights of its own
+_DROPOUT = 0.1
+_GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as in ITU-R BT.601
+
+_Size = Annotated[int, Field(ge=1, le=4096)]
+
+
+class SpaceSizes(StrictModel):
+    """Sizes of a space, and the backbone that reads its names: what `space.json` holds."""
+
+    backbone: Digest
+    reads: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(min_length=1, max_length=16)]
+    states: Annotated[int, Field(ge=1, le=2**17)]  # E
+    axes: _Size
+    width: _Size = 128
+    side: Annotated[int, Field(ge=32, le=256, multiple_of=32)] = 32  # of a picture, in pixels
+    eye: Annotated[int, Field(ge=8, le=512)] = 32  # width of the eye
+    rate: int = 8000  # samples a second
+    seconds: Annotated[int, Field(ge=1, le=10)] = 2
+    ear: Annotated[int, Field(ge=8, le=512)] = 64  # width of the ear
+
+    @property
+    def pictures(self) -> PictureLayout:
+        """The pictures that are seen, each one cell."""
+        return PictureLayout((self.side, self.side), (self.side, self.side))
+
+    @property
+    def sounds(self) -> SoundLayout:
+        """The sounds that are heard."""
+        return SoundLayout(self.rate, self.seconds)
+
+
+class _Names(nn.Module):
+    def __init__(self, sizes: SpaceSizes) -> None:
+        super().__init__()
+        for name, shape in (("center", (sizes.states,)), ("axes", (sizes.states, sizes.axes))):
+            self.register_buffer(name, torch.zeros(shape))
+        self.center: Tensor
+        self.axes: Tensor
+        self.first = nn.Linear(sizes.axes, sizes.width)
+        self.more = _network(sizes.width, 2 * sizes.width, sizes.width)
+
+    def coordinates(self, states_RE: Tensor) -> Tensor:
+        """[R, A], along the axes; nothing of this is learned."""
+        found: Tensor = F.normalize((states_RE - self.center) @ self.axes, dim=-1) * self.axes.shape[1] ** 0.5
+        return found
+
+    def forward(self, kept_RA: Tensor) -> Tensor:
+        first_RD = self.first(F.dropout(kept_RA, _DROPOUT, self.training))
+        return F.normalize(first_RD + self.more(first_RD), dim=-1)
+
+
+class _Pictures(nn.Module):
+    def __init__(self, sizes: SpaceSizes) -> None:
+        super().__init__()
+        layout = sizes.pictures
+        self.eye = Eye(EyeConfig(size=layout.size, cell=layout.cell, width=sizes.eye), sizes.width // 2)
+        self.colours = nn.Sequential(nn.Linear(3 * _THUMBNAIL**2, sizes.width), nn.GELU())
+        self.last = nn.Linear(layout.tokens * (sizes.width // 2) + sizes.width, sizes.width)
+
+    def forward(self, scaled_RCHW: Tensor) -> Tensor:
+        grey_RHW = torch.einsum("rchw,c->rhw", scaled_RCHW, scaled_RCHW.new_tensor(_GREY))
+        seen_RND = self.eye.to_words(self.eye.squares(grey_RHW)) + self.eye.where
+        thumbnail = self.colours(F.adaptive_avg_pool2d(scaled_RCHW, _THUMBNAIL).flatten(1))
+        both = torch.cat([seen_RND.flatten(1), thumbnail], dim=1)
+        return F.normalize(self.last(F.dropout(both, _DROPOUT, self.training)), dim=-1)
+
+
+class _Sounds(nn.Module):
+    def __init__(self, sizes: SpaceSizes) -> None:
+        super().__init__()
+        self.ear = Ear(EarConfig(rate=sizes.rate, seconds=sizes.seconds, width=sizes.ear), sizes.width)
+        self.weights = nn.Linear(sizes.width, _VIEWS)
+        self.last = nn.Linear(sizes.width * (_VIEWS + 1), sizes.width)
+
+    def forward(self, spectra_RMF: Tensor) -> Tensor:
+        heard_RND = self.ear.to_words(self.ear.pieces(spectra_RMF)) + self.ear.where
+        views_RVD = self.weights(heard_RND).softmax(1).transpose(1, 2) @ heard_RND
+        both = torch.cat([views_RVD.flatten(1), heard_RND.mean(1)], dim=1)
+        return F.normalize(self.last(F.dropout(both, _DROPOUT, self.training)), dim=-1)
+
+
+class Space(nn.Module):
+    """The three towers; each gives points [R, D] of unit length, for each row by itself."""
+
+    def __init__(self, sizes: SpaceSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.of_names, self.of_pictures, self.of_sounds = _Names(sizes), _Pictures(sizes), _Sounds(sizes)
+
+    def names(self, states_RE: Tensor) -> Tensor:
+        """Points of names, by their states; see `states.FrozenReader`."""
+        found: Tensor = self.of_names(self.of_names.coordinates(states_RE))
+        return found
+
+    def pictures(self, pictures_RHWC: Tensor) -> Tensor:
+        """Points of pictures in red, green and blue, from 0 to 255."""
+        found: Tensor = self.of_pictures(scaled(pictures_RHWC, torch.float32).permute(0, 3, 1, 2))
+        return found
+
+    def sounds(self, sounds_RS: Tensor) -> Tensor:
+        """Points of sounds, int16."""
+        found: Tensor = self.of_sounds(self.of_sounds.ear.spectra(sounds_RS))
+        return found
+
+
+def save_space(space: Space, directory: Path) -> str:
+    """Writes a space into a folder that must not exist; returns its hash.
+
+    Raises:
+        FileExistsError: it exists.
+    """
+    with new_directory(directory) as partial:
+        stated = json.dumps(space.sizes.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        weights = save({name: tensor.detach().contiguous() for name, tensor in space.state_dict().items()})
+        (partial / SETTINGS).write_text(stated, encoding="utf-8")
+        (partial / WEIGHTS).write_bytes(weights)
+    return _hash_of(stated.encode(), weights)
+
+
+def load_space(directory: Path) -> tuple[Space, str]:
+    """Reads a space, in evaluation mode and frozen, and its hash.
+
+    Raises:
+        InvalidSpace: the folder holds something else.
+    """
+    stated = read_file(Path(directory) / SETTINGS, _MOST_SETTINGS)
+    weights = read_file(Path(directory) / WEIGHTS, _MOST_WEIGHTS)
+    try:
+        sizes = SpaceSizes.model_validate_json(stated)
+        with torch.device("meta"):
+            wanted = {name: tensor.shape for name, tensor in Space(sizes).state_dict().items()}
+        tensors = load(weights)
+    except (ValidationError, InvalidBackbone):
+        raise InvalidSpace(f"{directory}/{SETTINGS} does not state the sizes of a space") from None
+    except (SafetensorError, ValueError) as err:
+        raise InvalidSpace(f"{directory}/{WEIGHTS} cannot be read ({str(err)[:100]})") from None
+    if {name: tensor.shape for name, tensor in tensors.items()} != wanted:
+        raise InvalidSpace(f"{directory}/{WEIGHTS} has other weights than {SETTINGS} says")
+    if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise InvalidSpace(f"{directory}/{WEIGHTS} has weights that are no finite numbers of 32 bits")
+    with torch.random.fork_rng(devices=[]):
+        space = Space(sizes)
+    space.load_state_dict(tensors)
+    return space.requires_grad_(False).eval(), _hash_of(stated, weights)
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """Reads a file of at most so many bytes; what is no file, such as a pipe, is refused and not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            found = file.read(most + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    except OSError as err:
+        raise InvalidSpace(f"{path} cannot be read ({err.strerror})") from None
+    if found is None or len(found) > most:
+        raise InvalidSpace(f"{path} is no file of at most {most:,} bytes")
+    return found
+
+
+def _hash_of(*files: bytes) -> str:
+    total = hashlib.sha256(b"confide space 1\n")
+    for file in files:
+        total.update(hashlib.sha256(file).digest())
+    return total.hexdigest()
+
+
+def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))

@@ -1,0 +1,60 @@
+"""States of names: how an imported model that stays as it is reads a text.
+
+The mean of a text's states over its tokens, of the embedding and of some layers, side by side: what the tokens are, and
+what the model makes of them. Legend: `R` rows (texts), `E` numbers of a text's states.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..backbones import checkpoints
+from ..errors import BackboneMismatch
+from ..heads import pooled
+from ..records import documents
+
+MOST_TOKENS = 32  # of a text: it is a name, and a longer one is cut
+_TOKENS = 2048  # at a time, padding included
+
+
+class FrozenReader:
+    """Reads texts by the model of a backbone's folder.
+
+    Args:
+        backbone: an imported checkpoint.
+        reads: states to read; 0 is what the embedding gives, n what layer n gives.
+        expected_hash: refuse any other content; None: take what is there.
+
+    Raises:
+        BackboneMismatch: it is another backbone, or has fewer layers.
+        InvalidBackbone: the folder is broken.
+    """
+
+    def __init__(self, backbone: Path, reads: Sequence[int], *, expected_hash: str | None = None) -> None:
+        self.reads = tuple(reads)
+        self._tokenizer = checkpoints.load_tokenizer(backbone, expected_hash=expected_hash)
+        self._model = checkpoints.load_model(backbone)
+        layers = int(self._model.config.num_hidden_layers)
+        if not self.reads or min(self.reads) < 0 or max(self.reads) > layers:
+            raise BackboneMismatch(f"has {layers} layers; states {', '.join(map(str, self.reads))} are to be read")
+        self.width = len(self.reads) * int(self._model.config.hidden_size)
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None) -> Tensor:
+        """float32 [R, E] of texts; of a text without a token, zeros."""
+        found = torch.zeros(len(texts), self.width)
+        if not texts:
+            return found
+        ids_RT = torch.from_numpy(documents.encoded("{text}", texts, self._tokenizer, MOST_TOKENS))
+        lengths = torch.where(ids_RT > 0, torch.arange(1, ids_RT.shape[1] + 1), 0).amax(1)
+        order, start = lengths.argsort(stable=True), 0
+        while start < len(order):
+            ahead = lengths[order[start : start + _TOKENS]].clamp_min(1)
+            count = max(1, int((ahead * torch.arange(1, len(ahead) + 1) <= _TOKENS).sum()))
+            some = order[start : start + count]
+            found[some] = pooled(self._model, ids_RT[some, : int(ahead[count - 1])], self.reads).float()
+            start += count
+            progress(start, len(order))
+        return found

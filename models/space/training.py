@@ -1,0 +1,190 @@
+"""Trains the towers of a space on public things alone, each of which has names, and some of them pictures or sounds.
+
+Every row, a picture or a sound, is to be nearest to its own name in a gallery of public names, drawn anew each step;
+no row meets another one (`contrast`). So a picture and a sound, which never stand in one row, meet at their names. The
+other names of a thing are no wrong answers for its pictures. For a sound they are, since it says one name and not the
+others. What is kept is an average of the weights over the last steps.
+
+Legend: `R` rows of a batch, `G` names of the gallery, `E` numbers of a text's states, `H`, `W` pixels, `C` colours,
+`S` samples, `K` all pictures or sounds.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InvalidPretraining
+from ..structure.ear import changed
+from ..structure.eye import scaled
+from .contrast import locked_losses
+from .space import Space, SpaceSizes
+
+_WARM_UP = 100  # steps
+_SCALE, _MOST_SCALE = 15.0, 60.0  # of cosines, at the start and at most
+_AVERAGED = 0.998  # of the average's weights, which each step keeps
+_FLATTEN = 0.3  # of the mean deviation of axes: how much what hardly differs among public names is held back
+_TURNED, _MOVED, _LARGER = 0.25, 0.15, 0.12  # radians, of half the side, and times, at most, of a picture
+_CONTRAST, _BRIGHTNESS = 0.1, 0.075  # of each colour, at most
+_SHIFT_S = (-0.05, 0.1)  # of a sound
+_Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicThings:
+    """Public things: their names, pictures and sounds. A row that stands twice is drawn twice as often."""
+
+    states_GE: Tensor  # of all names, each once; see `states.FrozenReader`
+    names_of: Sequence[Sequence[int]]  # by thing, which names it has
+    pictures_KHWC: npt.NDArray[np.uint8]
+    shown: _Ints  # [rows, 2]: a picture, and the thing that it shows
+    sounds_KS: npt.NDArray[np.int16]
+    said: _Ints  # [rows, 2]: a sound, and the name that it says
+
+    def __post_init__(self) -> None:
+        if len(self.states_GE) < 2 or not (len(self.shown) or len(self.said)):
+            raise InvalidPretraining("a space needs two public names or more, and pictures or sounds")
+        if not all(self.names_of[thing] for thing in np.unique(self.shown[:, 1])):
+            raise InvalidPretraining("a thing with a picture has no name")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpaceTrainingConfig:
+    """Settings of the training; equal settings give equal weights on one machine and one torch build."""
+
+    steps: int = 1400
+    batch: int = 64  # pictures, and as many sounds
+    gallery: int = 1024  # names drawn at each step, beside those of the batch; 0: these alone, as CLIP has it
+    lr: float = 1.5e-3  # peak of AdamW's, after 100 steps of warm-up and before a cosine
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch) < 1 or self.gallery < 0 or not self.lr > 0:
+            raise InvalidPretraining(f"need steps, batch >= 1, gallery >= 0 and lr > 0, got {self}")
+
+
+def train_space(
+    public: PublicThings,
+    sizes: SpaceSizes,
+    config: SpaceTrainingConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Space:
+    """Builds and trains a space.
+
+    Args:
+        progress: called with (steps done, steps in total) after every step.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        space = Space(sizes)
+        set_axes(space, public.states_GE)
+        average = copy.deepcopy(space)
+        scales = nn.Parameter(torch.full((2,), math.log(_SCALE)))
+        parameters = [*space.parameters(), scales]
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.05)
+        lesson = _Lesson(space.train(), public, config)
+        for step in range(config.steps):
+            rate = min(1.0, (step + 1) / _WARM_UP) * (0.01 + 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate
+            loss = lesson.loss(scales.exp().clamp(max=_MOST_SCALE))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            _blend(average, space, min(_AVERAGED, (1 + step) / (10 + step)))
+            progress(step + 1, config.steps)
+    return average.requires_grad_(False).eval()
+
+
+def set_axes(space: Space, states_GE: Tensor) -> None:
+    """Sets how states of names are centred and scaled, by those of public names: along their principal axes."""
+    center_E, count = states_GE.double().mean(0), len(states_GE)
+    spread_E = states_GE.double().std(0, correction=0)
+    spread_E = torch.where(spread_E > 0, spread_E, 1.0)  # what never differs says nothing
+    kept = min(space.sizes.axes, *states_GE.shape)
+    even_GE = (states_GE.double() - center_E) / spread_E
+    values_E, vectors_EE = torch.linalg.eigh(even_GE.T @ even_GE / count)
+    deviation_A = values_E[-kept:].clamp_min(0).sqrt().flip(0)
+    held_back_A = deviation_A + _FLATTEN * deviation_A.mean()
+    space.of_names.center.copy_(center_E)
+    space.of_names.axes.zero_()
+    space.of_names.axes[:, :kept] = vectors_EE[:, -kept:].flip(1) / spread_E[:, None] / held_back_A
+
+
+class _Lesson:
+    """Draws batches and galleries, and gives their loss."""
+
+    def __init__(self, space: Space, public: PublicThings, config: SpaceTrainingConfig) -> None:
+        self._space, self._public, self._config = space, public, config
+        self._rng = np.random.default_rng(config.seed)
+        with torch.no_grad():
+            self._names_GA = space.of_names.coordinates(public.states_GE)
+        self._names_of = [np.array(sorted(names), dtype=np.int64) for names in public.names_of]
+
+    def loss(self, scales: Tensor) -> Tensor:
+        """Mean loss of new pictures, plus that of new sounds."""
+        parts, public = [], self._public
+        if len(public.shown):
+            chosen, things = self._drawn(public.shown)
+            own = np.array([self._rng.choice(self._names_of[thing]) for thing in things])
+            pixels = scaled(torch.from_numpy(public.pictures_KHWC[chosen]), torch.float32).permute(0, 3, 1, 2)
+            parts.append(self._missed(self._space.of_pictures(bent(pixels, self._rng)), own, scales[0], things))
+        if len(public.said):
+            chosen, names = self._drawn(public.said)
+            earlier, later = (round(second * self._space.sizes.rate) for second in _SHIFT_S)
+            shifts = self._rng.integers(earlier, later, len(chosen))
+            moved = np.stack([np.roll(public.sounds_KS[k], shift) for k, shift in zip(chosen, shifts, strict=True)])
+            spectra = changed(self._space.of_sounds.ear.spectra(torch.from_numpy(moved)), self._rng)
+            parts.append(self._missed(self._space.of_sounds(spectra), names, scales[1], None))
+        return torch.stack(parts).sum()
+
+    def _drawn(self, rows: _Ints) -> tuple[_Ints, _Ints]:
+        drawn = rows[self._rng.integers(0, len(rows), self._config.batch)]
+        return drawn[:, 0], drawn[:, 1]
+
+    def _missed(self, points_RD: Tensor, own: _Ints, scale: Tensor, things: _Ints | None) -> Tensor:
+        count = len(self._names_GA)
+        drawn = self._rng.choice(count, min(self._config.gallery, count), replace=False)
+        gallery = np.unique(np.concatenate([own, drawn]))
+        twins = None
+        if things is not None:
+            twins = torch.from_numpy(np.stack([np.isin(gallery, self._names_of[thing]) for thing in things]))
+        points_GD = self._space.of_names(self._names_GA[gallery])
+        places = torch.from_numpy(np.searchsorted(gallery, own))
+        return locked_losses(points_RD, points_GD, places, scale=scale, twins_RG=twins).mean()
+
+
+def bent(pictures_RCHW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Turns, moves, mirrors and recolours pictures at random, each in its own way; what comes in at the edge is white.
+
+    Args:
+        pictures_RCHW: from 1 for white to -1 for black.
+    """
+    rows = len(pictures_RCHW)
+
+    def between(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (rows, *shape))).float()
+
+    turn, size = between(-_TURNED, _TURNED), between(1 - _LARGER, 1 + _LARGER)
+    mirrored = torch.from_numpy(rng.choice([-1.0, 1.0], rows)).float()
+    moved = between(-_MOVED, _MOVED, 2)
+    across = torch.stack([size * mirrored * turn.cos(), -size * turn.sin(), moved[:, 0]], 1)
+    down = torch.stack([size * mirrored * turn.sin(), size * turn.cos(), moved[:, 1]], 1)
+    grid = F.affine_grid(torch.stack([across, down], 1), list(pictures_RCHW.shape), align_corners=False)
+    # What lies outside is 0: so white is made 0 meanwhile.
+    drawn = 1 - F.grid_sample(1 - pictures_RCHW, grid, align_corners=False)
+    contrast = 1 + between(-_CONTRAST, _CONTRAST, 3, 1, 1)
+    return (drawn * contrast + between(-_BRIGHTNESS, _BRIGHTNESS, 3, 1, 1)).clamp(-1, 1)
+
+
+@torch.no_grad()
+def _blend(average: Space, space: Space, kept: float) -> None:
+    for mean, newest in zip(average.parameters(), space.parameters(), strict=True):
+        mean.lerp_(newest, 1 - kept)
