@@ -11,18 +11,17 @@ quarter of the things is held out in all languages: neither a hospital's trainin
 
 import csv
 import importlib.util
-import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from debian import unpacked
 from readings import LANGUAGES, as_wav, read, spoken, things_of
 from splitting import draw, main
 
@@ -115,7 +114,7 @@ def stamps(directory: Path) -> Path:
     for root in (Path("/"), directory / "stamps"):
         if next((root / STAMPS).rglob("*_desc_bg.ogg"), None) is not None:
             return root / STAMPS
-    if shutil.which("apt-get") and shutil.which("dpkg-deb") and _unpacked(directory / "stamps"):
+    if shutil.which("apt-get") and shutil.which("dpkg-deb") and unpacked(PACKAGE, directory / "stamps"):
         return directory / "stamps" / STAMPS
     raise FileNotFoundError(
         f"the readings were not found: install {PACKAGE} (Debian, Ubuntu), or unpack it in {directory}/stamps"
@@ -184,25 +183,6 @@ def _kept(folder: Path, unit: str, code: str, wav: bytes) -> Row:
     (folder / "sounds").mkdir(parents=True, exist_ok=True)
     (folder / "sounds" / f"{unit}.wav").write_bytes(wav)
     return unit, passport(unit, code), LANGUAGES[code]
-
-
-def _unpacked(folder: Path) -> bool:
-    """Fetches the Debian package with apt-get, without installing it; False if it is not to be had."""
-    with tempfile.TemporaryDirectory() as place:
-        fetch = ("apt-get", "download", "-qq", PACKAGE)
-        if subprocess.run(fetch, cwd=place, capture_output=True).returncode:
-            subprocess.run(("apt-get", "update", "-qq"), capture_output=True)  # lists may be missing; root may do so
-            if subprocess.run(fetch, cwd=place, capture_output=True).returncode:
-                return False
-        (fetched,) = Path(place).glob(f"{PACKAGE}_*.deb")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside it first: who stops this half-way must not be left with half of the readings.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            if subprocess.run(("dpkg-deb", "-x", str(fetched), beside), capture_output=True).returncode:
-                return False
-            folder.mkdir(exist_ok=True)
-            os.replace(Path(beside, "usr"), folder / "usr")
-    return True
 
 
 if __name__ == "__main__":

@@ -217,10 +217,10 @@ def test_a_package_that_is_unpacked_half_is_no_package(example, monkeypatch, tmp
         return example.subprocess.CompletedProcess(command, next(says))
 
     monkeypatch.setattr(example.subprocess, "run", run)
-    assert not example._unpacked(tmp_path / "stamps")
+    assert not example.unpacked(example.PACKAGE, tmp_path / "stamps")
     assert not list(tmp_path.rglob("*.ogg"))
     says = iter([0, 0])
-    assert example._unpacked(tmp_path / "stamps")
+    assert example.unpacked(example.PACKAGE, tmp_path / "stamps")
     assert (tmp_path / "stamps" / example.STAMPS / "cat_desc_bg.ogg").exists()
 
 
