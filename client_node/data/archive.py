@@ -95,6 +95,8 @@ def indexed(
     """
     if known is not None and known.space != embedder.hash:
         raise ArchiveRefused("the index was made by another space: name that space, or another file with --index")
+    if known is not None and known.points_ND.shape[1] != embedder.width:
+        raise ArchiveRefused("the index has points of another width than the space: remove it, and it is made anew")
     points = (
         {} if known is None else dict(zip([(e.kind, e.sha256) for e in known.entries], known.points_ND, strict=True))
     )

@@ -35,7 +35,7 @@ class Embedder:
 
     def __init__(self, space: Path, backbone: Path | None) -> None:
         self._space, self.hash = load_space(space)
-        self._backbone = backbone
+        self._backbone, self.width = backbone, self._space.sizes.width
 
     @cached_property
     def _reader(self) -> FrozenReader:
@@ -95,7 +95,7 @@ class Embedder:
         return known[kind]
 
     def _none(self) -> Tensor:
-        return torch.zeros(0, self._space.sizes.width)
+        return torch.zeros(0, self.width)
 
 
 def _parts(files: Sequence[T]) -> Iterator[Sequence[T]]:

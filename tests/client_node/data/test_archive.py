@@ -117,6 +117,9 @@ def test_an_index_of_another_space_is_refused(folder, embedder):
     other = archive.Index("0" * 64, known.entries, known.points_ND)
     with pytest.raises(ArchiveRefused, match="another space"):
         archive.indexed(folder, embedder, other)
+    narrower = archive.Index(known.space, known.entries, known.points_ND[:, :-1])
+    with pytest.raises(ArchiveRefused, match="another width"):
+        archive.indexed(folder, embedder, narrower)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "a " * archive.MOST_TEXT, "gone.png", "/dev/zero.wav"])
