@@ -2,8 +2,8 @@
 
 Every row, a picture or a sound, is to be nearest to its own name in a gallery of public names, drawn anew each step;
 no row meets another one (`contrast`). So a picture and a sound, which never stand in one row, meet at their names. The
-other names of a thing are no wrong answers for its pictures. For a sound they are, since it says one name and not the
-others. What is kept is an average of the weights over the last steps.
+other names of a thing are no wrong answers, in whatever language: else sounds would push apart what pictures bring
+together. What is kept is an average of the weights over the last steps.
 
 Legend: `R` rows of a batch, `G` names of the gallery, `E` numbers of a text's states, `H`, `W` pixels, `C` colours,
 `S` samples, `K` all pictures or sounds.
@@ -127,6 +127,11 @@ class _Lesson:
         with torch.no_grad():
             self._names_GA = space.of_names.coordinates(public.states_GE)
         self._names_of = [np.array(sorted(names), dtype=np.int64) for names in public.names_of]
+        beside: dict[int, set[int]] = {}
+        for names in public.names_of:
+            for name in names:
+                beside.setdefault(name, set()).update(names)
+        self._beside = {name: np.array(sorted(others), dtype=np.int64) for name, others in beside.items()}
 
     def loss(self, scales: Tensor) -> Tensor:
         """Mean loss of new pictures, plus that of new sounds."""
@@ -135,27 +140,28 @@ class _Lesson:
             chosen, things = self._drawn(public.shown)
             own = np.array([self._rng.choice(self._names_of[thing]) for thing in things])
             pixels = scaled(torch.from_numpy(public.pictures_KHWC[chosen]), torch.float32).permute(0, 3, 1, 2)
-            parts.append(self._missed(self._space.of_pictures(bent(pixels, self._rng)), own, scales[0], things))
+            right = [self._names_of[thing] for thing in things]
+            parts.append(self._missed(self._space.of_pictures(bent(pixels, self._rng)), own, right, scales[0]))
         if len(public.said):
             chosen, names = self._drawn(public.said)
             earlier, later = (round(second * self._space.sizes.rate) for second in _SHIFT_S)
             shifts = self._rng.integers(earlier, later, len(chosen))
             moved = np.stack([np.roll(public.sounds_KS[k], shift) for k, shift in zip(chosen, shifts, strict=True)])
             spectra = changed(self._space.of_sounds.ear.spectra(torch.from_numpy(moved)), self._rng)
-            parts.append(self._missed(self._space.of_sounds(spectra), names, scales[1], None))
+            right = [self._beside[name] for name in names]
+            parts.append(self._missed(self._space.of_sounds(spectra), names, right, scales[1]))
         return torch.stack(parts).sum()
 
     def _drawn(self, rows: _Ints) -> tuple[_Ints, _Ints]:
         drawn = rows[self._rng.integers(0, len(rows), self._config.batch)]
         return drawn[:, 0], drawn[:, 1]
 
-    def _missed(self, points_RD: Tensor, own: _Ints, scale: Tensor, things: _Ints | None) -> Tensor:
+    def _missed(self, points_RD: Tensor, own: _Ints, right: Sequence[_Ints], scale: Tensor) -> Tensor:
+        """Mean loss of rows, of which each has its own name, and others that are right for it as well."""
         count = len(self._names_GA)
         drawn = self._rng.choice(count, min(self._config.gallery, count), replace=False)
         gallery = np.unique(np.concatenate([own, drawn]))
-        twins = None
-        if things is not None:
-            twins = torch.from_numpy(np.stack([np.isin(gallery, self._names_of[thing]) for thing in things]))
+        twins = torch.from_numpy(np.stack([np.isin(gallery, names) for names in right]))
         points_GD = self._space.of_names(self._names_GA[gallery])
         places = torch.from_numpy(np.searchsorted(gallery, own))
         return locked_losses(points_RD, points_GD, places, scale=scale, twins_RG=twins).mean()
