@@ -122,10 +122,10 @@ def _demonstrate(
     if as_json:
         print(json.dumps(outcome, indent=2))
     else:
-        table = Table(title="What came out", title_justify="left", show_header=False, box=None)
-        for name, value in outcome.items():
-            table.add_row(name.replace("_", " "), str(value))
-        console.print(table, soft_wrap=True)
+        width = max(map(len, outcome))
+        for name, value in outcome.items():  # no table, which would fold a command that is to be copied
+            line = f"{name.replace('_', ' '):{width}}  {value}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
