@@ -106,6 +106,7 @@ def indexed(
     entries, left_out, embedded = list[Entry](), dict[str, str](), 0
     for start in range(0, len(names), _AT_ONCE):
         new: dict[Kind, dict[str, bytes]] = {}
+        names_of: dict[tuple[Kind, str], list[str]] = {}
         for name in names[start : start + _AT_ONCE]:
             kind = KINDS.get(Path(name).suffix.lower()) if name.isprintable() else None
             data = None if kind is None else read_below(folder, name)
@@ -116,12 +117,13 @@ def indexed(
                 continue
             entry = Entry(name=name, kind=kind, sha256=hashlib.sha256(data).hexdigest())
             entries.append(entry)
+            names_of.setdefault((kind, entry.sha256), []).append(name)
             if (kind, entry.sha256) not in points:
                 new.setdefault(kind, {})[entry.sha256] = data
         for kind, files in new.items():
             for digest, found in _embedded(embedder, kind, files).items():
                 if isinstance(found, str):
-                    left_out |= {entry.name: found for entry in entries if entry.sha256 == digest}
+                    left_out |= dict.fromkeys(names_of[kind, digest], found)
                 else:
                     points[kind, digest] = found
                     embedded += 1
@@ -195,7 +197,7 @@ def question(text: str, embedder: Embedder) -> Tensor:
     try:
         found: Tensor = embedder.of_kind(kind)([data])[0]
     except (InvalidPicture, InvalidSound) as err:
-        raise ArchiveRefused(f"{text}: {_reason(err)}") from None
+        raise ArchiveRefused(f"{text}: {err}") from None
     return found
 
 
@@ -223,9 +225,5 @@ def _embedded(embedder: Embedder, kind: Kind, files: dict[str, bytes]) -> dict[s
             try:
                 found[digest] = embed([data])[0]
             except (InvalidPicture, InvalidSound) as err:
-                found[digest] = _reason(err)
+                found[digest] = str(err)
         return found
-
-
-def _reason(err: InvalidPicture | InvalidSound) -> str:
-    return str(err).partition("1 of 1 ")[2]

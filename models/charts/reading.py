@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ChartRefused, InvalidPicture
+from ..errors import ChartRefused
 from ..structure import pictures
 from . import ink, labels
 from .reader import HEIGHT, KINDS, STRIDE, WIDTH, ChartReader
@@ -55,10 +55,7 @@ def decode(file: bytes) -> npt.NDArray[np.uint8]:
     Raises:
         InvalidPicture: it is no PNG of `HEIGHT` and `WIDTH`, or hostile.
     """
-    try:
-        picture_HW: npt.NDArray[np.uint8] = pictures.decode([file], (HEIGHT, WIDTH))[0]
-    except InvalidPicture as err:
-        raise InvalidPicture(str(err).removeprefix("picture 1 of 1 ")) from None
+    picture_HW: npt.NDArray[np.uint8] = pictures.decode([file], (HEIGHT, WIDTH))[0]
     return picture_HW
 
 
@@ -110,8 +107,8 @@ class _Votes:
     def of(cls, reader: ChartReader, picture_HW: npt.NDArray[np.uint8]) -> "_Votes":
         """Looks at a chart that is shifted by some pixels each time."""
         shifted = np.stack([_shifted(picture_HW, down, right) for down, right in _SHIFTS])
-        found_BhwK3 = reader(torch.from_numpy(shifted)).double().numpy()
-        likely_BhwK = torch.from_numpy(found_BhwK3[..., 0]).sigmoid().numpy()
+        pointed_BhwK3 = reader(torch.from_numpy(shifted)).double()
+        found_BhwK3, likely_BhwK = pointed_BhwK3.numpy(), pointed_BhwK3[..., 0].sigmoid().numpy()
         votes = np.nonzero(likely_BhwK > _FAINTEST)
         look, row, column, kind = votes
         _, across, down = found_BhwK3[votes].T

@@ -138,7 +138,7 @@ def _decoded(folder: Path, names: Sequence[str], decode: Callable[[Sequence[byte
         try:
             found[place] = decode([read_file(folder / name, pictures.MOST_BYTES)])[0]
         except (InvalidPicture, InvalidSound) as err:
-            raise InvalidSpace(f"{folder / name} {str(err).partition(' 1 of 1 ')[2]}") from None
+            raise InvalidSpace(f"{folder / name} {err}") from None
     return found
 
 

@@ -106,7 +106,7 @@ def decode(files: Sequence[bytes], size: tuple[int, int]) -> npt.NDArray[np.uint
         size: height and width that every picture has.
 
     Raises:
-        InvalidPicture: a file is no such picture; the message says which one of them by its number, and nothing of it.
+        InvalidPicture: a file is no such picture; the message says which of several it is, and nothing of it.
     """
     pictures_RHW = np.empty((len(files), *size), dtype=np.uint8)
     for row, file in enumerate(files):
@@ -152,7 +152,7 @@ def _told_of(row: int, rows: int) -> Iterator[None]:
     try:
         yield
     except InvalidPicture as err:
-        raise InvalidPicture(f"picture {row + 1} of {rows} {err}") from None
+        raise InvalidPicture(f"picture {row + 1} of {rows} {err}" if rows > 1 else str(err)) from None
 
 
 def _decoded(file: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

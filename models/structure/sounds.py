@@ -92,14 +92,14 @@ def decode(files: Sequence[bytes], layout: SoundLayout) -> npt.NDArray[np.int16]
     """Reads WAV files as sounds [R, S], each with silence behind it.
 
     Raises:
-        InvalidSound: a file is no such sound; the message says which one of them by its number, and nothing of it.
+        InvalidSound: a file is no such sound; the message says which of several it is, and nothing of it.
     """
     sounds_RS = np.zeros((len(files), layout.tokens * layout.piece), dtype=np.int16)
     for row, file in enumerate(files):
         try:
             samples = np.frombuffer(_checked(file, layout), dtype="<i2")
         except InvalidSound as err:
-            raise InvalidSound(f"sound {row + 1} of {len(files)} {err}") from None
+            raise InvalidSound(f"sound {row + 1} of {len(files)} {err}" if len(files) > 1 else str(err)) from None
         sounds_RS[row, : len(samples)] = samples
     return sounds_RS
 

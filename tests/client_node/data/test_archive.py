@@ -91,6 +91,15 @@ def test_what_cannot_be_searched_is_left_out_and_told(folder, embedder, tmp_path
     assert found.left_out["broken.wav"] == "is no WAV file"
 
 
+def test_equal_bytes_under_names_of_two_kinds_are_judged_for_each_kind(folder, embedder):
+    for kind, other in (("png", "wav"), ("wav", "png")):
+        file = folder / "red.png" if kind == "png" else folder / "more" / "red.wav"
+        (folder / f"copied.{other}").write_bytes(file.read_bytes())
+    found = archive.indexed(folder, embedder, None)
+    assert sorted(found.left_out) == ["copied.png", "copied.wav"]
+    assert {"red.png", "more/red.wav"} <= {entry.name for entry in found.index.entries}
+
+
 def test_an_archive_of_nothing_and_one_of_too_much_are_refused(embedder, tmp_path, monkeypatch):
     with pytest.raises(ArchiveRefused, match="holds no file"):
         archive.indexed(tmp_path, embedder, None)

@@ -172,8 +172,8 @@ def test_a_file_that_is_no_picture_of_the_space_is_refused(built, file):
 
 @pytest.mark.parametrize("file", [wav(300, seconds=2), wav(300, rate=16_000), b"no sound"])
 def test_a_file_that_is_no_sound_of_the_space_is_refused(built, file):
-    with pytest.raises(InvalidSound, match="sound 1 of 1"):
-        Embedder(built[0], None).sounds([file])
+    with pytest.raises(InvalidSound, match="sound 2 of 2"):
+        Embedder(built[0], None).sounds([wav(300), file])
 
 
 def test_what_was_learned_is_found(built, backbone):
