@@ -1,7 +1,5 @@
 """The commands `client-node chart …`: charts are read at the site, by a reader that no record has taught."""
 
-import os
-import stat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,10 +92,10 @@ def _read_one(network: Any, path: Path) -> dict[str, Any]:
 def _bytes(path: Path) -> bytes:
     """Reads a file, of one that is too long as much as shows that it is."""
     from ...models.errors import InvalidPicture
+    from ...models.files import read_at_most
     from ...models.structure.pictures import MOST_BYTES
 
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep the reader for ever
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidPicture("is no file with a picture in it")
-        return file.read(MOST_BYTES + 1)
+    file = read_at_most(path, MOST_BYTES + 1)
+    if file is None:
+        raise InvalidPicture("is no file with a picture in it")
+    return file

@@ -15,7 +15,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from debian import unpacked
 from functions import of_java, of_python
 from splitting import draw, main
 
@@ -102,7 +102,7 @@ def java_sources(directory: Path) -> Path:
         return found
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         for package in PACKAGES:
-            if (archive := _unpacked(package, directory / "openjdk")) is not None:
+            if (archive := _fetched(package, directory / "openjdk")) is not None:
                 return archive
     raise FileNotFoundError(
         "the sources of OpenJDK were not found: set JAVA_HOME to a JDK with lib/src.zip, or install one of "
@@ -175,16 +175,11 @@ def write(path: Path, rows: Iterable[Row], language: str) -> None:
         table.writerows((name, language, function) for name, function in rows)
 
 
-def _unpacked(package: str, folder: Path) -> Path | None:
-    """Fetches a Debian package with apt-get, without installing it; returns its archive, or None if there is none."""
+def _fetched(package: str, folder: Path) -> Path | None:
+    """Fetches a Debian package of sources; returns its archive, or None if the package is not to be had."""
     with tempfile.TemporaryDirectory() as place:
-        fetch = ("apt-get", "download", "-qq", package)
-        if subprocess.run(fetch, cwd=place, capture_output=True).returncode:
-            subprocess.run(("apt-get", "update", "-qq"), capture_output=True)  # lists may be missing; root may do so
-            if subprocess.run(fetch, cwd=place, capture_output=True).returncode:
-                return None
-        (fetched,) = Path(place).glob(f"{package}_*.deb")
-        subprocess.run(("dpkg-deb", "-x", fetched.name, "unpacked"), cwd=place, check=True)
+        if not unpacked(package, Path(place, "package")):
+            return None
         (archive,) = (path for path in Path(place).rglob("src.zip") if path.is_file() and not path.is_symlink())
         folder.mkdir(parents=True, exist_ok=True)
         return Path(shutil.move(archive, folder / "src.zip"))

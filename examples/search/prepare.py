@@ -13,7 +13,6 @@ names). A synthesiser (espeak-ng, GPL-3, by the package espeakng-loader) says pu
 
 import argparse
 import csv
-import importlib.util
 import itertools
 import random
 import shutil
@@ -23,11 +22,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from confide.models.space.public import COLUMNS, FILES
+
 sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "voices"))
 from debian import unpacked
-from readings import as_wav, read, spoken
+from readings import as_wav, read, require_packages, spoken
 from things import LANGUAGES, SPOKEN, Thing, apart, emoji, shrunk, stamps
 
 SIDE = 32  # pixels of a picture
@@ -42,7 +43,6 @@ PACKAGES = {  # by the file that shows that one is there
     "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf": "fonts-noto-color-emoji",
     "usr/share/unicode/cldr/common/annotations": "unicode-cldr-core",
 }
-COLUMNS = ("thing", "name", "file")
 Row = tuple[str, str, str]
 
 
@@ -62,13 +62,13 @@ def prepare(directory: Path, packages: Path, *, seed: int, held_out: int, few: i
     drawn, font, annotations = (found(place, packages) for place in PACKAGES)
     kept, others = split(list(stamps(drawn)), seed, held_out)
     public = [apart(some, kept)[:few] for some in (others, emoji(font, annotations))]
-    (directory / "files").mkdir(parents=True, exist_ok=True)
+    (directory / FILES).mkdir(parents=True, exist_ok=True)
     with (directory / "public.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         rng = random.Random(f"voices {seed}")
         for number, thing in enumerate(itertools.chain(*public)):
-            table.writerows(rows_of(thing, directory / "files", f"{number:05}", rng))
+            table.writerows(rows_of(thing, directory / FILES, f"{number:05}", rng))
     half = directory / "archive-half"  # who stops this half-way must not be left with half an archive
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
@@ -132,17 +132,6 @@ def found(place: str, packages: Path) -> Path:
     if shutil.which("apt-get") and shutil.which("dpkg-deb") and unpacked(package, fetched):
         return fetched / place
     raise FileNotFoundError(f"{place} was not found: install {package} (Debian, Ubuntu), or unpack it in {fetched}")
-
-
-def require_packages() -> None:
-    """Makes sure that what reads OGG and what speaks are installed, before anything is written.
-
-    Raises:
-        FileNotFoundError: one is not.
-    """
-    for name in ("soundfile", "espeakng_loader"):
-        if importlib.util.find_spec(name) is None:
-            raise FileNotFoundError(f"{name} is not installed: pip install 'confide[examples]'")
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ quarter of the things is held out in all languages: neither a hospital's trainin
 """
 
 import csv
-import importlib.util
 import random
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from debian import unpacked
-from readings import LANGUAGES, as_wav, read, spoken, things_of
+from readings import LANGUAGES, as_wav, read, require_packages, spoken, things_of
 from splitting import draw, main
 
 SITES = {  # how many of ten speakers of a language come to a hospital
@@ -92,17 +91,6 @@ def prepare(directory: Path, *, sounds: int | None = None, public: int | None = 
 def prepare_few(directory: Path) -> dict[str, Any]:
     """Writes tables of few sounds, for a run that only shows that it runs; see `prepare`."""
     return prepare(directory, sounds=FEW, public=FEW_PUBLIC)
-
-
-def require_packages() -> None:
-    """Makes sure that what reads OGG and what speaks are installed, before anything is written.
-
-    Raises:
-        FileNotFoundError: one is not.
-    """
-    for name in ("soundfile", "espeakng_loader"):
-        if importlib.util.find_spec(name) is None:
-            raise FileNotFoundError(f"{name} is not installed: pip install 'confide[examples]'")
 
 
 def stamps(directory: Path) -> Path:

@@ -5,6 +5,7 @@ Waves are float arrays at 8,000 samples a second, from -1 to 1.
 
 import ctypes
 import importlib
+import importlib.util
 import random
 import struct
 from collections.abc import Iterator
@@ -29,6 +30,17 @@ _MARGIN = RATE // 20
 _SPEED, _PITCH, _RANGE = 1, 3, 4  # of espeak-ng's parameters
 _SYNCHRONOUS, _UTF8 = 2, 1
 _HEARD = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+def require_packages() -> None:
+    """Makes sure that what reads OGG and what speaks are installed, before anything is written.
+
+    Raises:
+        FileNotFoundError: one is not.
+    """
+    for name in ("soundfile", "espeakng_loader"):
+        if importlib.util.find_spec(name) is None:
+            raise FileNotFoundError(f"{name} is not installed: pip install 'confide[examples]'")
 
 
 def read(path: Path, *, higher: float = 1.0) -> np.ndarray:

@@ -160,11 +160,16 @@ def draw(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a letter that a font lacks
         canvas.draw()  # type: ignore[no-untyped-call]
-    picture = grey(canvas)
+    return _measured(axes, x, numbers, bar_width=style.bar_width if style.is_bar else 0.0, every=every)
+
+
+def _measured(
+    axes: Any, x: npt.NDArray[np.int64], values: npt.NDArray[np.float64], *, bar_width: float, every: int
+) -> DrawnChart:
+    """Says where matplotlib has put the marks of a chart that is drawn."""
     to_pixel = axes.transData.transform
-    tops_at = to_pixel(np.stack([x, numbers], 1))
-    half = style.bar_width / 2 if style.is_bar else 0.0
-    ends = np.stack([to_pixel(np.stack([x + sign * half, numbers], 1))[:, 0] for sign in (-1, 1)], 1)
+    tops_at = to_pixel(np.stack([x, values], 1))
+    ends = np.stack([to_pixel(np.stack([x + sign * bar_width / 2, values], 1))[:, 0] for sign in (-1, 1)], 1)
     edge, base = axes.transAxes.transform((0, 0))
     low, high = sorted(axes.get_ylim())
     ticks = [
@@ -179,8 +184,9 @@ def draw(
         multiplier = (float(box.x0 + box.x1) / 2, HEIGHT - float(box.y0 + box.y1) / 2)
     places = np.stack([tops_at[:, 0], HEIGHT - tops_at[:, 1]], 1)
     return DrawnChart(
-        picture, places, ends, places[::every, 0].tolist(), float(edge), HEIGHT - float(base), ticks, multiplier
-    )
+        grey(axes.figure.canvas), places, ends, places[::every, 0].tolist(), float(edge), HEIGHT - float(base), ticks,
+        multiplier,
+    )  # fmt: skip
 
 
 def made_up_chart(rng: np.random.Generator) -> DrawnChart:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import ChartRefused
 from .reader import HEIGHT, WIDTH
 
-_FAINT = 12  # shades darker than white that are ink
+FAINT = 12  # shades darker than white that are ink
 _AXIS = 160  # shade of the palest axis
 _ROOM = 12  # pixels above an axis in which a multiplier would be seen
 _END = 4  # pixels at both ends of a bar that may be of another shade: its border, or a tick
@@ -52,7 +52,7 @@ def goes_on(picture_HW: npt.NDArray[np.uint8], x: float, y: float) -> bool:
     across = slice(max(int(x - 0.5) - 2, 0), int(x - 0.5) + 4)
     over = picture_HW[max(math.floor(y) - 2 * _END, 0) : max(math.floor(y) - _END, 0), across]
     under = picture_HW[math.ceil(y) + _END : math.ceil(y) + 2 * _END, across]
-    return any(part.size > 0 and bool((part < 255 - _FAINT).all()) for part in (over, under))
+    return any(part.size > 0 and bool((part < 255 - FAINT).all()) for part in (over, under))
 
 
 def refuse_strange_marks(
@@ -69,7 +69,7 @@ def refuse_strange_marks(
         column, row = int(x - 0.5), round(y - 0.5)
         top, bottom = sorted((y, foot))
         inside = picture_HW[math.ceil(top) + _END : math.floor(bottom) - _END, max(column - 2, 0) : column + 4]
-        if inside.size and (inside < 255 - _FAINT).all() and np.ptp(inside, axis=0).max() > _UNIFORM:
+        if inside.size and (inside < 255 - FAINT).all() and np.ptp(inside, axis=0).max() > _UNIFORM:
             raise ChartRefused("its bars may have several parts")
         around = picture_HW[max(row - _BEYOND, 0) : row + _BEYOND + 1, column : column + 2].min(1, initial=255)
         darkness = 255.0 - around

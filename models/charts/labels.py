@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 
 from ..errors import ChartRefused
+from .ink import FAINT
 from .reader import COLUMN, CROP_HEIGHT, CROP_WIDTH, LETTERS, UNKNOWN, ChartReader, cut_label
 
 _CUTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (1, 1), (-1, 1))  # pixels down and to the right, of each cut of a label
 _SURE_WORD = 0.3  # probability of a label's least sure letter, in the mean over cuts, 0 in those that say another word
 _SURER = 1.2  # times as much as for any other word
-_FAINT = 12  # shades darker than white that are ink
 _ABOVE = 6  # pixels above and below a label's own line
 _BORDER = 3  # pixels from where a label may be cut off
 _LETTER_WIDTH = 11  # pixels at most from a letter's middle to where the one before it has ended
@@ -139,7 +139,7 @@ def _pieces(
     Raises:
         ChartRefused: the label shows more than that.
     """
-    inked = np.pad((label_HW[_ABOVE:-_ABOVE] < 255 - _FAINT).any(0), 1)
+    inked = np.pad((label_HW[_ABOVE:-_ABOVE] < 255 - FAINT).any(0), 1)
     starts, ends = (np.flatnonzero(np.diff(inked.astype(np.int8)) == change) for change in (1, -1))
     pieces = [(start, end) for start, end in zip(starts, ends, strict=True) if end < label_HW.shape[1]]  # not the tick
     if not pieces or pieces[0][0] < max(white + _BORDER, first - _LETTER_WIDTH):
@@ -147,12 +147,12 @@ def _pieces(
     if len(pieces) > len(word) + 2 * word.count("%"):  # which may be three
         raise ChartRefused("a label of its vertical axis has more letters than were read")
     left, right = pieces[0][0], pieces[-1][1]
-    lines: npt.NDArray[np.bool_] = np.any(label_HW[:, left:right] < 255 - _FAINT, axis=1)
+    lines: npt.NDArray[np.bool_] = np.any(label_HW[:, left:right] < 255 - FAINT, axis=1)
     middle = CROP_HEIGHT // 2
     top, bottom = middle - lines[:middle][::-1].argmin(), middle + lines[middle:].argmin()
     if len(pieces) == len(word):
         for (start, end), letter in zip(pieces, word, strict=True):
-            if letter == "." and (label_HW[top : (top + bottom) // 2, start:end] < 255 - _FAINT).any():
+            if letter == "." and (label_HW[top : (top + bottom) // 2, start:end] < 255 - FAINT).any():
                 raise ChartRefused("a label of its vertical axis has a sign that is no point")
     return [label_HW[top:bottom, start:end] for start, end in pieces], label_HW[top:bottom, left:right]
 
@@ -166,6 +166,6 @@ def _digit(label_HW: npt.NDArray[np.uint8], word: str) -> float:
 def _is_plus(piece_HW: npt.NDArray[np.uint8]) -> bool:
     """True if a piece is its own mirror image both ways, which a 4 is not."""
     ink_HW = 255.0 - piece_HW
-    ink_HW = ink_HW[(ink_HW > _FAINT).any(1)]
+    ink_HW = ink_HW[(ink_HW > FAINT).any(1)]
     apart = max(np.abs(ink_HW - ink_HW[::-1]).sum(), np.abs(ink_HW - ink_HW[:, ::-1]).sum())
     return bool(apart < _MIRRORED * ink_HW.sum())

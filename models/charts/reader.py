@@ -171,7 +171,7 @@ def load(path: Path | None = None) -> tuple[ChartReader, str]:
             weights = {name: file.get_tensor(name).to(own[name].dtype) for name in shapes}
     except (OSError, SafetensorError, ValidationError) as err:
         raise InvalidChart(f"{path}: is no reader of charts ({type(err).__name__})") from None
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values() if tensor.is_floating_point()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
         raise InvalidChart(f"{path}: its weights are not finite numbers")
     reader.load_state_dict(weights)
     return reader.requires_grad_(False).eval(), digest

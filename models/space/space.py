@@ -11,8 +11,6 @@ Legend: `R` rows, `E` numbers of a text's states, `A` axes kept of them, `D` wid
 
 import hashlib
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +23,7 @@ from torch.nn import functional as F
 
 from ..directories import new_directory
 from ..errors import InvalidBackbone, InvalidSpace
+from ..files import read_at_most
 from ..strict import Digest, StrictModel
 from ..structure.ear import Ear, EarConfig
 from ..structure.eye import Eye, EyeConfig, scaled
@@ -184,9 +183,7 @@ def load_space(directory: Path) -> tuple[Space, str]:
 def read_file(path: Path, most: int) -> bytes:
     """Reads a file of at most so many bytes; what is no file, such as a pipe, is refused and not waited for."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            found = file.read(most + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        found = read_at_most(path, most + 1)
     except OSError as err:
         raise InvalidSpace(f"{path} cannot be read ({err.strerror})") from None
     if found is None or len(found) > most:
