@@ -59,6 +59,8 @@ def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
         raise error(source, (f"not TOML: {err}",)) from err
     except ValueError as err:  # Python's own limit, of some thousand digits
         raise error(source, ("a whole number in it has more digits than any setting takes",)) from err
+    except RecursionError as err:
+        raise error(source, ("lists or tables in it are nested deeper than any setting is",)) from err
     # By way of JSON, so that a file and a message from the network meet the same strict rules (lists for tuples).
     return parse_json(json.dumps(table, default=str), model, error=error, source=source)
 

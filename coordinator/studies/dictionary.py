@@ -196,7 +196,13 @@ def _text(path: Path) -> str:
 def _rows(path: Path, text: str) -> list[dict[str, Any]]:
     header = text.partition("\n")[0]
     separator = next((each for each in ",;\t" if each in header), ",")
-    reader = csv.DictReader(io.StringIO(text), delimiter=separator)
+    try:
+        return _read_rows(path, csv.DictReader(io.StringIO(text), delimiter=separator))
+    except csv.Error as err:  # a cell longer than 128 KiB
+        raise DictionaryInvalid(str(path), (f"the file is no CSV ({err}); is it the table itself?",)) from err
+
+
+def _read_rows(path: Path, reader: "csv.DictReader[str]") -> list[dict[str, Any]]:
     names = [(name or "").strip() for name in reader.fieldnames or ()]
     if not {"name", "kind"} <= {*names}:
         raise DictionaryInvalid(

@@ -184,7 +184,11 @@ class Forms:
         """
         if len(pattern) > _MOST_REGEX:
             raise FormRefused(f"the regular expression has more than {_MOST_REGEX:,} characters")
-        return self._form(LLMatcher.grammar_from_regex(pattern), "regular expression")
+        try:
+            grammar = LLMatcher.grammar_from_regex(pattern)
+        except UnicodeEncodeError:  # half of a letter that takes two numbers in UTF-16; the error quotes the pattern
+            raise FormRefused(_problem("regex parse error", "regular expression")) from None
+        return self._form(grammar, "regular expression")
 
     def report(self, template: str, given: Mapping[str, str]) -> Form:
         """Makes the form of a report: a text in which given figures stand in their places, and no other figure.

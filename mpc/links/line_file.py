@@ -77,7 +77,7 @@ class LineFile:
         for number, line in enumerate(data[:end].splitlines(), start=1):
             try:
                 is_consistent = take(json.loads(line))
-            except (ValueError, TypeError, AttributeError, InvalidField) as err:
+            except (ValueError, TypeError, AttributeError, RecursionError, InvalidField) as err:
                 raise JournalBroken(f"line {number} of the journal {self._path} is damaged") from err
             if not is_consistent:
                 raise JournalBroken(f"line {number} of the journal {self._path} contradicts an earlier one")

@@ -182,6 +182,7 @@ BAD_DRAFTS = {
         ("deadline_s = 60", "deadline_s = " + "9" * 5000),
         "more digits than any setting takes",
     ),
+    "nested 3,000 times": (("deadline_s = 60", "deadline_s = " + "[" * 3000), "nested deeper than any setting is"),
 }
 
 

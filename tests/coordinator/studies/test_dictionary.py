@@ -112,3 +112,10 @@ def test_a_file_that_is_none_is_told(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"a" * 2**21)
     with pytest.raises(DictionaryInvalid, match="is it the table itself"):
         read_dictionary(tmp_path / "table.csv")
+
+
+def test_a_table_in_the_place_of_a_dictionary_is_refused(tmp_path):
+    path = tmp_path / "dictionary.csv"
+    path.write_text("name,kind\nage," + "9" * 200_000 + "\n")
+    with pytest.raises(DictionaryInvalid, match=r"the file is no CSV .* is it the table itself\?"):
+        read_dictionary(path)

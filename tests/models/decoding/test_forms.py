@@ -118,6 +118,12 @@ def test_the_texts_of_an_expression_are_all_those_that_it_describes(forms, token
     assert found == {text for text in every if re.fullmatch(pattern, text)}
 
 
+@pytest.mark.parametrize("ask", [lambda forms: forms.regex("a\ud800"), lambda forms: forms.report("a\ud800", {})])
+def test_half_a_letter_is_refused(forms, ask):
+    with pytest.raises(FormRefused, match="no regular expression that is served"):
+        ask(forms)
+
+
 def test_control_words_and_the_end_of_a_text_are_never_among_the_words(forms, tokenizer):
     following = forms.regex("(?s:.*)").begin()
     allowed = following.allowed()

@@ -169,3 +169,9 @@ def test_second_process_cannot_open_it(reopen, path, monkeypatch):
 def test_missing_folder_is_an_error_of_ours(tmp_path):
     with pytest.raises(JournalBroken):
         Journal(tmp_path / "none" / "journal")
+
+
+def test_a_line_nested_too_deeply_is_damage(path):
+    path.write_bytes(b"[" * 100_000 + b"\n")
+    with pytest.raises(JournalBroken, match=r"line 1 of the journal .* is damaged"):
+        Journal(path)
