@@ -7,7 +7,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test quick lint types unit docs hooks lock wheel wheelhouse crypten clean
+.PHONY: setup demo test quick lint types unit fuzz docs hooks lock wheel wheelhouse crypten clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,9 @@ types:
 
 unit:
 	$(PYTEST) --durations=20 --durations-min=5
+
+fuzz: setup  # 100,000 cases of every decoder of bytes from outside, and their table in docs/fuzzing.md; about an hour
+	$(BIN)/python tests/fuzz --table docs/fuzzing.md
 
 docs: setup  # the pages of docs/api from docstrings, the settings in docs/study-toml.md from their descriptions
 	$(BIN)/python docs/generate_api.py

@@ -1,0 +1,141 @@
+"""Bytes that an auditor, a site or the coordinator reads of ledgers and reports."""
+
+import copy
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+from confide.privacy.errors import LedgerBroken, LedgerError, LedgerFileInvalid, ReportInvalid, VerificationTooLong
+from confide.privacy.ledger import backup, canonical
+from confide.privacy.ledger.chain import START, Entry, check_extension
+from confide.privacy.ledger.charges import Books
+from confide.privacy.report import schema, study_terms
+from confide.privacy.report.schema import SIGNATURE_DOMAIN
+from confide.privacy.report.verify import verify_file
+
+from ..privacy.ledgers import THYROID_TEXT, eventful_ledger, signer
+from .places import from_file, scratch
+from .target import Target
+
+_KEY = canonical.public_hex(signer())
+
+
+@cache
+def _entries() -> list[Entry]:
+    return list(eventful_ledger(rounds=4).entries)
+
+
+def _ledger_file() -> list[bytes]:
+    path = scratch("ledger") / "made"
+    path.unlink(missing_ok=True)
+    backup.write(path, _entries(), _KEY)
+    return [path.read_bytes()]
+
+
+def _lines() -> list[bytes]:
+    return [entry.model_dump_json().encode() for entry in _entries()]
+
+
+def _read_entry(data: bytes) -> object:
+    entry = Entry.parse(canonical.decode(data))
+    return check_extension(START, [entry], _KEY)
+
+
+def _read_signed(data: bytes) -> object:
+    """Signs whatever body it is with the site's key, as a site that lies would, and applies it."""
+    said = canonical.decode(data)
+    if not isinstance(said, dict) or not isinstance(said.get("body"), dict):
+        raise LedgerBroken("not even the liar can sign this")
+    from confide.privacy.ledger.chain import extend
+
+    entries = _entries()
+    books = Books()
+    books.apply(entries[0])
+    books.apply(entries[1])
+    from confide.privacy.ledger.chain import Head
+
+    try:
+        lied = extend(
+            Head(entries[1].seq, entries[1].hash), signer(), entries[2].time, str(said.get("kind")), said["body"]
+        )
+        parsed = Entry.parse(json.loads(lied.model_dump_json()))
+    except ValueError as err:
+        raise LedgerBroken("not even the liar can sign this") from err
+    books.apply(parsed)
+    return books
+
+
+@cache
+def _report() -> bytes:
+    from ..privacy.ledgers import eventful_report
+
+    return canonical.encode(eventful_report())
+
+
+def _read_report(data: bytes) -> object:
+    return schema.parse(canonical.decode(data))
+
+
+def _read_signed_report(path: Path) -> object:
+    """Signs whatever report it is anew, as an issuer that lies would, and verifies it whole."""
+    said = canonical.decode(path.read_bytes())
+    if isinstance(said, dict):
+        contents = {name: value for name, value in copy.copy(said).items() if name != "signature"}
+        path.write_bytes(
+            canonical.encode(
+                contents | {"signature": canonical.sign(signer(99), SIGNATURE_DOMAIN, canonical.encode(contents))}
+            )
+        )
+    return verify_file(path, max_seconds=math.inf)
+
+
+TARGETS = (
+    Target(
+        name="canonical JSON",
+        sender="whoever sends a ledger",
+        made=_lines,
+        read=canonical.decode,
+        refusals=(ValueError,),
+    ),
+    Target(
+        name="ledger entry",
+        sender="a site",
+        made=lambda: [_lines()[0]],
+        read=_read_entry,
+        refusals=(LedgerBroken, ValueError),
+    ),
+    Target(
+        name="ledger entry, signed by a liar",
+        sender="a site",
+        made=lambda: [line for line in _lines()[2:] if b'"budget"' in line or b'"reserve"' in line],
+        read=_read_signed,
+        refusals=(LedgerError, ValueError),
+    ),
+    Target(
+        name="ledger file",
+        sender="people",
+        made=_ledger_file,
+        read=from_file("ledger", backup.read),
+        refusals=(LedgerFileInvalid,),
+    ),
+    Target(
+        name="report", sender="whoever issues it", made=lambda: [_report()], read=_read_report,
+        refusals=(ReportInvalid, ValueError), most=20_000,
+    ),
+    Target(
+        name="report, signed by a liar, verified whole",
+        sender="whoever issues it",
+        made=lambda: [_report()],
+        read=from_file("report.json", _read_signed_report),
+        refusals=(ReportInvalid, VerificationTooLong, ValueError),
+        most=100,
+    ),
+    Target(
+        name="terms of a study in a report",
+        sender="whoever issues it",
+        made=lambda: [THYROID_TEXT.encode()],
+        read=lambda data: study_terms.read(data.decode("utf-8", "replace")),
+        refusals=(ReportInvalid,),
+    ),
+)  # fmt: skip

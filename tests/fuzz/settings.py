@@ -1,0 +1,187 @@
+"""Files that people write or a disk keeps: studies, policies, decisions, small state of node and coordinator."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from confide.client_node.approval.run_reservations import RunReservations
+from confide.client_node.enrolment.protocol import Enrolment
+from confide.client_node.errors import (
+    FileDamaged,
+    NotEnrolled,
+    PolicyInvalid,
+    ProxyInvalid,
+    SettingsInvalid,
+    StudyInvalid,
+    StudyOutdated,
+)
+from confide.client_node.ledger_head import kept_head
+from confide.client_node.policy import decision_log
+from confide.client_node.policy.decisions import load_decisions, load_leases
+from confide.client_node.policy.site_policy import load_policy
+from confide.client_node.study.study import Study
+from confide.client_node.study.terms import load_draft
+from confide.coordinator.errors import NotFound, StateDamaged
+from confide.coordinator.federation.home import load_settings
+from confide.coordinator.federation.serving import only_server, read_serving
+from confide.coordinator.studies.dictionary import read_dictionary
+
+from ..client_node.conftest import CHAT, DOCUMENT, EVALUATION, SITE_TOML, STUDY_TOML, TEXT, build_study, identity_of
+from .places import from_file, scratch
+from .target import Target
+
+
+def _studies() -> list[bytes]:
+    found = [STUDY_TOML.encode()]
+    for changes in (TEXT, CHAT, DOCUMENT, (EVALUATION,)):
+        text = STUDY_TOML
+        for old, new in changes:
+            text = text.replace(old, new)
+        found.append(text.encode())
+    return found
+
+
+def _canonical() -> list[bytes]:
+    draft = scratch("draft") / "study.toml"
+    draft.write_text(STUDY_TOML)
+    names = ("other", "svi", "svhc", "rest", "agg-a", "agg-b", "agg-c")
+    return [build_study(draft, {name: identity_of(name) for name in names}).canonical()]
+
+
+def _json(*values: Any) -> Callable[[], list[bytes]]:
+    return lambda: [json.dumps(value).encode() for value in values]
+
+
+def _at_home(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """Makes a decoder of one that reads the file of this name in a home."""
+
+    def read_bytes(data: bytes) -> object:
+        home = scratch(f"home-{name.replace('/', '-')}")
+        path = home / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(0o600)
+        return read(home)
+
+    return read_bytes
+
+
+_DECISIONS = {
+    "format": 2,
+    "studies": {"ab" * 32: {"verdict": "approved", "runs": 2, "until": "2099-01-31", "by": "Ann"}},
+    "budget": {"epsilon": 4.0, "delta": 1e-5, "collusion": 1},
+    "used": {"ab" * 32: ["run-1"]},
+    "sites": {"north": "-".join(["AB23"] * 8)},
+}
+_LOGGED = {
+    "at": "2026-01-31T12:00:00Z",
+    "by": "Ann",
+    "login": "ann",
+    "decision": "approve",
+    "about": "ab" * 32,
+    "detail": "",
+}
+_ENROLMENT = {"name": "north", "roles": ["train"], "address": "fed:9443", "coordinator": "ab" * 32, "proxy": "env"}
+_SETTINGS = {
+    "federation": "Fever", "address": "fed.example.org:9443", "listen": "127.0.0.1", "port": 9443,
+    "superlink_port": 9444, "strangers_per_address": 32,
+}  # fmt: skip
+_SERVING = {
+    "since": 1.5, "noted": 2.5, "version": "1.0", "superlink": True, "worker": True, "trouble": "",
+    "nodes": {"north": {"at": 2.0, "version": "1.0"}},
+}  # fmt: skip
+_DICTIONARY = b"name,kind,values,cuts\nage,number,,40|60\nsex,category,F|M,\nsick,flag,,\nill,label,,\n"
+
+
+def _read_served(home: Path) -> object:
+    with only_server(home):
+        return read_serving(home)
+
+
+TARGETS = (
+    Target(
+        name="study.toml",
+        sender="people",
+        made=_studies,
+        read=from_file("study.toml", load_draft),
+        refusals=(SettingsInvalid,),
+    ),
+    Target(
+        name="study",
+        sender="the coordinator",
+        made=_canonical,
+        read=Study.parse,
+        refusals=(StudyInvalid, StudyOutdated),
+    ),
+    Target(
+        name="site.toml",
+        sender="people",
+        made=lambda: [SITE_TOML.encode()],
+        read=_at_home("site.toml", load_policy),
+        refusals=(PolicyInvalid,),
+    ),
+    Target(
+        name="decisions",
+        sender="the disk",
+        made=_json(_DECISIONS),
+        read=_at_home("decisions.json", load_decisions),
+        refusals=(PolicyInvalid,),
+    ),
+    Target(
+        name="decision log",
+        sender="the disk",
+        made=lambda: [json.dumps(_LOGGED).encode() + b"\n"],
+        read=_at_home("decisions.jsonl", decision_log.read),  # lines that cannot be read are counted
+        refusals=(),
+    ),
+    Target(
+        name="leases",
+        sender="the disk",
+        made=_json({"run-1": ["ab" * 32, 3]}),
+        read=_at_home("leases.json", load_leases),
+        refusals=(FileDamaged,),
+    ),
+    Target(
+        name="run reservations",
+        sender="the disk",
+        made=_json({"runs": {"run-1": {"study": "ab" * 32, "heard": 1.5}}}),
+        read=_at_home("holds.json", lambda home: RunReservations(home).runs()),
+        refusals=(FileDamaged,),
+    ),
+    Target(
+        name="kept head of a ledger",
+        sender="the disk",
+        made=_json({"public_key": "ab" * 32, "seq": 7, "hash": "cd" * 32}),
+        read=_at_home("keys/ledger.head", lambda home: kept_head(home, "ab" * 32)),
+        refusals=(FileDamaged,),
+    ),
+    Target(
+        name="enrolment",
+        sender="the disk",
+        made=_json(_ENROLMENT),
+        read=_at_home("enrolment.json", Enrolment.load),
+        refusals=(NotEnrolled, ProxyInvalid),
+    ),
+    Target(
+        name="settings of the coordinator",
+        sender="the disk",
+        made=_json(_SETTINGS),
+        read=_at_home("settings.json", load_settings),
+        refusals=(StateDamaged, NotFound),
+    ),
+    Target(
+        name="note of the server",
+        sender="the disk",
+        made=_json(_SERVING),
+        read=_at_home("serve.json", _read_served),
+        refusals=(),
+    ),
+    Target(
+        name="data dictionary",
+        sender="people",
+        made=lambda: [_DICTIONARY],
+        read=from_file("dictionary.csv", read_dictionary),
+        refusals=(SettingsInvalid,),
+    ),
+)
