@@ -84,7 +84,14 @@ def serve(home: Path, superlink: int, log: Path) -> None:
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     pki, store = Pki.load(home), Store.open(home)
     register = Register(store, pki)
-    app = FleetGate(register, enrol=register.enrol, studies=register.studies, ca_path=pki.ca_path, superlink=superlink)
+    app = FleetGate(
+        register,
+        enrol=register.enrol,
+        rotate=register.rotate,
+        studies=register.studies,
+        ca_path=pki.ca_path,
+        superlink=superlink,
+    )
     server = serve_gate(app, HERE, 0, pki.certificate_path, pki.key_path)
     print(server.port, flush=True)
     sys.stdin.read()
@@ -287,7 +294,14 @@ async def odd_keys(number: int, home: Path) -> dict[str, Any]:
     logging.basicConfig(filename=log, level=logging.INFO)
     pki, store = Pki.create(home, []), Store.create(home)
     register = Register(store, pki)
-    app = FleetGate(register, enrol=register.enrol, studies=register.studies, ca_path=pki.ca_path, superlink=1)
+    app = FleetGate(
+        register,
+        enrol=register.enrol,
+        rotate=register.rotate,
+        studies=register.studies,
+        ca_path=pki.ca_path,
+        superlink=1,
+    )
     draw, good, stranger = random.Random(), good_keys(), new_key()
     stamp = dt.datetime.now(dt.UTC).isoformat().encode()
     signature = base64.b64encode(stranger.sign(stamp, ec.ECDSA(hashes.SHA256())))

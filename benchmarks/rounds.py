@@ -72,7 +72,8 @@ def open_gate(superlink: SuperLink, pki: Pki, sites: Sequence[str]) -> tuple[Reg
     """A gate at which `sites` enrol, in this order."""
     register = Register(superlink, pki, sites)
     app = FleetGate(
-        register, enrol=register.enrol, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port,
+        register, enrol=register.enrol, rotate=register.rotate,
+        studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port,
         secret=superlink.secret,
     )  # fmt: skip
     limits = Limits(per_address=32 + 10 * len(sites))  # all of them come from this machine

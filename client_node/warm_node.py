@@ -15,7 +15,7 @@ import httpx
 
 from ..privacy.errors import LedgerUnavailable
 from .diary import Diary
-from .enrolment import Enrolment, NodeIdentity, outbound
+from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
 from .errors import ClientNodeError
 from .flower import Connection, Question, Session, Undelivered, failure_text, pack, unpack
@@ -69,6 +69,12 @@ class WarmNode:
                     self._serve(session, stop)
                 except Exception as err:  # a daemon outlives whatever Flower raises
                     if reason := _refusal(err):
+                        if reason == "unknown" and (renewed := self._renewed()):
+                            connection.close()
+                            self._identity = renewed
+                            connection = Connection(renewed, self._enrolment, Hello.of(renewed.home))
+                            self._changes.note("%s has a new transport key", renewed.name)
+                            continue
                         logger.error("%s", _REFUSALS.get(reason, _REFUSALS["unknown"]) % self._enrolment.address)
                         return REFUSED
                     self._troubles.note(
@@ -84,6 +90,15 @@ class WarmNode:
                 self._session.leave()
             connection.close()
         return STOPPED
+
+    def _renewed(self) -> NodeIdentity | None:
+        """The node's keys, if the transport key has been rotated since this daemon read it."""
+        try:
+            found = protocol.complete_rotation(self._identity.home)
+        except ClientNodeError as err:
+            logger.warning("the rotation of the transport key is not completed: %s", err)
+            return None
+        return found if found.transport_fingerprint != self._identity.transport_fingerprint else None
 
     def _leave(self, stop: threading.Event) -> None:
         """Tells the coordinator that this node stops: at once if it waits for a question, else when that is answered.

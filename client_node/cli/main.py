@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, chart, data, doctor, search, service, setup, site, study
+from . import budget, chart, data, doctor, keys, search, service, setup, site, study
 from .application import REFUSED, JsonOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
@@ -23,6 +23,7 @@ app.add_typer(site.app, name="site")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
 app.add_typer(chart.app, name="chart")
+app.add_typer(keys.app, name="keys")
 app.command(
     "init",
     epilog=epilog("client-node init patients.csv", "client-node init patients.csv --study study.toml"),

@@ -32,14 +32,18 @@ from pydantic import Field, TypeAdapter
 
 from ...models.strict import StrictModel
 from ..errors import IdentityMissing
-from ..files import damaged, read_json, read_own, write_private
+from ..files import damaged, move_durably, read_json, read_own, write_private
 
 K = TypeVar("K")
 
-_FOLDER = "keys"
+KEYS = "keys"  # the folder of keys under the home
 _TRANSPORT, _IDENTITY, _NAME = "transport.key", "identity.key", "name.json"
+_NEXT = "transport.next"
 _MAX_BYTES = 2**16
 _REMEDY = "Without it this node is nobody in its federation: restore both keys from one backup, or enrol anew"
+_NEXT_REMEDY = (
+    "It is a transport key that the coordinator may know already: run `client-node keys rotate` after restoring it"
+)
 _NAME_REMEDY = "It holds this node's name, for its log, and nothing else does: delete it"
 
 
@@ -66,15 +70,13 @@ class NodeIdentity:
         Raises:
             IdentityMissing: only one of the two key files is there, or one of them cannot be read.
         """
-        folder = home / _FOLDER
+        folder = home / KEYS
         for private in (home, folder):
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         if not (folder / _TRANSPORT).exists() and not (folder / _IDENTITY).exists():
             transport, signer = ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate()
-            write_private(
-                folder / _TRANSPORT, transport.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-            )
+            _write_transport(folder / _TRANSPORT, transport)
             write_private(folder / _IDENTITY, signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         identity = cls.load(home)
         return identity.named(name) if name else identity
@@ -82,11 +84,9 @@ class NodeIdentity:
     @classmethod
     def load(cls, home: Path) -> "NodeIdentity":
         """Reads the keys under `home`. Raises `IdentityMissing` if one is absent, damaged or readable by others."""
-        folder = home / _FOLDER
-        transport = _key(folder / _TRANSPORT, load_ssh_private_key)
-        signer = _key(folder / _IDENTITY, load_pem_private_key)
-        if not (isinstance(transport, ec.EllipticCurvePrivateKey) and isinstance(transport.curve, ec.SECP384R1)):
-            raise damaged(folder / _TRANSPORT, "is a key of another kind", remedy=_REMEDY, error=IdentityMissing)
+        folder = home / KEYS
+        transport = _transport(folder / _TRANSPORT, _REMEDY)
+        signer = _key(folder / _IDENTITY, load_pem_private_key, _REMEDY)
         if not isinstance(signer, Ed25519PrivateKey):
             raise damaged(folder / _IDENTITY, "is a key of another kind", remedy=_REMEDY, error=IdentityMissing)
         named = read_json(folder / _NAME, _NAME_FORM, remedy=_NAME_REMEDY, max_bytes=_MAX_BYTES)
@@ -94,7 +94,7 @@ class NodeIdentity:
 
     def named(self, name: str) -> "NodeIdentity":
         """Returns the same keys with the name that the federation gave them, stored for the next start."""
-        write_private(self.home / _FOLDER / _NAME, json.dumps({"name": name}).encode())
+        write_private(self.home / KEYS / _NAME, json.dumps({"name": name}).encode())
         return NodeIdentity(self.home, name, self.signer, self.transport_key)
 
     @property
@@ -111,6 +111,24 @@ class NodeIdentity:
     def transport_fingerprint(self) -> str:
         """Fingerprint by which the coordinator's register knows the transport key."""
         return fingerprint(self.transport_public)
+
+
+def next_path(home: Path) -> Path:
+    """Path of the transport key that comes next, while a rotation is under way."""
+    return home / KEYS / _NEXT
+
+
+def next_key(home: Path) -> ec.EllipticCurvePrivateKey:
+    """Reads the transport key that comes next; makes it if there is none. Raises `IdentityMissing`."""
+    path = next_path(home)
+    if not path.exists():
+        _write_transport(path, ec.generate_private_key(ec.SECP384R1()))
+    return _transport(path, _NEXT_REMEDY)
+
+
+def take_next_key(home: Path) -> None:
+    """Puts the transport key that comes next in the place of the present one, durably."""
+    move_durably(next_path(home), home / KEYS / _TRANSPORT)
 
 
 def fingerprint(transport_public: bytes) -> str:
@@ -138,11 +156,22 @@ def load_transport_public(data: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def _key(path: Path, load: Callable[[bytes, None], K]) -> K:
-    data = read_own(path, remedy=_REMEDY, error=IdentityMissing, max_bytes=_MAX_BYTES, is_secret=True)
+def _write_transport(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+
+
+def _transport(path: Path, remedy: str) -> ec.EllipticCurvePrivateKey:
+    key = _key(path, load_ssh_private_key, remedy)
+    if not (isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP384R1)):
+        raise damaged(path, "is a key of another kind", remedy=remedy, error=IdentityMissing)
+    return key
+
+
+def _key(path: Path, load: Callable[[bytes, None], K], remedy: str) -> K:
+    data = read_own(path, remedy=remedy, error=IdentityMissing, max_bytes=_MAX_BYTES, is_secret=True)
     if data is None:
         raise IdentityMissing(f"{path} is missing; enrol this node, or restore its keys from a backup")
     try:
         return load(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as err:
-        raise damaged(path, "is no key: it was cut short or changed", remedy=_REMEDY, error=IdentityMissing) from err
+        raise damaged(path, "is no key: it was cut short or changed", remedy=remedy, error=IdentityMissing) from err

@@ -15,10 +15,10 @@ import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -38,9 +38,9 @@ from ..errors import (
     ProxyInvalid,
     WrongCoordinator,
 )
-from ..files import damaged, read_json, read_own, write_private
+from ..files import damaged, locked, read_json, read_own, write_private
 from . import outbound
-from .identity import NodeIdentity
+from .identity import KEYS, NodeIdentity, next_key, next_path, take_next_key
 
 Role = Literal["train", "aggregate"]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -48,6 +48,7 @@ _ADDRESS = r"^[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}$"
 Address = Annotated[str, StringConstraints(pattern=_ADDRESS)]
 
 CA_PATH, ENROLL_PATH, STUDIES_PATH = "/confide/v1/ca", "/confide/v1/enroll", "/confide/v1/studies"
+ROTATE_PATH = "/confide/v1/rotate"
 SIGNATURE_HEADER = "confide-signature"
 PARTY_FOLDER = "party"  # under the home, of an aggregator: its certificate and key for the other two
 _FILE, _CA_FILE = "enrolment.json", "ca.crt"
@@ -130,18 +131,37 @@ class EnrolAnswer(BaseModel):
     coordinator: Hex32  # Ed25519 public key that signs studies and rounds
 
 
-class StudiesQuery(BaseModel):
-    """A node's signed request for the list of studies; time and nonce make it valid once, for five minutes."""
+class SignedQuery(BaseModel):
+    """A request that a node signs with its identity key; time and nonce make it valid once, for five minutes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    domain: ClassVar[bytes]  # keeps signatures of one kind apart from all others
     identity: Hex32
     timestamp: float  # seconds since the epoch
     nonce: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
-    @staticmethod
-    def signed_part(body: bytes) -> bytes:
+    @classmethod
+    def signed_part(cls, body: bytes) -> bytes:
         """Bytes that the signature in the header covers."""
-        return b"confide studies 1\n" + body
+        return cls.domain + body
+
+
+class StudiesQuery(SignedQuery):
+    """A node's signed request for the list of studies."""
+
+    domain = b"confide studies 1\n"
+
+
+class RotateRequest(SignedQuery):
+    """A node's signed request to be known by another transport key from now on, with proof that it holds that key."""
+
+    domain = b"confide rotation 1\n"
+    transport_public: Annotated[str, StringConstraints(max_length=512)]  # OpenSSH form
+    transport_proof: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2,256}$")]
+
+    def proven(self) -> bytes:
+        """The bytes that the new transport key signs: it, and whose it is to be."""
+        return b"confide rotated key 1\n" + f"{self.identity} {self.nonce} {self.transport_public}".encode()
 
 
 class _Kept(BaseModel):
@@ -274,15 +294,63 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     query = StudiesQuery(identity=identity.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16))
-    body = query.model_dump_json().encode()
-    signature = identity.signer.sign(StudiesQuery.signed_part(body)).hex()
-    way = _Way(enrolment.address, outbound.trusting(enrolment.ca_pem()), enrolment.proxy, enrolment.ca_path)
-    answer = way.exchange("POST", STUDIES_PATH, body, {SIGNATURE_HEADER: signature})
+    answer = send_signed(query, STUDIES_PATH, identity, enrolment)
     try:
         studies = json.loads(answer)["studies"]
         return [{name: str(study[name]) for name in ("canonical", "hash", "signature")} for study in studies]
     except (ValueError, KeyError, TypeError) as err:
         raise CoordinatorRefused("the coordinator's list of studies cannot be read; its version may differ") from err
+
+
+def send_signed(query: SignedQuery, path: str, identity: NodeIdentity, enrolment: Enrolment) -> bytes:
+    """Sends a query under the node's signature; returns the answer.
+
+    Raises:
+        CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused
+    """
+    body = query.model_dump_json().encode()
+    signature = identity.signer.sign(query.signed_part(body)).hex()
+    way = _Way(enrolment.address, outbound.trusting(enrolment.ca_pem()), enrolment.proxy, enrolment.ca_path)
+    return way.exchange("POST", path, body, {SIGNATURE_HEADER: signature})
+
+
+def rotate(home: Path) -> NodeIdentity:
+    """Makes a new transport key, has the coordinator know this node by it, and returns the node's keys as they are now.
+
+    The identity key vouches for the new one. That lies in `keys/transport.next` until the coordinator knows it, and
+    only then takes the place of the old one, which is refused from then on. So a rotation that was cut short anywhere
+    is completed by the same request again, and never leaves the node without the key that the coordinator knows.
+
+    Raises:
+        IdentityMissing: the node's keys cannot be read.
+        NotEnrolled, CoordinatorUnreachable, WrongCoordinator: nothing is known to have changed; the old key is kept.
+        CoordinatorRefused: it does not take the key; nothing has changed.
+    """
+    with locked(home / KEYS):
+        return _rotated(home)
+
+
+def complete_rotation(home: Path) -> NodeIdentity:
+    """Completes a rotation that was cut short, if there is one; returns the node's keys as they are now.
+
+    Raises:
+        As `rotate`.
+    """
+    with locked(home / KEYS):  # a command that is about to complete it does so first
+        return _rotated(home) if next_path(home).exists() else NodeIdentity.load(home)
+
+
+def _rotated(home: Path) -> NodeIdentity:
+    own, enrolment = NodeIdentity.load(home), Enrolment.load(home)
+    fresh = replace(own, transport_key=next_key(home))
+    unproven = RotateRequest(
+        identity=own.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16),
+        transport_public=fresh.transport_public.decode(), transport_proof="00",
+    )  # fmt: skip
+    proof = fresh.transport_key.sign(unproven.proven(), ec.ECDSA(hashes.SHA256())).hex()
+    send_signed(unproven.model_copy(update={"transport_proof": proof}), ROTATE_PATH, own, enrolment)
+    take_next_key(home)
+    return fresh
 
 
 def _signed_request(

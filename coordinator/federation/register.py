@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from ...client_node.enrolment import Role
 from ...client_node.enrolment.identity import fingerprint
-from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest
+from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateRequest
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store
 from ..store.tables import NodeRow
@@ -81,6 +81,31 @@ class Register:
             self._store.log_action(session, f"{node.name} enrolled with identity {request.identity}")
         logger.info("%s enrolled to %s", answer.name, " and ".join(answer.roles))
         return answer
+
+    def rotate(self, request: RotateRequest) -> str:
+        """Takes another transport key for an enrolled node; the gate has checked the proofs of both its keys.
+
+        The same key again changes nothing: the first answer may have been lost.
+
+        Returns:
+            The fingerprint of the key before.
+
+        Raises:
+            EnrolmentInvalid: the key is or was another node's, or the node is not enrolled, or not any more.
+        """
+        key = fingerprint(request.transport_public.encode())
+        with self._store.session() as session:
+            node = session.scalars(select(NodeRow).where(NodeRow.identity == request.identity)).first()
+            if node is None or node.fingerprint is None or node.revoked_at is not None:
+                raise EnrolmentInvalid("the coordinator does not know this node, or has revoked it")
+            old: str = node.fingerprint
+            if old == key:
+                return old
+            if session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first() is not None:
+                raise EnrolmentInvalid("this transport key is registered under another name")
+            node.fingerprint, node.transport_key = key, request.transport_public.encode()
+            self._store.log_action(session, f"{node.name} has a new transport key, {key}")
+        return old
 
     def revoke(self, name: str) -> None:
         """Revokes a node and its invitation code: the gate refuses its next request."""

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -34,7 +34,7 @@ from pydantic import ValidationError
 
 from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
-from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
+from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateRequest, SignedQuery, StudiesQuery
 from ...client_node.enrolment.sessions import Hello
 from ...client_node.wire import one_body
 from ...mpc.crash import spot
@@ -84,6 +84,7 @@ _MORE = MORE_HEADER.encode()
 _HOP = {_MORE, b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"expect"}
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
+Q = TypeVar("Q", bound=SignedQuery)
 
 
 class Registry(Protocol):
@@ -113,6 +114,7 @@ class FleetGate:
         registry: the register of nodes.
         enrol: admits a node or raises InviteRefused or EnrolmentInvalid; the gate has checked the proofs before.
             The same keys and code must get the same answer again, because the first may have been lost.
+        rotate: takes a node's new transport key, whose proofs were checked; returns the fingerprint of the old one.
         studies: lists the studies for a known node; each has `canonical`, `hash` and `signature`.
         ca_path: the federation's CA certificate, PEM.
         superlink: port of the SuperLink on loopback.
@@ -124,12 +126,13 @@ class FleetGate:
         registry: Registry,
         *,
         enrol: Callable[[EnrolRequest], EnrolAnswer],
+        rotate: Callable[[RotateRequest], str],
         studies: Callable[[str], list[dict[str, str]]],
         ca_path: Path,
         superlink: int,
         secret: str = "",
     ) -> None:
-        self._registry, self._enrol, self._studies = registry, enrol, studies
+        self._registry, self._enrol, self._rotate, self._studies = registry, enrol, rotate, studies
         self._ca = ca_path.read_bytes()
         self._upstream = Upstream("127.0.0.1", superlink, ca_path)
         self._wake = WakeListener(superlink)
@@ -169,6 +172,8 @@ class FleetGate:
             return await self._answer_enrolment(scope, await self._body(scope, receive, _OWN_CAP))
         if method == "POST" and path == protocol.STUDIES_PATH:
             return await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
+        if method == "POST" and path == protocol.ROTATE_PATH:
+            return await self._take_new_key(scope, await self._body(scope, receive, _OWN_CAP))
         asked = scope["raw_path"][:80].decode("ascii", "replace")  # undecoded, so that nobody writes lines of his own
         self._log.stranger("path", _peer(scope), "%s asked for %s %s", _peer(scope), method[:16], asked)
         await _read_rest(receive)
@@ -285,7 +290,7 @@ class FleetGate:
                 if not await self._held(node, since, until, gone):
                     return 200, [], b""
                 if self._registry.site_of(key_id) is None:
-                    self._refuse_revoked(key_id, site, peer)
+                    self._refuse_unknown(key_id, peer)
                 self._daemon(call, shown, site)
                 if self._vouching.is_forgotten(node):
                     raise _TurnedAway(409, refused="reconnect")
@@ -376,6 +381,12 @@ class FleetGate:
         self._log.known("revoked", key_id, "revoked key %s of site %r, from %s", key_id[:16], site, peer)
         raise _TurnedAway(401, refused="revoked")
 
+    def _refuse_unknown(self, key_id: str, peer: str) -> NoReturn:
+        if former := self._registry.revoked_site(key_id):
+            self._refuse_revoked(key_id, former, peer)
+        self._log.stranger("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
+        raise _TurnedAway(401, refused="unknown")
+
     def _refuse_second(self, key_id: str, site: str) -> NoReturn:
         self._log.known(
             "in use", key_id, "a second daemon uses the key of site %r, and waits for the first to end", site
@@ -402,10 +413,7 @@ class FleetGate:
         key_id = shown.key_id
         site = self._registry.site_of(key_id)
         if site is None:
-            if former := self._registry.revoked_site(key_id):
-                self._refuse_revoked(key_id, former, peer)
-            self._log.stranger("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
-            raise _TurnedAway(401, refused="unknown")
+            self._refuse_unknown(key_id, peer)
         try:
             shown.verify()
         except InvalidSignature as err:
@@ -492,12 +500,47 @@ class FleetGate:
         return 200, _JSON, answer.model_dump_json().encode()
 
     async def _list_studies(self, scope: Message, body: bytes) -> Answer:
+        _, site = self._signed_query(scope, body, StudiesQuery)
+        try:
+            studies = await asyncio.to_thread(self._studies, site)
+        except Exception as err:
+            self._log.failed("listing studies failed", err)
+            raise _TurnedAway(500) from err
+        return 200, _JSON, json.dumps({"studies": studies}).encode()
+
+    async def _take_new_key(self, scope: Message, body: bytes) -> Answer:
+        """Knows a node by another transport key from now on; the old one is refused at once, polls of it too."""
+        request, site = self._signed_query(scope, body, RotateRequest)
+        try:
+            transport = load_transport_public(request.transport_public.encode())
+            transport.verify(bytes.fromhex(request.transport_proof), request.proven(), ec.ECDSA(hashes.SHA256()))
+        except (ValueError, InvalidSignature) as err:
+            self._log.known("rotation", request.identity, "site %r does not prove that it has its new key", site)
+            raise _TurnedAway(400, "invalid", "the coordinator cannot read or verify the new transport key") from err
+        try:
+            old = await asyncio.to_thread(self._rotate, request)
+        except EnrolmentInvalid as err:
+            self._log.known("rotation", request.identity, "the new key of site %r is not taken: %s", site, err)
+            raise _TurnedAway(409, "invalid", str(err)) from err
+        except Exception as err:
+            self._log.failed("a rotation of keys failed", err)
+            raise _TurnedAway(500) from err
+        new = fingerprint(request.transport_public.encode())
+        if old != new:
+            self._daemons.left(old)
+            if (node := self._node_ids.pop(old, None)) is not None:
+                self._turn(node)
+        self._log.passed("rotated", new, "site %r has a new transport key %s, from %s", site, new[:16], _peer(scope))
+        return 200, _JSON, b"{}"
+
+    def _signed_query(self, scope: Message, body: bytes, kind: type[Q]) -> tuple[Q, str]:
+        """Reads a query that an enrolled node has signed; returns it and the node's name. Raises `_TurnedAway`."""
         peer = _peer(scope)
         try:
-            query = StudiesQuery.model_validate_json(body)
+            query = kind.model_validate_json(body)
             signature = bytes.fromhex(dict(scope["headers"])[protocol.SIGNATURE_HEADER.encode()].decode("ascii"))
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(query.identity))
-            key.verify(signature, StudiesQuery.signed_part(body))
+            key.verify(signature, query.signed_part(body))
         except (ValidationError, ValueError, KeyError, InvalidSignature) as err:
             self._log.stranger("studies", peer, "%s sent a query that cannot be read or is not signed", peer)
             raise _TurnedAway(401, "unsigned", "the coordinator cannot verify this request") from err
@@ -511,14 +554,9 @@ class FleetGate:
                 401, "stale", "this node's clock is off by more than five minutes, or the request is a repeat"
             )
         scope["state"]["visit"].recognise(query.identity)
-        try:
-            studies = await asyncio.to_thread(self._studies, site)
-        except Exception as err:
-            self._log.failed("listing studies failed", err)
-            raise _TurnedAway(500) from err
-        return 200, _JSON, json.dumps({"studies": studies}).encode()
+        return query, site
 
-    def _is_fresh(self, query: StudiesQuery) -> bool:
+    def _is_fresh(self, query: SignedQuery) -> bool:
         now = time.time()
         self._nonces = {nonce: seen for nonce, seen in self._nonces.items() if now - seen < 2 * _CLOCK_S}
         fresh = abs(now - query.timestamp) <= _CLOCK_S and query.nonce not in self._nonces

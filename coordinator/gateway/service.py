@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import update
 
 from ... import __version__
+from ...client_node.enrolment.protocol import RotateRequest
 from ..errors import StoreUnavailable, SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..federation.serving import Serving, note_serving, only_server
@@ -37,6 +38,7 @@ class Service:
         self._drivers = Drivers(home, self._store, self._superlink)
         self._registered: dict[str, tuple[bytes, int]] = {}  # name -> key and Flower's node id
         self._synced: tuple[object, ...] | None = None  # the register's mark when all of it was done
+        self._rotations = 0  # of transport keys, of which the register's mark says nothing
         self._home, self._since = home, time.time()
         self._noted = ("", 0.0)  # trouble, and when
         self._was_up = False
@@ -57,6 +59,7 @@ class Service:
         gate = FleetGate(
             self._register,
             enrol=self._register.enrol,
+            rotate=self._rotate,
             studies=self._register.studies,
             ca_path=self._pki.ca_path,
             superlink=self._superlink.port,
@@ -128,7 +131,7 @@ class Service:
 
     def _sync_keys(self) -> None:
         """Registers new keys with the SuperLink and unregisters revoked ones, if the register has changed."""
-        mark = self._store.nodes_mark()
+        mark = (*self._store.nodes_mark(), self._rotations)
         if mark == self._synced:
             return
         for node in self._store.nodes():
@@ -142,9 +145,17 @@ class Service:
                     logger.info("%s is shut out: revoked", node.name)
             elif self._registered.get(node.name, (b"", 0))[0] != node.transport_key:
                 node_id = self._superlink.register(node.transport_key, node.name)
+                if old := self._registered.get(node.name):
+                    self._superlink.unregister(old[1])
                 self._registered[node.name] = node.transport_key, node_id
                 self._note_flower_id(node.name, str(node_id))
         self._synced = mark
+
+    def _rotate(self, request: RotateRequest) -> str:
+        """Takes a node's new transport key; the next tick makes the SuperLink know it."""
+        old = self._register.rotate(request)
+        self._rotations += 1
+        return old
 
     def _note_flower_id(self, name: str, flower_id: str | None) -> None:
         with self._store.session() as session:

@@ -56,7 +56,14 @@ def test_a_gate_that_answers_is_asked(home):
     pki, port = Pki.load(home), json.loads((home / "settings.json").read_text())["port"]
     with opened_store(home) as store:
         register = Register(store, pki)
-        app = FleetGate(register, enrol=register.enrol, studies=register.studies, ca_path=pki.ca_path, superlink=1)
+        app = FleetGate(
+            register,
+            enrol=register.enrol,
+            rotate=register.rotate,
+            studies=register.studies,
+            ca_path=pki.ca_path,
+            superlink=1,
+        )
         server = serve_gate(app, "127.0.0.1", port, pki.certificate_path, pki.key_path)
         try:
             assert of(home, "coordinator")[0][0] == "ok"

@@ -53,6 +53,7 @@ NODE_COMMANDS = (
     "budget import {ledger}",
     "budget recover --yes",
     f"site confirm new={_SPOKEN}",
+    "keys rotate",
     "site remove east",
     "site list",
     "enroll 127.0.0.1:1/" + "A" * 77,

@@ -197,7 +197,14 @@ class Noting(QuietFleet):
 def _open_gate(home: Path) -> Iterator[None]:
     pki, store = Pki.load(home), Store.open(home)
     register = Register(store, pki)
-    gate = FleetGate(register, enrol=register.enrol, studies=register.studies, ca_path=pki.ca_path, superlink=1)
+    gate = FleetGate(
+        register,
+        enrol=register.enrol,
+        rotate=register.rotate,
+        studies=register.studies,
+        ca_path=pki.ca_path,
+        superlink=1,
+    )
     port = json.loads((home / "settings.json").read_text())["port"]
     server = serve_gate(gate, "127.0.0.1", port, pki.certificate_path, pki.key_path)
     try:

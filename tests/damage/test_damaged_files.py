@@ -103,8 +103,9 @@ class Bench:
 
     def read_by(self, home: Path, opened: set[str]) -> set[str]:
         """The state files of a healthy home among what was opened."""
-        here = (path for path in opened if Path(path).is_relative_to(home) and Path(path).is_file())
-        return {self.name_of(home, path) for path in here if not path.endswith(".lock")}
+        here = (Path(path).relative_to(home) for path in opened if Path(path).is_relative_to(home))
+        kept = (path for path in here if (self.homes.home(home.name) / path).is_file())  # not what the command made
+        return {self.name_of(home, str(home / path)) for path in kept if path.suffix != ".lock"}
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,8 @@ class Federation:
     def open_gate(self, port: int) -> GateServer:
         """Opens a gate that has seen nothing yet."""
         self._app = FleetGate(
-            self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port,
+            self, enrol=self.enrol, rotate=lambda _: "",
+            studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port,
             secret=self.superlink.secret,
         )  # fmt: skip
         return serve_gate(self, "127.0.0.1", port, self.pki.certificate_path, self.pki.key_path)

@@ -74,7 +74,14 @@ def serve(stack: ExitStack, home: Path) -> None:
     store, pki, settings = Store.open(home), Pki.load(home), load_settings(home)
     stack.callback(store.close)
     register = Register(store, pki)
-    app = FleetGate(register, enrol=register.enrol, studies=register.studies, ca_path=pki.ca_path, superlink=1)
+    app = FleetGate(
+        register,
+        enrol=register.enrol,
+        rotate=register.rotate,
+        studies=register.studies,
+        ca_path=pki.ca_path,
+        superlink=1,
+    )
     stack.callback(serve_gate(app, settings.listen, settings.port, pki.certificate_path, pki.key_path).stop)
 
 

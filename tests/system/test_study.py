@@ -75,6 +75,15 @@ def test_a_process_killed_in_the_middle_changes_nothing(federation, undisturbed,
     assert histogram(federation, run) == histogram(federation, undisturbed)
 
 
+def test_a_site_and_an_aggregator_get_new_transport_keys_while_a_run_goes_on(federation, undisturbed):
+    run = start_run(federation)
+    wait_for(lambda: committed(federation, run) >= 1, "round 1")
+    for name in ("south", "agg-b"):
+        federation.client(name, "keys", "rotate")
+    finish(federation, run)
+    assert final_hash(federation, run) == final_hash(federation, undisturbed)
+
+
 def test_what_is_measured_is_what_a_plain_count_of_the_final_models_scores_gives(federation, study, undisturbed):
     store = Store.open(federation.home)
     model = trained_model(store, federation.home, undisturbed)

@@ -64,7 +64,7 @@ def test_what_is_wrong_with_a_certificate_is_told_apart(
 ) -> None:
     pki = change(Pki.create(tmp_path, []))
     app = FleetGate(
-        None, enrol=lambda _: None, studies=lambda _: [], ca_path=pki.ca_path, superlink=1  # type: ignore[arg-type, return-value]
+        None, enrol=lambda _: None, rotate=lambda _: "", studies=lambda _: [], ca_path=pki.ca_path, superlink=1  # type: ignore[arg-type, return-value]
     )  # fmt: skip
     server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     try:
@@ -89,7 +89,9 @@ class Federation:
     def __init__(self, pki: Pki) -> None:
         self.pki, self.secret = pki, new_invite()[0]
         self.peers: list[str] = []
-        self._gate = FleetGate(self, enrol=self.enrol, studies=lambda _: [], ca_path=pki.ca_path, superlink=1)
+        self._gate = FleetGate(
+            self, enrol=self.enrol, rotate=lambda _: "", studies=lambda _: [], ca_path=pki.ca_path, superlink=1
+        )
         self._server = serve_gate(self, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
         self.address = f"127.0.0.1:{self._server.port}"
         self.code = code_text(self.address, self.secret, pki.ca_digest)

@@ -79,7 +79,14 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 def federation(pki: Pki, caplog: pytest.LogCaptureFixture) -> Iterator[Federation]:
     caplog.set_level(logging.INFO, logger="confide.gate")
     register = Register(new_invite()[0], pki.identity_hex)
-    app = FleetGate(register, enrol=register.enrol, studies=lambda _: [STUDY], ca_path=pki.ca_path, superlink=1)
+    app = FleetGate(
+        register,
+        enrol=register.enrol,
+        rotate=lambda _: "",
+        studies=lambda _: [STUDY],
+        ca_path=pki.ca_path,
+        superlink=1,
+    )
     server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     yield Federation(register, pki, server.port)
     server.stop()
@@ -162,7 +169,8 @@ def test_a_gate_that_shows_the_right_ca_without_holding_it_gets_nothing(federati
     """A man in the middle can copy the CA certificate, but has no server certificate from it."""
     impostor = Pki.create(tmp_path / "impostor", [])
     app = FleetGate(
-        federation.register, enrol=federation.register.enrol, studies=lambda _: [], ca_path=federation.pki.ca_path,
+        federation.register, enrol=federation.register.enrol, rotate=lambda _: "",
+        studies=lambda _: [], ca_path=federation.pki.ca_path,
         superlink=1,
     )  # fmt: skip
     server = serve_gate(app, "127.0.0.1", 0, impostor.certificate_path, impostor.key_path)

@@ -93,7 +93,8 @@ class Gate:
         self.stack.callback(behind.stop)
         self.register.known[self.nodes["north"].transport_fingerprint] = "north"
         self.app = FleetGate(
-            self.register, enrol=lambda _: pytest.fail("no"), studies=lambda _: [], ca_path=self.pki.ca_path,
+            self.register, enrol=lambda _: pytest.fail("no"), rotate=lambda _: "",
+            studies=lambda _: [], ca_path=self.pki.ca_path,
             superlink=behind.port,
         )  # fmt: skip
         self.app._node_ids[self.nodes["north"].transport_fingerprint] = 7  # as after its activation

@@ -86,7 +86,14 @@ def setting(
     caplog.set_level(logging.INFO, logger="confide.gate")
     superlink, register = Flower(), PlayedRegister()
     behind = serve_gate(superlink.app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
-    app = FleetGate(register, enrol=lambda _: None, studies=lambda _: [], ca_path=pki.ca_path, superlink=behind.port)  # type: ignore[arg-type, return-value]
+    app = FleetGate(
+        register,
+        enrol=lambda _: None,
+        rotate=lambda _: "",
+        studies=lambda _: [],
+        ca_path=pki.ca_path,
+        superlink=behind.port,
+    )  # type: ignore[arg-type, return-value]
     clock = Clock()
     app._daemons = Daemons(clock)
     server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)

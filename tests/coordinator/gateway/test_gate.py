@@ -91,7 +91,8 @@ def setting(pki: Pki, nodes: dict[str, NodeIdentity]) -> Iterator[Setting]:
         return EnrolAnswer(name="east", roles=("train",), coordinator=pki.identity_hex)
 
     app = FleetGate(
-        register, enrol=enrol, studies=lambda site: [{"canonical": site, "hash": "", "signature": ""}],
+        register, enrol=enrol, rotate=lambda _: "",
+        studies=lambda site: [{"canonical": site, "hash": "", "signature": ""}],
         ca_path=pki.ca_path, superlink=behind.port,
     )  # fmt: skip
     front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=roomy)
@@ -338,7 +339,7 @@ def test_nodes_are_told_to_try_again_while_the_superlink_is_away(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         app = FleetGate(
-            register, enrol=lambda _: pytest.fail("no"), studies=lambda _: [], ca_path=pki.ca_path,
+            register, enrol=lambda _: pytest.fail("no"), rotate=lambda _: "", studies=lambda _: [], ca_path=pki.ca_path,
             superlink=unused.getsockname()[1],
         )  # fmt: skip
         front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
