@@ -27,6 +27,7 @@ def run(home: Path, stop: threading.Event) -> int:
     """Serves the coordinator until `stop` is set. Returns 0 when stopped, 77 when the coordinator refuses it."""
     from .approval.charges import open_ledger  # these take seconds to import, which `status` has not
     from .node import Node
+    from .usage import Usage
     from .warm_node import WarmNode
 
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
@@ -41,7 +42,7 @@ def run(home: Path, stop: threading.Event) -> int:
             if _can_run_studies(home, ledger):
                 imports.start()
         try:
-            return WarmNode(identity, enrolment, node.handle).run(stop)
+            return WarmNode(identity, enrolment, node.handle, may_refuse=Usage(home).may_refuse).run(stop)
         finally:
             ended.set()
             node.stop()

@@ -9,6 +9,9 @@ ClientNodeError
 ├── StudyUnknown             no study of that name or hash has reached this site
 ├── StudyOutdated            a study of an earlier version, which states no start
 ├── SiteNotConfirmed         an aggregator's people have not confirmed a site's key
+├── PartnerRefused           a backbone, site or aggregator that the policy does not allow, or a key that was replaced
+├── SiteAway                 outside the hours of the node's policy, or after its rounds or bytes of the day
+├── SecondPersonMissing      a decision that waits for a second person
 ├── ApprovalRefused          the study fails the site's own checks, or is not named by its whole hash
 ├── NotAgreed                a person said no
 ├── DataInvalid              the site's table does not fit the study
@@ -103,6 +106,22 @@ class SiteNotConfirmed(ClientNodeError):
     """A site whose key this aggregator's people have not confirmed; its updates are not added."""
 
     public = True
+
+
+class PartnerRefused(ClientNodeError):
+    """A study whose backbone, site or aggregator the policy does not allow, or that gives a known name another key."""
+
+    public = True
+
+
+class SiteAway(ClientNodeError):
+    """A node that is away by its own schedule; it answers again by itself, at the time that the message names."""
+
+    public = True
+
+
+class SecondPersonMissing(ClientNodeError):
+    """A decision that waits for a second person, with another account of the operating system; nothing holds yet."""
 
 
 class ApprovalRefused(ClientNodeError):
@@ -325,6 +344,7 @@ FINAL_REFUSALS = frozenset(
         StudyUnknown,
         StudyOutdated,
         SiteNotConfirmed,
+        PartnerRefused,
         ChargeRefused,
         ModelUnusable,
         RunEnded,

@@ -368,12 +368,8 @@ def unpack(records: RecordDict) -> Packet:
 def _check(packet: Packet) -> None:
     if len(packet.body) > MAX_BODY:
         raise PacketInvalid(f"a message's body may have {MAX_BODY} bytes, this one has {len(packet.body)}")
-    if len(packet.blobs) > MAX_BLOBS or _size(packet) - len(packet.body) > MAX_PACKET:
+    if len(packet.blobs) > MAX_BLOBS or packet.size - len(packet.body) > MAX_PACKET:
         raise PacketInvalid(f"a message may carry {MAX_BLOBS} blobs and {MAX_PACKET} bytes; this one is over that")
-
-
-def _size(packet: Packet) -> int:
-    return len(packet.body) + sum(map(len, packet.blobs.values()))
 
 
 def failure_text(error: str, message: str) -> str:

@@ -1,16 +1,29 @@
-"""Names the account of the operating system under which this process runs."""
+"""Names the account of the operating system that decides here."""
 
 import os
 import pwd
+from pathlib import Path
+
+_AUDITED = Path("/proc/self/loginuid")
+_UNSET = 2**32 - 1  # of a process that no login started
 
 
 def login_name() -> str:
-    """Looks up the account's name by the process's real user id; its number if it has no name.
+    """Looks up the account that logged in, by the kernel's audit id; without one, that of the process's real user id.
 
-    Environment variables such as LOGNAME are not asked: anybody can set them.
+    The audit id stays the same under sudo and su, and only root can change it. An account without a name is its number.
+    Environment variables such as LOGNAME and SUDO_USER are not asked: anybody can set them.
     """
-    number = os.getuid()
+    number = _login_id()
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return str(number)
+
+
+def _login_id() -> int:
+    try:
+        audited = int(_AUDITED.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # another system than Linux, or a kernel without audit
+        audited = _UNSET
+    return os.getuid() if audited == _UNSET else audited

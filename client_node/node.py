@@ -16,12 +16,13 @@ from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity
-from .errors import ChargeRefused, LedgerOutdated, MessageInvalid, ModelUnusable
+from .errors import ChargeRefused, LedgerOutdated, MessageInvalid, ModelUnusable, SiteAway
 from .own_faults import told_as_refusals
 from .shares import AggregatorRole, described
 from .site import SiteRole
 from .study import Study
 from .training.warm_model import WarmModel
+from .usage import Usage
 from .wire.messages import (
     AggregateOrder,
     Deposit,
@@ -76,10 +77,13 @@ class Node:
         self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name, home))
         self._aggregator = AggregatorRole(home, name, signer)
-        self._diary = Diary(logger)
+        self._usage, self._diary = Usage(home), Diary(logger)
 
     def handle(self, kind: str, packet: Packet) -> Packet:
-        """Answers one message. Raises an error of ours for a refused one; for damaged files see `own_faults`."""
+        """Answers one message, which counts among the bytes of today before it is returned.
+
+        Raises an error of ours for a refused one; for damaged files see `own_faults`.
+        """
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
             "replay": self._replay,
@@ -93,7 +97,9 @@ class Node:
         if kind not in answers:
             raise MessageInvalid(f"no message of kind {kind!r} is known")
         with told_as_refusals(self._home):
-            return answers[kind](packet)
+            answer = answers[kind](packet)
+            self._usage.send(answer.size)
+            return answer
 
     def stop(self) -> None:
         """Ends the party process and the workers."""
@@ -104,6 +110,7 @@ class Node:
     def _prepare(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Prepare)
         study.require_start()
+        self._usage.require_open()
         entries: tuple[Entry, ...] = ()
         evaluates = False
         if self._trains(study):
@@ -131,6 +138,8 @@ class Node:
     def _step(self, packet: Packet) -> Packet:
         plan, study = self._admitted(packet, RoundPlan)
         site = self._site_in(study)
+        if not site.has_sealed(plan):
+            self._begin_round(plan)
         self._diary.note("run %s: round %d begins", plan.run, plan.round)
         files = site.contribute(study, plan)
         self._diary.note("run %s: round %d is computed and sealed", plan.run, plan.round)
@@ -200,6 +209,15 @@ class Node:
         if message.final:
             self._diary.note("run %s is over", message.run)
         return self._signed(Settled(request=packet.digest(), ledger=entries))
+
+    def _begin_round(self, plan: RoundPlan) -> None:
+        """Counts a round among those of today; a run that has to wait for this node keeps its reservation."""
+        try:
+            self._usage.begin_round(plan.run, plan.round)
+        except SiteAway:
+            if plan.run in self._active.runs():
+                self._active.note(plan.run, plan.study)
+            raise
 
     def _admitted(self, packet: Packet, model: type[R]) -> tuple[R, Study]:
         """Verifies and admits the message in `packet`; returns it with its approved study."""

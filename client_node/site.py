@@ -94,6 +94,10 @@ class SiteRole:
         self._refuse_settled(plan)
         return self._stored(study, plan) or self._release(study, plan)
 
+    def has_sealed(self, plan: RoundPlan) -> bool:
+        """True if the answer to a round is stored: it is sent again, and nothing is computed."""
+        return self._outbox.get(plan.run, plan.round) is not None
+
     def top_up(self, study: Study, plan: TopUpPlan) -> Files:
         """Returns this site's sealed top-up for a sum over the sites of `plan`, see `shares.topup`."""
         self._head.require()

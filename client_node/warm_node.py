@@ -17,7 +17,7 @@ from ..privacy.errors import LedgerUnavailable
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
-from .errors import ClientNodeError
+from .errors import ClientNodeError, SiteAway
 from .flower import Connection, Question, Session, Undelivered, failure_text, pack, unpack
 from .wire.messages import Packet
 
@@ -31,6 +31,7 @@ _RESTING_POLL_S = 2.0  # after a minute without a message
 _RESTING_AFTER_S = 60.0
 _BUSY_S = 1.0  # keeps the shortest poll this long after a message: the next phase of a round follows soon
 _RETRY_S = (0.25, 5.0)
+_DAY_S = 86_400.0
 _LEAVE_AFTER_S = 2.0  # from a stop on, for an answer in progress to be sent
 
 
@@ -41,9 +42,22 @@ class WarmNode:
     `public` is true, because any other text may quote a record.
     """
 
-    def __init__(self, identity: NodeIdentity, enrolment: Enrolment, handle: Callable[[str, Packet], Packet]) -> None:
-        self._identity, self._enrolment, self._handle = identity, enrolment, handle
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        enrolment: Enrolment,
+        handle: Callable[[str, Packet], Packet],
+        *,
+        may_refuse: Callable[[int], bool] = lambda _: True,
+    ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            may_refuse: returns False if a failure of so many bytes may not be told to the coordinator any more.
+        """
+        self._identity, self._enrolment, self._handle, self._may_refuse = identity, enrolment, handle, may_refuse
         self._troubles, self._changes = Diary(logger, again_s=60.0), Diary(logger)
+        self._absences = Diary(logger, again_s=_DAY_S)  # asked again and again meanwhile
         self._session: Session | None = None
         self._ended = threading.Event()
 
@@ -145,9 +159,16 @@ class WarmNode:
         try:
             records = pack(self._handle(question.kind, unpack(message.content)))
         except Exception as err:  # the coordinator is told that it failed; the daemon lives on
-            self._troubles.note("%s failed: %s", question.kind, _logged(err), level=logging.WARNING)
+            if isinstance(err, SiteAway):
+                self._absences.note("%s", err)
+            else:
+                self._troubles.note("%s failed: %s", question.kind, _logged(err), level=logging.WARNING)
             logger.debug("handler failed", exc_info=True)
-            session.fail(message, _told(err), until=question.until)
+            told = _told(err)
+            if self._may_refuse(len(told.encode())):
+                session.fail(message, told, until=question.until)
+            else:
+                self._absences.note("the bytes of today are used up to the last: questions stay without an answer")
             return
         # No size and no duration: what is computed in between may grow with the number of drawn records.
         logger.debug("%s is answered", question.kind)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from ..errors import MessageInvalid, PolicyInvalid, SiteNotReady, StaleLease
 from ..policy import decisions, site_policy
+from ..ruling import Ruling, require
 from ..study import Study
 from ..wire.messages import Prepare, Request, Settle
+from . import peers, rulings
 from .catalogue import approved_study
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,10 @@ class Admission:
         except PolicyInvalid as err:
             logger.error("%s", err)
             raise SiteNotReady("the site's policy cannot be read; its log says why") from err
+        if names := peers.note(self._home, study):
+            logger.info(
+                "study %s: the keys of %s were never seen here, and are known now", study.name, ", ".join(names)
+            )
         if message.lease > lease:
             decisions.store_leases(self._home, seen | {message.run: (message.study, message.lease)})
         return study
@@ -72,5 +78,18 @@ class Admission:
             return
         if not isinstance(message, Prepare):
             return self.count(message)
-        allowed = site_policy.approvals(self._home).runs_of(message.study)
-        decisions.require_room(decisions.load_decisions(self._home), message.study, message.run, allowed=allowed)
+        require([rulings.of_run(self._home, message.study, message.run)], about=f"study {message.study[:12]}")
+
+
+def rulings_on(home: Path, study: Study, run: str | None) -> list[Ruling]:
+    """Lists the rulings by which `Admission` judges a message about a run of a study; None for one more run.
+
+    Raises:
+        PolicyInvalid: site.toml or decisions.json is unreadable or invalid.
+    """
+    return [*rulings.of_study(home, study), rulings.of_run(home, study.study_hash, run)]
+
+
+def rulings_on_draft(home: Path, study: Study) -> list[Ruling]:
+    """Lists those of these rulings that a draft can be judged by, in its `cost.provisional` study; raises as above."""
+    return rulings.of_draft(home, study)

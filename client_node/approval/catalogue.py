@@ -15,11 +15,11 @@ from pydantic import TypeAdapter
 
 from ..enrolment import Enrolment
 from ..enrolment.protocol import fetch_studies
-from ..errors import StudyInvalid, StudyNotApproved, StudyUnknown
+from ..errors import StudyInvalid, StudyUnknown
 from ..files import read_json, write_private
-from ..policy import load_decisions, site_policy
+from ..ruling import require
 from ..study import Study
-from .confirmed_sites import require_confirmed
+from . import rulings
 
 FOLDER = "studies"
 _MAX_FILE = 4 * 2**20
@@ -90,25 +90,20 @@ def find_study(home: Path, text: str) -> Study:
 
 
 def approved_study(home: Path, study_hash: str) -> Study:
-    """Returns the study of that hash if this node has approved it. An unknown study is fetched from the coordinator.
+    """Returns the study of that hash if it may run at this node. An unknown study is fetched from the coordinator.
 
     Raises:
         StudyNotApproved: the policy does not approve it, does not approve it without privacy, or protects another
             unit.
         StudyUnknown: the coordinator does not offer it.
         SiteNotConfirmed: this node aggregates in it, and the key of one of its sites was not confirmed here.
+        PartnerRefused: the policy does not allow its backbone or a party, or a known name has another key.
     """
-    if not site_policy.approvals(home).names(study_hash):
-        raise StudyNotApproved(
-            f"study {study_hash[:12]} is not approved at this site{_expired(home, study_hash)}; the site can: "
-            "client-node study approve HASH"
-        )
+    require([rulings.of_approval(home, study_hash)], about=f"study {study_hash[:12]}")
     if not _file(home, study_hash).exists():
         refresh(home)
     study = cached_study(home, study_hash)
-    if Enrolment.load(home).name in study.site_names():
-        site_policy.load_policy(home).require(study)
-    require_confirmed(home, study)
+    rulings.require_study(home, study)
     return study
 
 
@@ -136,13 +131,6 @@ def is_meant(study: Study, text: str) -> bool:
     """True if `text` is the study's name, or at least 8 digits with which its hash begins."""
     prefix = text.lower()
     return study.name == text or (len(prefix) >= _SHORTEST_PREFIX and study.study_hash.startswith(prefix))
-
-
-def _expired(home: Path, study_hash: str) -> str:
-    decision = load_decisions(home).studies.get(study_hash)
-    if decision is None or decision.verdict == "revoked" or decision.until is None:
-        return ""
-    return f" any more: its approval was until {decision.until}"
 
 
 def _file(home: Path, study_hash: str) -> Path:

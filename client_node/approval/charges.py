@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...models.rounding import rounded_up
@@ -18,6 +18,7 @@ from ..errors import ChargeRefused, StudyInvalid, StudyUnknown
 from ..files import has_room
 from ..ledger_head import LEDGER_FILE as LEDGER_FILE
 from ..policy import SitePolicy
+from ..ruling import Ruling, require
 from ..study import Study, cost
 from .catalogue import cached_study
 from .run_reservations import RunReservations
@@ -182,6 +183,24 @@ class Standing:
         would_be = self.spent + self.reserved + self.coming
         return Quote(self.budget.epsilon, self.guaranteed, self._guaranteed(would_be))
 
+    def first_over(self, update: Release) -> int | None:
+        """Finds the first of the coming `update` releases that the cap does not pay for, from 1; None if it pays all.
+
+        The more releases, the higher the guaranteed epsilon: so the first one is found by halving.
+        """
+        before, count = self.spent + self.reserved, self.coming[update]
+
+        def is_over(rounds: int) -> bool:
+            return self._guaranteed(before + Counter({update: rounds})) > self.budget.epsilon
+
+        if not is_over(count):
+            return None
+        low, high = 0, count
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if is_over(middle) else (middle, high)
+        return high
+
     @property
     def guaranteed(self) -> float:
         """The guaranteed epsilon of all charges, at the budget's delta and collusion."""
@@ -237,12 +256,39 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
         )
     except PrivacyError as err:
         raise ChargeRefused(str(err)) from err
-    if not quote.fits:
-        rounds = sum(count for _, count in planned)
-        raise ChargeRefused(
-            f"{rounds} rounds of study {study.draft.name} would bring the guaranteed epsilon to "
-            f"{rounded_up(quote.would_be)}, over the cap of {quote.cap:g}{beside(reserved)}; nothing is charged"
-        )
+    require([_of_quote(study, quote, planned, tuple(reserved))], about="budget")
+
+
+def budget_ruling(home: Path, study: Study, policy: SitePolicy, *, run: str | None) -> Ruling:
+    """Rules on a run's cost as `require_run` does, without writing; names the first round that the cap does not pay.
+
+    Args:
+        run: under way, of which charged rounds are not counted twice; None for one more run.
+
+    Raises:
+        ChargeRefused: the account is closed.
+        LedgerError, FileDamaged, SiteNotReady: the ledger cannot be used.
+    """
+    planned = planned_charges(study, policy, run=run or "(one more)")
+    stands = standing(home, policy, planned)
+    ruling = _of_quote(study, stands.quote(), planned, stands.runs)
+    if ruling.allows:
+        return ruling
+    first = stands.first_over(planned[0][0].release)
+    begun = planned[0][1] - stands.coming[planned[0][0].release]
+    where = f"round {begun + first} would be the first over the cap" if first else "its closing rounds are over the cap"
+    return replace(ruling, why=f"{ruling.why}; {where}")
+
+
+def _of_quote(study: Study, quote: Quote, planned: Sequence[tuple[Charge, int]], reserved: Collection[str]) -> Ruling:
+    """Rules on a run by what the ledger, or its standing, says of its cost."""
+    rounds = f"{sum(count for _, count in planned)} rounds of study {study.name}"
+    then = f"would bring the guaranteed epsilon to {rounded_up(quote.would_be)}"
+    if quote.fits:
+        why = f"{rounds} {then}, under the cap of {quote.cap:g}{beside(reserved)}"
+        return Ruling("budget", True, "budget.epsilon", why, ChargeRefused)
+    why = f"{rounds} {then}, over the cap of {quote.cap:g}{beside(reserved)}; nothing is charged"
+    return Ruling("budget", False, "budget.epsilon", why, ChargeRefused)
 
 
 def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round_number: int) -> Entry:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..enrolment import NodeIdentity
-from ..errors import SiteNotConfirmed
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -41,12 +40,6 @@ def doubts(home: Path, study: "Study") -> list[str]:
     confirmed = load_decisions(home).sites
     found = (_doubt(site.name, site.identity, confirmed) for site in study.sites if site.identity != own)
     return [doubt for doubt in found if doubt]
-
-
-def require_confirmed(home: Path, study: "Study") -> None:
-    """Checks that every site of the study is confirmed; raises `SiteNotConfirmed` with the `doubts`."""
-    if found := doubts(home, study):
-        raise SiteNotConfirmed(f"study {study.name} is not added up here: {'; '.join(found)}")
 
 
 def _doubt(name: str, identity: str, confirmed: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from .. import ledger_head
 from ..data.known_units import KnownUnits
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import PolicyInvalid, StudyInvalid, StudyUnknown
-from ..policy import BudgetPolicy, decisions, load_policy
+from ..policy import decisions, load_policy, pending
 from ..study.toml import parse_json
 from .catalogue import cached_study, known_studies
 from .charges import LEDGER_FILE, open_ledger, record_budget, standing, whole_ledger
@@ -62,8 +62,8 @@ def accounts(home: Path) -> list[SiteAccount]:
 class CapChange:
     """A cap for the site's data that nobody has set yet, beside the one in force."""
 
-    before: BudgetPolicy
-    after: BudgetPolicy
+    before: decisions.BudgetPolicy
+    after: decisions.BudgetPolicy
     guaranteed: float  # epsilon of what is charged, at the new delta and collusion
 
     @property
@@ -85,7 +85,7 @@ def cap_change(home: Path, *, epsilon: float, delta: float, collusion: int) -> C
         PolicyInvalid: a number is out of range, or site.toml describes no data.
     """
     stated = json.dumps({"epsilon": epsilon, "delta": delta, "collusion": collusion})
-    budget = parse_json(stated, BudgetPolicy, error=PolicyInvalid, source="budget")
+    budget = parse_json(stated, decisions.BudgetPolicy, error=PolicyInvalid, source="budget")
     policy = load_policy(home)  # without described data the cap would apply to nothing
     stands = standing(home, policy.model_copy(update={"budget": budget}))
     return CapChange(policy.budget, budget, stands.guaranteed)
@@ -96,9 +96,17 @@ def set_budget(home: Path, change: CapChange, *, by: str | None = None) -> list[
 
     Args:
         by: who decides; None for the account that runs this process.
+
+    Raises:
+        SecondPersonMissing: by the policy a cap that allows more takes two people, and this is the first.
     """
+    first = ""
+    if change.is_weaker and load_policy(home).policy.four_eyes:
+        cap = change.after
+        terms = f"epsilon {cap.epsilon!r}, delta {cap.delta!r}, colluding {cap.collusion}"
+        first = pending.seconded(home, "cap", "budget", terms, by=by).told()
     with whole_ledger(home) as ledger:
-        decisions.set_budget(home, change.after, before=change.before, by=by)
+        decisions.set_budget(home, change.after, before=change.before, by=by, first=first)
         record_budget(ledger, load_policy(home))
         return _accounts(home, ledger)
 

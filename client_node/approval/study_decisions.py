@@ -5,19 +5,26 @@ decides, after a person has read that.
 """
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from ..data import kept_files
 from ..enrolment import Enrolment, Role
 from ..errors import ApprovalRefused, CoordinatorUnreachable
-from ..policy import decisions, load_decisions, load_policy, site_policy
+from ..policy import decisions, load_decisions, load_policy, pending, site_policy
 from ..spoken_hash import parse
 from ..study import Study
+from . import peers, rulings
 from .assessment import Assessment, assess
 from .catalogue import cached_study, find_study, is_meant, known_studies, refresh
 from .charges import record_budget, whole_ledger
+from .peers import Peer
 from .run_reservations import RunReservations
+
+NOTHING_ACCEPTED: Mapping[str, str] = MappingProxyType({})
+_LISTED = ("model", "sites", "aggregators")  # rules of lists in site.toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,15 @@ class Proposal:
     under_way: tuple[str, ...]  # runs of the study that have begun here and go on
     until: dt.date | None  # the last day, UTC; None for no end
     unprotected: bool  # also without privacy
+    peers: tuple[Peer, ...] = ()  # parties whose keys are not known here yet, or not the newest ones known
+    accepted: Mapping[str, str] = field(default_factory=dict)  # fingerprints of new keys of known names, as typed
+
+    @property
+    def terms(self) -> str:
+        """All that is decided beside the study's hash, in one spelling, for a second person to say the same."""
+        keys = "".join(f", new key of {name} {typed}" for name, typed in sorted(self.accepted.items()))
+        bare = ", without privacy" if self.unprotected else ""
+        return f"runs {self.runs}, until {self.until or 'revoked'}{bare}{keys}"
 
 
 def fetch(home: Path) -> Fetched:
@@ -100,7 +116,13 @@ def approval(home: Path, study_hash: str) -> KnownStudy | None:
 
 
 def propose(
-    home: Path, study_hash: str, *, unprotected: bool = False, runs: int | None = None, until: dt.date | None = None
+    home: Path,
+    study_hash: str,
+    *,
+    unprotected: bool = False,
+    runs: int | None = None,
+    until: dt.date | None = None,
+    accepted: Mapping[str, str] = NOTHING_ACCEPTED,
 ) -> Proposal:
     """Looks at everything that speaks against a study, and says what its approval would mean. Nothing is written.
 
@@ -108,6 +130,7 @@ def propose(
         unprotected: True if the person accepts a study without privacy.
         runs: different runs that it shall cover, those under way included; None for those under way, or for one.
         until: the last day, in UTC; None for no end.
+        accepted: fingerprints of new keys of names that earlier studies gave others, as a person has typed them.
 
     Raises:
         ApprovalRefused: something speaks against it; the message has all reasons.
@@ -116,28 +139,43 @@ def propose(
     study, under_way = cached_study(home, study_hash), RunReservations(home).of_study(study_hash)
     covered = max(1, len(under_way)) if runs is None else runs
     assessment = assess(home, study, unprotected=unprotected, runs=covered, under_way=under_way)
-    reasons = list(assessment.reasons)
+    reasons = [*assessment.reasons, *peers.objections(home, study, accepted)]
+    # An approval cannot widen what site.toml allows; the other rules are those that it is about, or assessed above.
+    reasons += [each.why for each in rulings.of_study(home, study) if each.rule in _LISTED and not each.allows]
     if covered < len(under_way):
         names = ", ".join(under_way)
         reasons.append(f"{len(under_way)} runs of it are under way ({names}) and count too; --runs is {covered}")
     if until is not None and until < decisions.today():
         reasons.append(f"--until {until} is over")
+    is_bare = unprotected and study.draft.privacy.mode == "none"
+    odd = tuple(each for each in peers.compare(home, study) if each.state != "known")
+    proposal = Proposal(assessment, covered, under_way, until, is_bare, odd, accepted)
+    if len(proposal.terms) > pending.MOST_LETTERS:
+        reasons.append(f"{len(accepted)} new keys are too many for one approval")
     if reasons:
         listed = "".join(f"\n  {reason}" for reason in reasons)
         raise ApprovalRefused(f"study {study.name} was not approved; nothing left this site:{listed}")
-    return Proposal(assessment, covered, under_way, until, unprotected and study.draft.privacy.mode == "none")
+    return proposal
 
 
 def approve_study(home: Path, proposal: Proposal, *, by: str | None = None) -> None:
     """Approves what was proposed; if the site will be charged, the policy's budget is put in force first.
 
+    From then on this node knows the keys of the study's other parties.
+
     Args:
         by: who decides; None for the account that runs this process.
+
+    Raises:
+        SecondPersonMissing: by the policy an approval takes two people, and this is the first.
     """
-    study = proposal.assessment.study
+    study, first = proposal.assessment.study, ""
+    if site_policy.load_node_policy(home).policy.four_eyes:
+        first = pending.seconded(home, "approve", study.study_hash, proposal.terms, by=by).told()
     if proposal.assessment.trains and study.draft.privacy.mode != "none":
         with whole_ledger(home) as ledger:
             record_budget(ledger, load_policy(home))
+    peers.note(home, study, proposal.accepted, by=by)
     decisions.approve(
         home,
         study.study_hash,
@@ -146,6 +184,7 @@ def approve_study(home: Path, proposal: Proposal, *, by: str | None = None) -> N
         until=proposal.until,
         under_way=proposal.under_way,
         by=by,
+        first=first,
     )
 
 
@@ -167,6 +206,7 @@ def to_revoke(home: Path, text: str) -> tuple[str, tuple[str, ...]]:
 
 def revoke_study(home: Path, study_hash: str, *, by: str | None = None) -> None:
     """Revokes a study's approval, also of a study that is not known here, and deletes what is kept of its records."""
+    pending.drop(home, "approve", study_hash)
     decisions.revoke(home, study_hash, by=by)
     kept_files.forget(home, study_hash)
 

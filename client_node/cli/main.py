@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, chart, data, doctor, keys, search, service, setup, site, study
+from . import budget, chart, data, doctor, keys, policy, search, service, setup, site, study
 from .application import REFUSED, JsonOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
@@ -20,6 +20,7 @@ app = application(
 )
 app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
+app.add_typer(policy.app, name="policy")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
 app.add_typer(chart.app, name="chart")

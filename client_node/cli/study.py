@@ -68,6 +68,12 @@ def study_approve(
         list[str] | None,
         typer.Option(metavar="NAME=FINGERPRINT", help="First confirm a site, as `site confirm` does; may be repeated."),
     ] = None,
+    accept_new_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FINGERPRINT", help="Accept another key of a known site or aggregator; may be repeated."
+        ),
+    ] = None,
     then_run: Annotated[bool, typer.Option("--then-run", help="Then serve, as `client-node run` does.")] = False,
     by: ByOption = None,
     yes: YesOption = False,
@@ -86,10 +92,13 @@ def study_approve(
     meant = study_decisions.whole_hash(" ".join(study))
     show_fetched(study_decisions.fetch_unless_known(home, meant))
     known = study_decisions.approval(home, meant)
-    if known is not None and runs is None and until is None:
+    accepted = spoken_fingerprints(accept_new_key or [])
+    if known is not None and runs is None and until is None and not accepted:
         show_known_approval(known, as_json)
     else:
-        proposal = study_decisions.propose(home, meant, unprotected=unprotected, runs=runs, until=last)
+        proposal = study_decisions.propose(
+            home, meant, unprotected=unprotected, runs=runs, until=last, accepted=accepted
+        )
         if not yes:
             show_proposal(proposal, by)
         agree("Approve it?", yes=yes)

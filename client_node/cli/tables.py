@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..approval.study_decisions import Fetched, KnownStudy, Proposal
     from ..data import DataReport
     from ..enrolment import Enrolment
+    from ..explanation import Explanation
     from ..policy.decision_log import Entry
     from ..step_audit import StepAudit
     from ..study import Study
@@ -151,6 +152,10 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
         )
     elif assessment.trains:
         lines.append("Cost: no bound. Whoever sees the result may learn records from it.")
+    if new := [f"{each.name} {each.spoken}" for each in proposal.peers if each.state == "new"]:
+        lines.append(f"Never seen here, and known from now on: {', '.join(new)}.")
+    for name, typed in proposal.accepted.items():
+        lines.append(f"From now on {name} has the key {typed}, in place of the one known here.")
     begun = f", of which {' and '.join(proposal.under_way)} is under way" if proposal.under_way else ""
     until = f"until {proposal.until} (UTC)" if proposal.until else "without an end; --until sets one"
     lines.append(f"It covers {runs} run{'' if runs == 1 else 's'}{begun}, {until}.")
@@ -192,11 +197,24 @@ def show_approval(proposal: "Proposal", as_json: bool) -> None:
         "epsilon guaranteed after all rounds": quote.would_be if quote else None,
         "epsilon cap": quote.cap if quote else None,
         "takes part in the evaluation": assessment.evaluates,
+        "never seen before": {each.name: each.spoken for each in proposal.peers if each.state == "new"} or None,
+        "new keys": dict(proposal.accepted) or None,
     }
     if not as_json:
         out.print(f"Approved: {facts.pop('hash')}", highlight=False, soft_wrap=True)
     known = {name: value for name, value in facts.items() if value is not None}
     show_facts("Approval", known if as_json else _rounded(known), as_json)
+
+
+def show_explanation(found: "Explanation", as_json: bool) -> None:
+    """Prints the verdict in a sentence, and below it each rule with what it says and where it is written."""
+    if as_json:
+        facts = {"study": found.study, "hash": found.hash, "run": found.run, "may_run": found.may_run}
+        return print_json(facts | {"sentence": found.sentence, "rules": [asdict(rule) for rule in found.rules]})
+    out.print(found.sentence, highlight=False, markup=False, soft_wrap=True)
+    for rule in found.rules:
+        for line in (f"{rule.verdict:<8} {rule.rule} ({rule.where})", f"{'':<8} {rule.why}"):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: bool) -> None:

@@ -20,24 +20,24 @@ from typing import TYPE_CHECKING
 from ...faces import lazy
 
 if TYPE_CHECKING:
-    from .decisions import BudgetPolicy, load_decisions
-    from .site_policy import Account, LimitPolicy, SitePolicy, StudyPolicy, load_policy
+    from .decisions import load_decisions
+    from .site_policy import Account, LimitPolicy, SitePolicy, load_policy
 else:
     __getattr__ = lazy(
         __name__,
-        decisions="BudgetPolicy load_decisions",
-        site_policy="Account LimitPolicy SitePolicy StudyPolicy load_policy",
+        decisions="load_decisions",
+        site_policy="Account LimitPolicy SitePolicy load_policy",
     )
 
 __all__ = [
     "Account",
-    "BudgetPolicy",
     "LimitPolicy",
     "SitePolicy",
-    "StudyPolicy",
     "decision_log",
     "decisions",
     "load_decisions",
     "load_policy",
+    "pending",
+    "places",
     "site_policy",
 ]

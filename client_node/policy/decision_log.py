@@ -29,7 +29,7 @@ class Entry(StrictModel):
     at: _Short  # UTC
     by: _Short
     login: _Short
-    decision: Literal["approve", "revoke", "cap", "confirm", "remove"]
+    decision: Literal["approve", "revoke", "cap", "confirm", "remove", "accept", "propose"]
     about: _Short  # the hash of a study, a data set and its unit, or a site
     detail: Annotated[str, Field(max_length=2000)]
 

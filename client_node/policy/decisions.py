@@ -128,6 +128,7 @@ def approve(
     until: dt.date | None = None,
     under_way: Sequence[str] = (),
     by: str | None = None,
+    first: str = "",
 ) -> None:
     """Records that the study may run here; it replaces what was decided on the study before.
 
@@ -137,6 +138,7 @@ def approve(
         until: the last day, in UTC; None for no end.
         under_way: runs that go on and have used the approval already.
         by: who decides; None for the account that runs this process.
+        first: who decided the same before, where it takes two; "" where it takes one.
     """
     who = decision_log.person(by)
 
@@ -148,6 +150,7 @@ def approve(
         return decisions.model_copy(update={"studies": judged, "used": used})
 
     detail = f"runs {runs}, until {until or 'revoked'}" + (", without privacy" if unprotected else "")
+    detail += f"; {first}" if first else ""
     _change(home, change, lambda _: decision_log.write(home, "approve", study_hash, detail, by=who))
 
 
@@ -189,21 +192,31 @@ def require_room(decisions: Decisions, study_hash: str, run: str, *, allowed: in
     Raises:
         StudyNotApproved: other runs have used the approval up.
     """
+    if why := no_room(decisions, study_hash, run, allowed=allowed):
+        raise StudyNotApproved(f"study {study_hash[:12]}: {why}")
+
+
+def no_room(decisions: Decisions, study_hash: str, run: str | None, *, allowed: int) -> str:
+    """Says why a run, or one more for None, is not covered by its study's approval; "" if it is."""
     used = decisions.runs_used(study_hash)
-    if run not in used and len(used) >= allowed:
-        covered = "1 run" if allowed == 1 else f"{allowed} runs"
-        raise StudyNotApproved(
-            f"the approval of study {study_hash[:12]} at this site covers {covered}, {run} would be another; the site "
-            "can approve it again"
-        )
+    if run in used or len(used) < allowed:
+        return ""
+    covered = "1 run" if allowed == 1 else f"{allowed} runs"
+    return (
+        f"the approval at this site covers {covered}, {run or 'one more'} would be another; the site can approve it "
+        "again"
+    )
 
 
-def set_budget(home: Path, budget: BudgetPolicy, *, before: BudgetPolicy | None = None, by: str | None = None) -> None:
+def set_budget(
+    home: Path, budget: BudgetPolicy, *, before: BudgetPolicy | None = None, by: str | None = None, first: str = ""
+) -> None:
     """Records a cap that replaces the one in site.toml.
 
     Args:
         before: the cap that was in force, for the decision log.
         by: who decides; None for the account that runs this process.
+        first: who decided the same before, where it takes two; "" where it takes one.
     """
     caps = [
         f"epsilon {cap.epsilon:g}, delta {cap.delta:g}, colluding {cap.collusion}" for cap in (before, budget) if cap
@@ -211,7 +224,7 @@ def set_budget(home: Path, budget: BudgetPolicy, *, before: BudgetPolicy | None 
     _change(
         home,
         lambda decisions: decisions.model_copy(update={"budget": budget}),
-        lambda _: decision_log.write(home, "cap", "budget", " -> ".join(caps), by=by),
+        lambda _: decision_log.write(home, "cap", "budget", " -> ".join(caps) + (f"; {first}" if first else ""), by=by),
     )
 
 

@@ -12,25 +12,44 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ...models.strict import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name, StrictModel, contradictions, rule
-from ..errors import PolicyInvalid, StudyNotApproved
+from ...models.strict import (
+    NO_ENTRIES,
+    Digest,
+    FieldName,
+    Frozen,
+    Label,
+    Name,
+    StrictModel,
+    Unique,
+    contradictions,
+    matches,
+    rule,
+)
+from ..errors import PolicyInvalid
+from ..ruling import Ruling, require
 from ..study import Study
-from ..study.toml import read_toml
+from ..study.toml import has_tables, read_toml
 from .decisions import MOST_RUNS, BudgetPolicy, Decisions, approve, load_decisions, revoke, today
+from .schedule import SchedulePolicy
 
 __all__ = [
     "Account",
     "BudgetPolicy",
+    "NodePolicy",
     "SitePolicy",
+    "approval_ruling",
     "approvals",
     "approve",
     "decided",
+    "load_node_policy",
     "load_policy",
-    "refusals",
     "revoke",
+    "rulings",
 ]
 
 FILE = "site.toml"
+_PARTNER = r"[a-z0-9][a-z0-9._-]{0,62}(=[A-Z2-7]{4}(-[A-Z2-7]{4}){7})?"
+Partner = Annotated[str, matches(_PARTNER, "a name, or NAME=FINGERPRINT, such as svi=ABCD-EF23-...")]
 
 
 def _is_separator(value: str) -> str:
@@ -132,12 +151,28 @@ class LimitPolicy(StrictModel):
         return self
 
 
-class SitePolicy(StrictModel):
+class PeoplePolicy(StrictModel):
+    """The models and partners that a study may name here, and how many people it takes to decide."""
+
+    models: Annotated[tuple[Digest, ...], Field(max_length=1000), Unique] | None = None  # None: as an approval names
+    sites: Annotated[tuple[Partner, ...], Field(max_length=1000), Unique] | None = None  # None: as an approval names
+    aggregators: Annotated[tuple[Partner, ...], Field(max_length=1000), Unique] | None = None
+    four_eyes: bool = False  # an approval, or a cap that allows more, takes two accounts of the operating system
+
+
+class NodePolicy(StrictModel):
+    """The part of the policy that holds for every node, also for one that only aggregates."""
+
+    studies: StudyPolicy = Field(default_factory=StudyPolicy)
+    schedule: SchedulePolicy = SchedulePolicy()
+    policy: PeoplePolicy = PeoplePolicy()
+
+
+class SitePolicy(NodePolicy):
     """The whole policy, with paths made absolute and the decisions of decisions.json counted in."""
 
     data: DataPolicy = Field(examples=["a table [data]"])
     budget: BudgetPolicy = Field(examples=["a table [budget] with epsilon and delta"])
-    studies: StudyPolicy = Field(default_factory=StudyPolicy)
     backbone: BackbonePolicy = Field(examples=["a table [backbone]"])
     limits: LimitPolicy = LimitPolicy()
 
@@ -155,16 +190,20 @@ class SitePolicy(StrictModel):
 
     def permits(self, study: Study) -> bool:
         """True if the study may run on this site's records."""
-        return not refusals(self, study)
+        return approval_ruling(self.studies, study.study_hash).allows and all(
+            each.allows for each in rulings(self, study)
+        )
 
     def allows_unprotected(self, study: Study) -> bool:
         """True if the site approved the study also without any privacy."""
         return study.study_hash in self.studies.unprotected
 
     def require(self, study: Study) -> None:
-        """Checks that the study may run on this site's records; raises `StudyNotApproved` with all reasons."""
-        if reasons := refusals(self, study):
-            raise StudyNotApproved(f"study {study.name} ({study.study_hash[:12]}): " + "; ".join(reasons))
+        """Checks that the study may run on this site's records; raises `StudyNotApproved` with the first reason."""
+        require(
+            [approval_ruling(self.studies, study.study_hash), *rulings(self, study)],
+            about=f"study {study.name} ({study.study_hash[:12]})",
+        )
 
 
 def load_policy(home: Path) -> SitePolicy:
@@ -197,15 +236,22 @@ def load_policy(home: Path) -> SitePolicy:
     )
 
 
-def approvals(home: Path) -> StudyPolicy:
-    """Reads the approvals of the node at `home`, also of one that only aggregates and has no site.toml.
+def load_node_policy(home: Path) -> NodePolicy:
+    """Reads what holds for every node; one that only aggregates has no site.toml, or one without tables of a site.
 
     Raises:
         PolicyInvalid: site.toml or decisions.json is unreadable or invalid.
     """
-    if (home / FILE).exists():
-        return load_policy(home).studies
-    return decided(StudyPolicy(), load_decisions(home))
+    path = home / FILE
+    if path.exists() and has_tables(path, ("data", "budget", "backbone", "limits"), error=PolicyInvalid):
+        return load_policy(home)
+    stated = read_toml(path, NodePolicy, error=PolicyInvalid) if path.exists() else NodePolicy()
+    return stated.model_copy(update={"studies": decided(stated.studies, load_decisions(home))})
+
+
+def approvals(home: Path) -> StudyPolicy:
+    """Reads the approvals of the node at `home`; raises as `load_node_policy`."""
+    return load_node_policy(home).studies
 
 
 def decided(stated: StudyPolicy, decisions: Decisions, *, day: dt.date | None = None) -> StudyPolicy:
@@ -226,17 +272,38 @@ def decided(stated: StudyPolicy, decisions: Decisions, *, day: dt.date | None = 
     )
 
 
-def refusals(policy: SitePolicy, study: Study) -> list[str]:
-    """Lists the policy's reasons against running the study on the site's records; they depend on no record."""
-    reasons = []
-    is_bare = study.draft.privacy.mode == "none"
-    if not policy.studies.names(study.study_hash):
-        reasons.append("not approved at this site; the site can: client-node study approve HASH")
-    if is_bare and not policy.allows_unprotected(study):
-        reasons.append("it has no privacy; the site can allow that: client-node study approve HASH --unprotected")
-    if study.draft.data.unit != policy.data.unit:
-        # Else a study could open a second budget on the same persons by giving them another name.
-        reasons.append(
-            f"it protects each {study.draft.data.unit!r}, this site's budget is for each {policy.data.unit!r}"
+def approval_ruling(studies: StudyPolicy, study_hash: str, *, decisions: Decisions | None = None) -> Ruling:
+    """Rules on whether people at this node have approved the study.
+
+    Args:
+        decisions: those of decisions.json, which say why an approval holds no longer; None to leave that out.
+    """
+    if studies.names(study_hash):
+        return Ruling("approval", True, "studies", "approved at this node")
+    decision = None if decisions is None else decisions.studies.get(study_hash)
+    ended = ""
+    if decision is not None:
+        ended = (
+            ": it was revoked"
+            if decision.verdict == "revoked"
+            else f" any more: its approval was until {decision.until}"
         )
-    return reasons
+    why = f"not approved at this site{ended}; the site can: client-node study approve HASH"
+    return Ruling("approval", False, "studies", why)
+
+
+def rulings(policy: SitePolicy, study: Study) -> list[Ruling]:
+    """Rules on running an approved study on this site's records, in the order in which a message meets the rules."""
+    is_bare, unit = study.draft.privacy.mode == "none", study.draft.data.unit
+    privacy = Ruling("privacy", True, "study", f"it has noise of mode {study.draft.privacy.mode}")
+    if is_bare and policy.allows_unprotected(study):
+        privacy = Ruling("privacy", True, "studies.unprotected", "it has no privacy, and was approved without any")
+    elif is_bare:
+        why = "it has no privacy; the site can allow that: client-node study approve HASH --unprotected"
+        privacy = Ruling("privacy", False, "studies.unprotected", why)
+    unit_ruling = Ruling("unit", True, "data.unit", f"it protects each {unit!r}, and so does the budget here")
+    if unit != policy.data.unit:
+        # Else a study could open a second budget on the same persons by giving them another name.
+        why = f"it protects each {unit!r}, this site's budget is for each {policy.data.unit!r}"
+        unit_ruling = Ruling("unit", False, "data.unit", why)
+    return [privacy, unit_ruling]

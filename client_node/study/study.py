@@ -403,6 +403,12 @@ class Study(StrictModel):
         """The planned cohort."""
         return tuple(site.name for site in self.sites)
 
+    def identities(self) -> dict[str, str]:
+        """Maps the name of each site and aggregator to its key; a node that is both has one."""
+        return {site.name: site.identity for site in self.sites} | {
+            party.name: party.identity for party in self.aggregators
+        }
+
     def has_site(self, name: str, identity: str) -> bool:
         """True if a node of that name and key trains in the study."""
         return any((site.name, site.identity) == (name, identity) for site in self.sites)

@@ -9,7 +9,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -46,11 +46,56 @@ def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
     Raises:
         SettingsInvalid: as `error`, with all problems; a missing or unreadable file included.
     """
+    # By way of JSON, so that a file and a message from the network meet the same strict rules (lists for tuples).
+    return parse_json(json.dumps(_table(path, error), default=str), model, error=error, source=str(path))
+
+
+def has_tables(path: Path, names: Collection[str], *, error: type[SettingsInvalid]) -> bool:
+    """True if one of `names` is a key at the top of the file at `path`; raises as `read_toml`."""
+    return not _table(path, error).keys().isdisjoint(names)
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """Finds the line, from 1, on which each key of a TOML text stands; keys of tables with dots, as `data.unit`.
+
+    tomllib names no lines. So the text is cut into its statements, each the fewest lines that tomllib takes, and a
+    statement's keys are those that tomllib finds in it. A text that is not TOML has the lines of what comes before.
+    """
+    found: dict[str, int] = {}
+    header, begin, lines = "", 0, text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if not lines[begin].strip():
+            begin = number
+            continue
+        # Only such a line can end a statement of several: else a list of thousands of hashes takes minutes.
+        if number > begin + 1 and not any(end in line for end in ("]", "}", '"""', "'''")):
+            continue
+        statement = "\n".join(lines[begin:number])
+        try:
+            table = tomllib.loads(f"{header}\n{statement}")
+        except tomllib.TOMLDecodeError:
+            continue
+        if statement.lstrip().startswith("["):
+            header, table = statement, tomllib.loads(statement)
+        for key in _dotted(table):
+            found.setdefault(key, begin + 1)
+        begin = number
+    return found
+
+
+def _dotted(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        yield above + name
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{above}{name}.")
+
+
+def _table(path: Path, error: type[SettingsInvalid]) -> dict[str, Any]:
     source = str(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise error(source, (f"the file is larger than {MAX_BYTES} bytes",))
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise error(source, (f"the file cannot be read: {err.strerror}",)) from err
     except UnicodeDecodeError as err:
@@ -61,8 +106,6 @@ def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
         raise error(source, ("a whole number in it has more digits than any setting takes",)) from err
     except RecursionError as err:
         raise error(source, ("lists or tables in it are nested deeper than any setting is",)) from err
-    # By way of JSON, so that a file and a message from the network meet the same strict rules (lists for tuples).
-    return parse_json(json.dumps(table, default=str), model, error=error, source=source)
 
 
 def parse_json(data: str | bytes, model: type[S], *, error: type[SettingsInvalid], source: str) -> S:

@@ -51,6 +51,11 @@ class Packet:
         """SHA-256 of the body, which covers the blobs through their digests."""
         return hashlib.sha256(self.body).hexdigest()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body and all blobs."""
+        return len(self.body) + sum(map(len, self.blobs.values()))
+
 
 class Message(BaseModel):
     """Base of all signed messages."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from ...client_node.errors import FINAL_REFUSALS, MessageInvalid, SiteBehind
+from ...client_node.errors import FINAL_REFUSALS, MessageInvalid, SiteAway, SiteBehind
 from ...client_node.wire.messages import Packet, Reply, verify
 from ..errors import MessageRefused, ReplicaBroken, RunRefused, SitesMissing
 from ..fleet import NodeFailure
@@ -18,6 +18,7 @@ R = TypeVar("R", bound=Reply)
 
 PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fails
 RETRY_S = 1.0
+AWAY_RETRY_S = 20.0  # how often a node is asked that is away by its own schedule
 _LONGEST_S = {"settle": 60.0}  # nobody computes for it, and whoever stops or abandons a run waits
 
 
@@ -37,7 +38,8 @@ def ask_until(
 ) -> dict[str, R]:
     """Collects verified and accepted answers; asks missing nodes again until `needed` of them have answered.
 
-    An answer that does not verify counts as none. All nodes that are online are asked at least once.
+    An answer that does not verify counts as none. All nodes that are online are asked at least once. A node that says
+    it is away by its own schedule, until its hours or its next day begin, costs no patience: the run waits for it.
 
     Args:
         accept: is given each verified answer; one that it refuses counts as none.
@@ -51,15 +53,24 @@ def ask_until(
     """
     found: dict[str, R] = {}
     refused: dict[str, str] = {}
+    resting: dict[str, float] = {}  # when nodes that are away are asked again
+    deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
 
     def note(name: str, failure: NodeFailure) -> None:
+        nonlocal deadline
+        if failure.error == SiteAway.__name__:
+            if name not in resting:
+                logger.info("run %s: %s, asked to %s, is away: %s", run.id, name, kind, failure.message)
+            resting[name] = time.monotonic() + AWAY_RETRY_S
+            if patience is None:
+                deadline = max(deadline, resting[name] + PATIENCE_S)
+            return
         if failure.error in FINAL_REFUSALS:
             refused[name] = f"{name} refuses ({failure.error}): {failure.message}"
         if failure.error == SiteBehind.__name__:
             run.standings.pop(name, None)  # it has lost what it had: it is asked anew where it stands
         logger.warning("run %s: %s, asked to %s: %s", run.id, name, kind, failure)
 
-    deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
     while True:
         missing = [name for name in nodes if name not in found and name not in refused]
         if len(nodes) - len(refused) < needed:
@@ -68,7 +79,8 @@ def ask_until(
         if is_stoppable:
             run.stop_if_asked()
         online = run.fleet.online()
-        asked = [name for name in missing if name in online]
+        now = time.monotonic()
+        asked = [name for name in missing if name in online and resting.get(name, now) <= now]
         unready = {} if ready is None else ready(asked)
         for name, failure in unready.items():
             note(name, failure)

@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.data.records import Records
 from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.policy import decisions
 from confide.client_node.replay.following import start_digest, start_state
 from confide.client_node.study.study import AggregatorParty, Participant, Start, Study, load_draft
 from confide.client_node.training import trainer
@@ -222,6 +224,15 @@ class Site:
         """Puts the study where `client-node study list` would."""
         (self.home / "studies").mkdir(exist_ok=True)
         (self.home / "studies" / f"{study.study_hash}.json").write_text(json.dumps(self.offer(study)))
+        return study
+
+    def aggregate(self) -> Study:
+        """Makes the node the aggregator agg-a, without site.toml; returns a study in which it is no site."""
+        facts = json.loads((self.home / "enrolment.json").read_text()) | {"name": "agg-a", "roles": ["aggregate"]}
+        (self.home / "enrolment.json").write_text(json.dumps(facts))
+        (self.home / "site.toml").unlink()
+        study = self.keep(self.study(named="agg-a"))
+        decisions.confirm_sites(self.home, {each.name: fingerprint(each.identity) for each in study.sites})
         return study
 
     def write(self, *changes: tuple[str, str]) -> Path:

@@ -11,14 +11,13 @@ from confide.client_node.wire.messages import Fetch, Prepare, Settle
 @pytest.fixture
 def aggregator(site):
     """A node that only aggregates, without site.toml, which has approved one run of a study."""
-    study = site.keep(site.study(('"svi"', '"third"'), named="third"))
-    (site.home / "site.toml").unlink()
+    study = site.aggregate()
     approve(site.home, study.study_hash)
-    return Admission(site.home, "svi"), study.study_hash
+    return Admission(site.home, "agg-a"), study.study_hash
 
 
 def prepare(study, run):
-    return Prepare(to="svi", study=study, run=run, lease=1, ledger_from=0)
+    return Prepare(to="agg-a", study=study, run=run, lease=1, ledger_from=0)
 
 
 def test_at_an_aggregator_an_approval_covers_one_run_too(aggregator, site):
@@ -33,10 +32,10 @@ def test_at_an_aggregator_an_approval_covers_one_run_too(aggregator, site):
 
 def test_a_message_that_does_not_prepare_counts_a_run_and_one_that_settles_does_not(aggregator, site):
     admission, study = aggregator
-    admission.admit(Settle(to="svi", study=study, run="earlier", lease=1, outcomes=(), final=True, ledger_from=0))
+    admission.admit(Settle(to="agg-a", study=study, run="earlier", lease=1, outcomes=(), final=True, ledger_from=0))
     assert load_decisions(site.home).runs_used(study) == ()
     admission.admit(
-        Fetch(to="svi", study=study, run="first", lease=1, round=1, topup_for=None, aggregator_id=0, offset=0)
+        Fetch(to="agg-a", study=study, run="first", lease=1, round=1, topup_for=None, aggregator_id=0, offset=0)
     )
     assert load_decisions(site.home).runs_used(study) == ("first",)
 

@@ -118,8 +118,7 @@ def test_another_word_for_the_unit_opens_no_second_budget(site):
 
 
 def test_a_node_that_only_aggregates_needs_no_policy(site):
-    study = site.keep(site.study(('"svi"', '"third"'), named="third"))
-    (site.home / "site.toml").unlink()
+    study = site.aggregate()
     approve(site.home, study.study_hash)
     assert approved_study(site.home, study.study_hash) == study
 

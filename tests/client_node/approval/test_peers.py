@@ -1,0 +1,144 @@
+"""Keys of other parties, known from the first approved study on."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from confide.client_node.approval import peers
+from confide.client_node.approval.catalogue import approved_study
+from confide.client_node.approval.confirmed_sites import fingerprint
+from confide.client_node.approval.study_decisions import approve_study, propose
+from confide.client_node.cli.main import app
+from confide.client_node.errors import ApprovalRefused, FileDamaged, PartnerRefused
+from confide.client_node.policy import decision_log, decisions
+
+from ..conftest import identity_of
+
+
+def rekeyed(site, name, key, *changes):
+    """A later study in which `name`, a site or an aggregator, has another key."""
+    study, other = site.study(("rank = 4", "rank = 5"), *changes), {"identity": identity_of(key)}
+    parties = {
+        kind: tuple(party.model_copy(update=other) if party.name == name else party for party in found)
+        for kind, found in (("sites", study.sites), ("aggregators", study.aggregators))
+    }
+    return site.keep(study.model_copy(update=parties))
+
+
+@pytest.fixture
+def first(site):
+    """A study that was approved here."""
+    study = site.keep(site.study())
+    approve_study(site.home, propose(site.home, study.study_hash))
+    return study
+
+
+def test_an_approval_shows_names_never_seen_and_makes_them_known(site):
+    study = site.keep(site.study())
+    proposal = propose(site.home, study.study_hash)
+    assert [each.state for each in proposal.peers] == ["new"] * 6
+    assert peers.load(site.home) == {}  # to look is not to know
+    approve_study(site.home, proposal)
+    known = {name: keys[-1].identity for name, keys in peers.load(site.home).items()}
+    assert known == {name: key for name, key in study.identities().items() if name != "svi"}
+    assert propose(site.home, study.study_hash).peers == ()
+
+
+@pytest.mark.parametrize("name", ["svhc", "agg-b"])
+def test_a_replaced_key_is_refused_at_approval_and_at_every_message(site, first, name):
+    later = rekeyed(site, name, "mallory")
+    with pytest.raises(ApprovalRefused, match=f"{name} has another key than in earlier studies"):
+        propose(site.home, later.study_hash)
+    decisions.approve(site.home, later.study_hash)  # by whoever got round the command
+    with pytest.raises(PartnerRefused, match=f"{name} has another key"):
+        approved_study(site.home, later.study_hash)
+    assert approved_study(site.home, first.study_hash) == first
+
+
+def test_a_refusal_says_the_known_fingerprint_and_never_the_new_one(site, first):
+    later = rekeyed(site, "svhc", "mallory")
+    with pytest.raises(ApprovalRefused) as refusal:
+        propose(site.home, later.study_hash)
+    assert fingerprint(identity_of("svhc")) in str(refusal.value)
+    assert fingerprint(identity_of("mallory")) not in str(refusal.value)  # to be heard, not copied
+
+
+def test_a_new_key_is_accepted_by_its_typed_fingerprint_alone(site, first):
+    later = rekeyed(site, "svhc", "svhc, rotated")
+    typed = fingerprint(identity_of("svhc, rotated"))
+    with pytest.raises(ApprovalRefused, match="another key than the one that you typed"):
+        propose(site.home, later.study_hash, accepted={"svhc": fingerprint(identity_of("svhc"))})
+    with pytest.raises(ApprovalRefused, match="no other site or aggregator of that name"):
+        propose(site.home, later.study_hash, accepted={"svhc": typed, "north": typed})
+    approve_study(site.home, propose(site.home, later.study_hash, accepted={"svhc": typed}), by="Dr. Ada")
+    assert approved_study(site.home, later.study_hash) == later
+    assert [(each.by, each.decision, each.about, each.detail) for each in decision_log.read(site.home)[0]][-2:-1] == [
+        ("Dr. Ada", "accept", "svhc", typed)
+    ]
+
+
+def test_after_a_rotation_what_was_approved_goes_on_and_the_old_key_opens_nothing_new(site, first):
+    later, typed = rekeyed(site, "svhc", "svhc, rotated"), fingerprint(identity_of("svhc, rotated"))
+    approve_study(site.home, propose(site.home, later.study_hash, accepted={"svhc": typed}))
+    assert approved_study(site.home, first.study_hash) == first
+    third = site.keep(site.study(("rank = 4", "rank = 6")))
+    with pytest.raises(ApprovalRefused, match="svhc has an earlier key"):
+        propose(site.home, third.study_hash)
+
+
+def test_a_key_that_people_confirmed_by_voice_is_not_asked_about_again(site):
+    study = site.aggregate()
+    approve_study(site.home, propose(site.home, study.study_hash))
+    decisions.remove_sites(site.home, ["svhc"])
+    other = site.study(("rank = 4", "rank = 5"), named="agg-a")
+    sites = [
+        each.model_copy(update={"identity": identity_of("moved")}) if each.name == "svhc" else each
+        for each in other.sites
+    ]
+    later = site.keep(other.model_copy(update={"sites": tuple(sites)}))
+    with pytest.raises(ApprovalRefused, match="svhc has another key"):
+        propose(site.home, later.study_hash)
+    decisions.confirm_sites(site.home, {"svhc": fingerprint(identity_of("moved"))})
+    approve_study(site.home, propose(site.home, later.study_hash))
+    assert approved_study(site.home, later.study_hash) == later
+
+
+def test_somebody_else_under_this_node_s_own_name_is_refused_and_never_known(site):
+    study = site.keep(site.study(named="nobody"))
+    decisions.approve(site.home, study.study_hash)
+    with pytest.raises(PartnerRefused, match="gives svi another key than this node's"):
+        approved_study(site.home, study.study_hash)
+    assert peers.load(site.home) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"format":2}', '{"peers":{"svhc":[]}}', '{"peers":{"svhc":[{"identity":"ab"}]}}', '{"more":1}'],
+)
+def test_a_damaged_file_lets_nothing_run(site, first, text):
+    (site.home / peers.FILE).write_text(text)
+    with pytest.raises(FileDamaged, match=r"peers\.json"):
+        approved_study(site.home, first.study_hash)
+
+
+def test_the_command_lists_new_names_and_takes_a_new_key(site, monkeypatch):
+    monkeypatch.setattr("confide.client_node.approval.catalogue.fetch_studies", lambda home: [])
+
+    def call(*words, code=0):
+        result = CliRunner().invoke(app, [*words, "--home", str(site.home)])
+        assert result.exit_code == code, result.output
+        return result
+
+    study = site.keep(site.study())
+    shown = json.loads(call("study", "approve", study.study_hash, "--yes", "--json").stdout)
+    assert shown["never_seen_before"]["svhc"] == fingerprint(identity_of("svhc"))
+    later, typed = rekeyed(site, "svhc", "svhc, rotated"), fingerprint(identity_of("svhc, rotated"))
+    refused = call("study", "approve", later.study_hash, "--yes", code=1).stderr
+    assert "--accept-new-key svhc=FINGERPRINT" in " ".join(refused.split())
+    shown = json.loads(
+        call(
+            "study", "approve", later.study_hash, "--yes", "--json", "--accept-new-key", f"svhc={typed.lower()}"
+        ).stdout
+    )
+    assert shown["new_keys"] == {"svhc": typed}
