@@ -56,6 +56,8 @@ NODE_COMMANDS = (
     "keys rotate",
     "site remove east",
     "site list",
+    "policy show",
+    "policy explain thyroid",
     "enroll 127.0.0.1:1/" + "A" * 77,
     "init {data}",
     "doctor",
