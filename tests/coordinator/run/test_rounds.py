@@ -342,6 +342,47 @@ def test_a_final_refusal_that_leaves_too_few_sites_ends_the_run_with_the_sites_w
     assert desk.store.rounds("run-1") == []
 
 
+class PlayedTime:
+    """A clock that only sleep moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_run_waits_through_the_night_for_a_site_that_is_away_by_its_own_hours(desk, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    clock, night, asked = PlayedTime(), 3600, []
+    monkeypatch.setattr(questions, "time", clock)
+    monkeypatch.setattr(questions, "RETRY_S", 9.0)
+    away = NodeFailure(reason="failed", error="SiteAway", message="it goes on at 2026-12-01T22:00+01:00")
+
+    def before(kind: str, name: str) -> NodeFailure | None:
+        if (kind, name) != ("step", "west") or clock.now > night:
+            return None
+        asked.append(clock.now)
+        return away
+
+    desk.drive(FakeFleet(desk.study, before=before))
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+    assert night > 5 * questions.PATIENCE_S
+    assert len(asked) <= night / questions.AWAY_RETRY_S + 1
+    assert caplog.text.count("west, asked to step, is away: it goes on at 2026-12-01T22:00+01:00") == 1
+
+
+def test_a_site_that_is_away_within_max_dropouts_holds_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    away = NodeFailure(reason="failed", error="SiteAway", message="outside its hours")
+    desk.drive(FakeFleet(desk.study, before=lambda kind, name: away if (kind, name) == ("step", "west") else None))
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study, ("north", "south")))
+
+
 def test_an_overtaken_driver_cannot_commit(desk):
     orphan = desk.context(FakeFleet(desk.study))
     desk.store.acquire_lease("run-1")

@@ -1,0 +1,70 @@
+"""What a warm node tells of a refusal, to the coordinator and in its log."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from confide.client_node.enrolment import Enrolment
+from confide.client_node.errors import SiteAway
+from confide.client_node.flower import pack
+from confide.client_node.usage import Usage
+from confide.client_node.warm_node import WarmNode
+from confide.client_node.wire.messages import Packet
+
+MOST = 2**20
+
+
+class PlayedSession:
+    """Stands where the connection would be; notes what is sent on it."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def receive(self, question):
+        return SimpleNamespace(content=pack(Packet(b"{}")))
+
+    def fail(self, message, told, *, until):
+        self.failures.append(told)
+
+
+@pytest.fixture
+def asked(site):
+    """Asks the node `count` questions, each of which its handler refuses; returns what it told."""
+
+    def ask(count: int, refusal: Exception) -> list[str]:
+        def refuse(kind: str, packet: Packet) -> Packet:
+            raise refusal
+
+        node = WarmNode(site.identity, Enrolment.load(site.home), refuse, may_refuse=Usage(site.home).may_refuse)
+        session = PlayedSession()
+        for _ in range(count):
+            node._answer(session, SimpleNamespace(kind="step", until=0.0))
+        return session.failures
+
+    return ask
+
+
+def test_an_absence_is_told_each_time_and_logged_once_and_not_as_a_failure(asked, caplog):
+    caplog.set_level(logging.INFO)
+    told = asked(50, SiteAway("away: it goes on at 22:00"))
+    assert told == ['{"error": "SiteAway", "message": "away: it goes on at 22:00"}'] * 50
+    assert [record.getMessage() for record in caplog.records] == ["away: it goes on at 22:00"]
+    assert caplog.records[0].levelno == logging.INFO
+
+
+def test_after_the_last_byte_of_a_day_not_even_a_refusal_leaves(site, asked, caplog):
+    caplog.set_level(logging.INFO)
+    site.write(("[limits]", f"[schedule]\nbytes_a_day = {MOST}\n[limits]"))
+    room = 100
+    assert Usage(site.home).may_refuse(MOST - room)
+    told = asked(10, SiteAway("away"))
+    assert len(told) == room // len(told[0])
+    assert sum(map(len, told)) <= room
+    assert caplog.text.count("questions stay without an answer") == 1
+    assert not Usage(site.home).may_refuse(room)
+
+
+def test_where_the_policy_cannot_be_read_the_coordinator_is_told_all_the_same(site, asked):
+    site.write(("threads = 1", "threads = 0"))
+    assert len(asked(2, SiteAway("away"))) == 2
