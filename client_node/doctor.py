@@ -26,8 +26,7 @@ from .data.known_units import KnownUnits
 from .enrolment import Enrolment, NodeIdentity, protocol
 from .errors import ClientNodeError
 from .health import Finding, certificate_dates, disk_space, examine, gate_at, privacy_of, versions
-from .policy import SitePolicy, load_policy
-from .policy.site_policy import FILE as POLICY_FILE
+from .policy import SitePolicy, load_policy, site_policy
 
 _SECRETS = ("keys", "party", "aggregator", kept_files.FOLDER)
 _CRYPTEN = "from confide.mpc.crypten import runtime"
@@ -53,7 +52,9 @@ class _Node:
 
     @property
     def has_policy(self) -> bool:
-        return (self.home / POLICY_FILE).exists()
+        """True if site.toml describes a site, or has to."""
+        exists = (self.home / site_policy.FILE).exists()
+        return exists and (self.has_role("train") or site_policy.describes_site(self.home))
 
     @cached_property
     def policy(self) -> SitePolicy:
@@ -130,6 +131,9 @@ def _policy(node: _Node) -> Iterable[Finding]:
         ]
     if node.has_role("train"):
         return [Finding("site.toml", "failed", "missing: nothing can run", "client-node init TABLE")]
+    if (node.home / site_policy.FILE).exists():
+        site_policy.load_node_policy(node.home)
+        return [Finding("site.toml", "ok", "limits of a node that only aggregates")]
     return []
 
 

@@ -151,6 +151,8 @@ def _rule(home: Path, places: Places, study: Study, ruling: Ruling) -> Rule:
         if first is not None:
             verdict, where = "waits", pending.FILE
             why = f"waits for a second person; {first.told()}"
+    if ruling.rule == "budget" and not ruling.allows and (first := pending.waiting(home, "cap", "budget")):
+        why = f"{why}; a new cap waits for a second person: {first.told()}"
     return Rule(ruling.rule, verdict, where, why)
 
 

@@ -98,10 +98,10 @@ class Usage:
         Raises:
             SiteAway: outside the hours, or the rounds of today are used up.
         """
+        if site_policy.load_node_policy(self._home).schedule.rounds_a_day is None:
+            return require(self.rulings(), about="away")
         with self._lock, locked(self._path):
             require(self.rulings(run=run, round_number=round_number), about="away")
-            if site_policy.load_node_policy(self._home).schedule.rounds_a_day is None:
-                return
             today = self._today()
             if (run, round_number) not in today.rounds:
                 self._write(today.model_copy(update={"rounds": (*today.rounds, (run, round_number))}))
@@ -112,11 +112,10 @@ class Usage:
         Raises:
             SiteAway: it does not fit in what is left of today; it is not counted, and must not leave.
         """
+        if self.bytes_ruling() is None:
+            return
         with self._lock, locked(self._path):
-            ruling = self.bytes_ruling(size)
-            if ruling is None:
-                return
-            require([ruling], about="away")
+            require([ruling for ruling in [self.bytes_ruling(size)] if ruling], about="away")
             self._count(size)
 
     def may_refuse(self, size: int) -> bool:
@@ -124,21 +123,21 @@ class Usage:
 
         Where the policy cannot be read, so that nothing else leaves, the coordinator is still told that.
         """
-        with self._lock, locked(self._path):
-            try:
-                most = site_policy.load_node_policy(self._home).schedule.bytes_a_day
-            except PolicyInvalid:
-                return True
-            if most is None:
-                return True
-            try:
+        try:
+            most = site_policy.load_node_policy(self._home).schedule.bytes_a_day
+        except PolicyInvalid:
+            return True
+        if most is None:
+            return True
+        try:
+            with self._lock, locked(self._path):
                 has_room = self._today().bytes + size <= most
-            except FileDamaged as err:
-                logger.error("nothing leaves this node until this is mended: %s", err)
-                return False
-            if has_room:
-                self._count(size)
-            return has_room
+                if has_room:
+                    self._count(size)
+        except (FileDamaged, OSError) as err:
+            logger.error("nothing leaves this node until this is mended: %s", err)
+            return False
+        return has_room
 
     def require_open(self) -> None:
         """Raises `SiteAway` outside the hours, or once the rounds or bytes of today are used up."""

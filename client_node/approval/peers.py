@@ -17,13 +17,14 @@ from pydantic import Field, TypeAdapter
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel
 from ...privacy.ledger import chain
 from ..enrolment import NodeIdentity
-from ..errors import ApprovalRefused
+from ..errors import PartnerRefused
 from ..files import locked, read_json, write_private
 from ..policy import decision_log, load_decisions
 from ..study import Study
 from .confirmed_sites import fingerprint
 
 FILE = "peers.json"
+MOST_NAMES = 10_000
 _MOST_BYTES = 2**24
 _REMEDY = (
     "It says which keys other sites and aggregators had in earlier studies. Restore it from a backup; deleted, the "
@@ -44,7 +45,7 @@ _Keys = Annotated[tuple[KnownKey, ...], Field(min_length=1, max_length=100)]  # 
 
 class _File(StrictModel):
     format: Literal[1] = 1
-    peers: Annotated[Mapping[Name, _Keys], Field(max_length=10_000), *Frozen] = NO_ENTRIES
+    peers: Annotated[Mapping[Name, _Keys], Field(max_length=MOST_NAMES), *Frozen] = NO_ENTRIES
 
 
 _FORM = TypeAdapter(_File)
@@ -155,15 +156,11 @@ def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | No
             changed.append(each.name)
             if each.state != "new":
                 decision_log.write(home, "accept", each.name, fingerprint(each.identity), by=by)
+        if len(known) > MOST_NAMES:
+            raise PartnerRefused(f"more than {MOST_NAMES} names would be known here; move {FILE} away to begin anew")
         if changed:
             write_private(home / FILE, json.dumps(_File(peers=known).model_dump(mode="json"), indent=1).encode())
     return tuple(changed)
-
-
-def require_accepted(home: Path, study: Study, accepted: Mapping[str, str]) -> None:
-    """Raises `ApprovalRefused` with the `objections`, if there are any."""
-    if found := objections(home, study, accepted):
-        raise ApprovalRefused(f"study {study.name}: {'; '.join(found)}")
 
 
 def _parties(home: Path, study: Study) -> dict[str, str]:

@@ -70,7 +70,7 @@ class SchedulePolicy(StrictModel):
         minute = now.astimezone(dt.UTC).replace(second=0, microsecond=0) + _MINUTE
         if self.is_open(now):
             return now.astimezone(ZoneInfo(self.timezone))
-        while not self.is_open(minute):  # hours of some minute lie in every week, so it ends within eight days
+        while not self.is_open(minute):  # every week has some, but for one that a clock change takes away
             minute += _MINUTE
         return minute.astimezone(ZoneInfo(self.timezone))
 

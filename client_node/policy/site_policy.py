@@ -26,7 +26,7 @@ from ...models.strict import (
     rule,
 )
 from ..errors import PolicyInvalid
-from ..ruling import Ruling, require
+from ..ruling import Ruling
 from ..study import Study
 from ..study.toml import has_tables, read_toml
 from .decisions import MOST_RUNS, BudgetPolicy, Decisions, approve, load_decisions, revoke, today
@@ -41,6 +41,7 @@ __all__ = [
     "approvals",
     "approve",
     "decided",
+    "describes_site",
     "load_node_policy",
     "load_policy",
     "revoke",
@@ -198,13 +199,6 @@ class SitePolicy(NodePolicy):
         """True if the site approved the study also without any privacy."""
         return study.study_hash in self.studies.unprotected
 
-    def require(self, study: Study) -> None:
-        """Checks that the study may run on this site's records; raises `StudyNotApproved` with the first reason."""
-        require(
-            [approval_ruling(self.studies, study.study_hash), *rulings(self, study)],
-            about=f"study {study.name} ({study.study_hash[:12]})",
-        )
-
 
 def load_policy(home: Path) -> SitePolicy:
     """Reads the policy of the node whose folder is `home`.
@@ -236,6 +230,16 @@ def load_policy(home: Path) -> SitePolicy:
     )
 
 
+def describes_site(home: Path) -> bool:
+    """True if there is a site.toml with a table that only a site has: then it must have all that a site needs.
+
+    Raises:
+        PolicyInvalid: the file cannot be read.
+    """
+    path = home / FILE
+    return path.exists() and has_tables(path, ("data", "budget", "backbone", "limits"), error=PolicyInvalid)
+
+
 def load_node_policy(home: Path) -> NodePolicy:
     """Reads what holds for every node; one that only aggregates has no site.toml, or one without tables of a site.
 
@@ -243,7 +247,7 @@ def load_node_policy(home: Path) -> NodePolicy:
         PolicyInvalid: site.toml or decisions.json is unreadable or invalid.
     """
     path = home / FILE
-    if path.exists() and has_tables(path, ("data", "budget", "backbone", "limits"), error=PolicyInvalid):
+    if describes_site(home):
         return load_policy(home)
     stated = read_toml(path, NodePolicy, error=PolicyInvalid) if path.exists() else NodePolicy()
     return stated.model_copy(update={"studies": decided(stated.studies, load_decisions(home))})

@@ -136,3 +136,13 @@ def test_a_lost_file_of_known_people_is_told(site):
     (found,) = of(examine_node(site.home), "known people")
     assert found[0] == "failed"
     assert "units.db is gone" in found[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_node_that_only_aggregates_may_have_limits_alone(site):
+    site.aggregate()
+    path = site.home / "site.toml"
+    path.write_text('[schedule]\nhours = ["22:00-06:00"]\n')
+    assert of(examine_node(site.home), "site.toml") == [("ok", "limits of a node that only aggregates")]
+    path.write_text('[schedule]\nhours = ["22-6"]\n')
+    assert any("two different times of day" in each.detail for each in examine_node(site.home))
