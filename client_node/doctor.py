@@ -53,8 +53,7 @@ class _Node:
     @property
     def has_policy(self) -> bool:
         """True if site.toml describes a site, or has to."""
-        exists = (self.home / site_policy.FILE).exists()
-        return exists and (self.has_role("train") or site_policy.describes_site(self.home))
+        return site_policy.describes_site(self.home)
 
     @cached_property
     def policy(self) -> SitePolicy:

@@ -25,7 +25,8 @@ from ...models.strict import (
     matches,
     rule,
 )
-from ..errors import PolicyInvalid
+from ..enrolment import Enrolment
+from ..errors import NotEnrolled, PolicyInvalid
 from ..ruling import Ruling
 from ..study import Study
 from ..study.toml import has_tables, read_toml
@@ -231,13 +232,27 @@ def load_policy(home: Path) -> SitePolicy:
 
 
 def describes_site(home: Path) -> bool:
-    """True if there is a site.toml with a table that only a site has: then it must have all that a site needs.
+    """True if there is a site.toml that must have all that a site needs.
+
+    It must at a node that trains, so that a file that was emptied or cut never counts as one of limits alone.
 
     Raises:
-        PolicyInvalid: the file cannot be read.
+        PolicyInvalid: the file cannot be read, or says nothing.
     """
     path = home / FILE
-    return path.exists() and has_tables(path, ("data", "budget", "backbone", "limits"), error=PolicyInvalid)
+    if not path.exists():
+        return False
+    if not has_tables(path, NodePolicy.model_fields | SitePolicy.model_fields, error=PolicyInvalid):
+        raise PolicyInvalid(str(path), ("the file has none of the tables of a policy: was it emptied?",))
+    return _trains(home) or has_tables(path, ("data", "budget", "backbone", "limits"), error=PolicyInvalid)
+
+
+def _trains(home: Path) -> bool:
+    """True for a node that trains, and for one that has not enrolled yet."""
+    try:
+        return "train" in Enrolment.load(home).roles
+    except NotEnrolled:
+        return True
 
 
 def load_node_policy(home: Path) -> NodePolicy:

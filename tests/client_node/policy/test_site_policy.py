@@ -209,3 +209,22 @@ def test_a_study_is_found_by_name_or_enough_of_its_hash(site):
     with pytest.raises(StudyUnknown, match="2 studies"):
         find_study(site.home, "thyroid")
     assert len(known_studies(site.home)) == 2
+
+
+@pytest.mark.parametrize("left", ["", "# [data]\n", "[policy]\nfour_eyes = false\n"])
+def test_a_policy_that_was_emptied_or_cut_never_counts_as_one_of_limits_alone(site, left):
+    study = site.keep(site.study())
+    approve(site.home, study.study_hash)
+    (site.home / "site.toml").write_text(left)
+    with pytest.raises(PolicyInvalid):
+        approved_study(site.home, study.study_hash)
+
+
+def test_an_emptied_policy_of_an_aggregator_lets_nothing_run_either(site):
+    study = site.aggregate()
+    approve(site.home, study.study_hash)
+    (site.home / "site.toml").write_text("[schedule]\nrounds_a_day = 5\n")
+    assert approved_study(site.home, study.study_hash) == study
+    (site.home / "site.toml").write_text("")
+    with pytest.raises(PolicyInvalid, match="was it emptied"):
+        approved_study(site.home, study.study_hash)
