@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 FILE = "site.toml"
+_ENROLMENT = "enrolment.json"
 _PARTNER = r"[a-z0-9][a-z0-9._-]{0,62}(=[A-Z2-7]{4}(-[A-Z2-7]{4}){7})?"
 Partner = Annotated[str, matches(_PARTNER, "a name, or NAME=FINGERPRINT, such as svi=ABCD-EF23-...")]
 
@@ -248,11 +249,13 @@ def describes_site(home: Path) -> bool:
 
 
 def _trains(home: Path) -> bool:
-    """True for a node that trains, and for one that has not enrolled yet."""
+    """True for a node that trains, and for one that has not enrolled yet; a damaged enrolment says neither."""
+    if not (home / _ENROLMENT).exists():
+        return True
     try:
         return "train" in Enrolment.load(home).roles
-    except NotEnrolled:
-        return True
+    except NotEnrolled as err:
+        raise PolicyInvalid(str(home / FILE), (f"it cannot be told whether this node trains: {err}",)) from err
 
 
 def load_node_policy(home: Path) -> NodePolicy:

@@ -244,3 +244,17 @@ def test_hours_wait_and_do_not_forbid(site):
     assert rule.verdict == "waits"
     assert f"T{later}" in rule.why
     assert SiteAway.public
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_enrolment_is_named(site, text):
+    """It says whether site.toml must be that of a site."""
+    (site.home / "enrolment.json").write_text(text)
+    result = CliRunner().invoke(app, ["policy", "show", "--home", str(site.home)])
+    assert result.exit_code == 1
+    assert "enrolment.json" in result.output
+
+
+def test_before_its_enrolment_a_node_s_policy_can_be_shown(site):
+    (site.home / "enrolment.json").unlink()
+    assert "default of limits.workers" in call(site, "policy", "show")
