@@ -139,10 +139,10 @@ def _policy(node: _Node) -> Iterable[Finding]:
 def _table(node: _Node) -> Iterable[Finding]:
     if not node.has_policy:
         return []
-    report = table_check.check_table(node.home, node.policy.data.path)
+    report = table_check.check_table(node.home)
     if not report.is_fit:
         first = [*map(str, report.problems), *report.objections][0]
-        remedy = f"client-node data check {node.policy.data.path}"
+        remedy = table_check.check_command(node.policy.data.source)
         return [Finding("table", "failed", f"{report.problem_count} problem(s), the first: {first}", remedy)]
     detail = f"{report.rows:,} rows of {report.units:,} units"
     if node.policy.budget.delta > 1 / report.units:

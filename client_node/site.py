@@ -34,6 +34,7 @@ from .errors import (
 )
 from .ledger_head import LedgerHead
 from .policy import SitePolicy, load_policy
+from .policy.sources import Source
 from .replay import FollowedRuns, Standing
 from .replay.following import RoundStart, round_start
 from .shares import Files, Outbox
@@ -69,8 +70,10 @@ class SiteRole:
         """
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
+        self._units.look_again()
         self._note_units(study, policy)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
+        self._model.look_again(study, policy, self._units)
         self._model.load(study, policy)
         kept_files.keep_only(self._home, {*self._reservations.runs().values(), study.study_hash})
         try:
@@ -150,7 +153,7 @@ class SiteRole:
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
         is_held_out = planned.purpose == "evaluation"
-        self._note_units(study, policy, policy.data.heldout_path if is_held_out else policy.data.path)
+        self._note_units(study, policy, policy.data.heldout_source if is_held_out else policy.data.source)
         position = self._charge(study, policy, plan)
         try:
             try:
@@ -215,19 +218,19 @@ class SiteRole:
                 f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
             )
 
-    def _note_units(self, study: Study, policy: SitePolicy, path: Path | None = None) -> None:
+    def _note_units(self, study: Study, policy: SitePolicy, source: Source | None = None) -> None:
         """Notes whose records the account pays for, or refuses people that another account has paid for.
 
-        It looks at the table at `path`, or at all of the policy's.
+        It looks at one source, or at all of the policy's.
 
         What the coordinator is told is one constant text: the reason counts records. A table that has to be read for it
         is read until a public time.
         """
-        if self._units.is_covered(policy, path):
+        if self._units.is_covered(policy, source):
             return
         try:
             with self._times.read(study, policy):
-                self._units.cover(policy, path)
+                self._units.cover(policy, source)
         except (UnitsKnown, DataInvalid) as err:
             logger.error("nothing is charged: %s", err)
             raise ChargeRefused(_NOT_CHARGED) from err

@@ -18,6 +18,7 @@ from ..policy import SitePolicy, load_policy
 from ..study import Study, cost
 from .charges import Standing, beside, known_elsewhere, planned_charges, standing
 from .confirmed_sites import doubts
+from .table_check import check_command
 
 _FAR = 10  # times smaller than the average site: possible, and worth a question
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
@@ -67,8 +68,8 @@ def outlook(home: Path, study: Study) -> Outlook:
         policy = load_policy(home)
     except PolicyInvalid as err:
         return Outlook(study, trains, aggregates, None, None, " ".join(str(err).split()), "")
-    found = check(policy.data.path, policy)
-    remark = _units_remark(study, found.units) if found.units else f"{policy.data.path} could not be looked at."
+    found = check(policy.data.source, policy)
+    remark = _units_remark(study, found.units) if found.units else f"{policy.data.source} could not be looked at."
     if study.draft.privacy.mode == "none":
         return Outlook(study, trains, aggregates, None, None, "", remark)
     charges = planned_charges(study, policy, run="(new 0)")
@@ -113,7 +114,7 @@ def assess(
         policy = load_policy(home)
         evaluates = policy.held_out() is not None if study.draft.evaluation else None
         reasons += _terms_reasons(study, policy, unprotected=unprotected)
-        data = check(policy.data.path, policy, study, site=enrolment.name)
+        data = check(policy.data.source, policy, study, site=enrolment.name)
         reasons += _data_reasons(study, policy, data)
         reasons += _held_out_reasons(study, policy, enrolment.name)
         if not reasons:
@@ -159,7 +160,7 @@ def _terms_reasons(study: Study, policy: SitePolicy, *, unprotected: bool) -> li
 
 def _data_reasons(study: Study, policy: SitePolicy, data: DataReport) -> list[str]:
     if not data.is_fit:
-        return [_misfit(study, data)]
+        return [_misfit(study, data, check_command(policy.data.source))]
     if not data.units:
         return [f"{data.path} holds no records"]
     if study.draft.privacy.mode == "none":
@@ -179,13 +180,13 @@ def _held_out_reasons(study: Study, policy: SitePolicy, site: str) -> list[str]:
     held_out = policy.held_out()
     if study.draft.evaluation is None or held_out is None:
         return []
-    found = check(held_out.data.path, held_out, study, site=site, both_classes=False)
-    return [] if found.is_fit else [_misfit(study, found)]
+    found = check(held_out.data.source, held_out, study, site=site, both_classes=False)
+    return [] if found.is_fit else [_misfit(study, found, check_command(held_out.data.source, is_held_out=True))]
 
 
-def _misfit(study: Study, data: DataReport) -> str:
+def _misfit(study: Study, data: DataReport, command: str) -> str:
     count = "1 problem" if data.problem_count == 1 else f"{data.problem_count} problems"
-    return f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"
+    return f"{data.path} has {count}; see: {command} --study {study.study_hash[:12]}"
 
 
 def _quote(

@@ -18,6 +18,7 @@ from ..errors import ChargeRefused, StudyInvalid, StudyUnknown
 from ..files import has_room
 from ..ledger_head import LEDGER_FILE as LEDGER_FILE
 from ..policy import SitePolicy
+from ..policy.sources import Source
 from ..ruling import Ruling, require
 from ..study import Study, cost
 from .catalogue import cached_study
@@ -117,7 +118,7 @@ def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple
     """
     planned = [(charge(study, policy, run=run, round_number=1), study.draft.rounds.rounds)]
     for purpose in study.draft.closing:
-        if purpose != "evaluation" or policy.data.heldout_path:
+        if purpose != "evaluation" or policy.data.heldout_source is not None:
             number = study.closing_round(purpose).number
             planned.append((charge(study, policy, run=run, round_number=number), 1))
     return planned
@@ -231,12 +232,12 @@ def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]
     return Standing(budget, order, spent, reserved, still, tuple(by_run), recovery)
 
 
-def known_elsewhere(home: Path, policy: SitePolicy, path: Path | None = None) -> tuple[str, ...]:
-    """Lists objections to charging the policy's tables, or the one at `path`: their people have another account."""
+def known_elsewhere(home: Path, policy: SitePolicy, source: Source | None = None) -> tuple[str, ...]:
+    """Lists objections to charging the policy's tables, or one of them: their people have another account."""
     if (begun := ledger_if_begun(home)) is None:
         return ()
     with begun as ledger:
-        return tuple(KnownUnits(home, ledger).objections(policy, path))
+        return tuple(KnownUnits(home, ledger).objections(policy, source))
 
 
 def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:

@@ -13,7 +13,7 @@ from .tables import show
 
 
 def init(
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet file.")],
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet file, or a folder of Parquet parts.")],
     study: Annotated[
         str | None,
         typer.Option(help="A study by name or hash, or the path of a study.toml, to match the columns with."),

@@ -295,7 +295,8 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
         if report.labels:
             facts["rows with label 0, 1"] = "{:,}, {:,}".format(*report.labels)
         show_facts("Table", facts, as_json=False)
-        rows = [{"column": c.name, "in the file": c.own, "kind": c.kind, "missing": c.missing} for c in report.columns]
+        rows = [{"column": c.name, "in the file": c.own, "kind": c.kind, "fits": report.rows - c.misfits,
+                 "misfits": c.misfits, "missing": c.missing} for c in report.columns]  # fmt: skip
         show("Columns", rows, as_json=False)
         for problem in report.problems:
             tell(str(problem))

@@ -10,6 +10,10 @@ table is known when another column is named as the unit's. Their order in the ro
 number their people 1 to n share marks without sharing people: then a person says so, by `data.distinct_from` in
 site.toml.
 
+A file that has not changed costs a look at its stamp. A database gives none, so the answer of a query is known by a
+digest of its rows in any order. It is read when a run is prepared and once by every process that trains; what is
+trained on must have the digest that was noted, see `training.warm_model`.
+
 The file and its key begin together, and from then on both must be there: a file that was lost or emptied is never begun
 anew by itself. Neither of them means that nobody was noted yet.
 """
@@ -32,8 +36,10 @@ from ...privacy.errors import LedgerUnavailable
 from ...privacy.ledger.ledger import Ledger
 from ..errors import DiskFull, FileDamaged, UnitsKnown
 from ..files import damaged, has_room, is_full, locked, move_durably, read_own, write_private
-from ..policy import Account, SitePolicy
-from .tables import Problems, open_table
+from ..policy import SitePolicy
+from ..policy.site_policy import Account
+from ..policy.sources import Source, SqlQuery, key_of
+from .tables import Problems, RowsDigest, open_table, stamp
 
 FILE = "units.db"
 NEW_FILE = ".units.db.new"  # until its key is on disk
@@ -104,47 +110,78 @@ class KnownUnits:
         """Names the files of the marks under `home`. From `ledger` messages say what an account has spent."""
         self._path, self._new_path, self._key_path = home / FILE, home / NEW_FILE, home / KEY_FILE
         self._ledger = ledger
+        self._answers: set[str] = set()  # keys of queries whose answers were noted by this object, see `look_again`
 
-    def cover(self, policy: SitePolicy, path: Path | None = None) -> None:
-        """Notes the units and rows of the policy's tables, or of the one at `path`, under its account, durably.
+    def cover(self, policy: SitePolicy, source: Source | None = None) -> None:
+        """Notes the units and rows of the policy's tables, or of one of them, under its account, durably.
 
-        Call it before a charge. A table that has not changed since costs a look at its file.
+        Call it before a charge. A file that has not changed since costs a look at its stamp, and a query that this
+        object has read costs nothing until `look_again`.
 
         Raises:
             UnitsKnown: some are known under other accounts, and the policy does not say that these are other people.
         """
         with self._opened() as (connection, key):
             account = _account_id(connection, policy.account)
-            for table in _paths(policy, path):
-                version = _version(table, policy)
-                if _noted(connection, account, table) == version:
+            for table in _sources(policy, source):
+                if self._is_noted(_noted(connection, account, table), table, policy):
                     continue
-                overlaps = _overlaps(connection, key, table, policy)
+                seen, digest = stamp(table), _digest(key)
+                overlaps = _overlaps(connection, key, table, policy, digest)
                 if overlaps:
                     raise UnitsKnown(self._refusal(policy, table, overlaps))
                 connection.execute(
                     sa.text("INSERT OR IGNORE INTO marks SELECT kind, mark, :account FROM staged"), {"account": account}
                 )
-                noted = {"account": account, "path": str(table), "version": version}
+                version = _version(digest.hex() if seen is None else seen, policy)
+                noted = {"account": account, "path": key_of(table), "version": version}
                 connection.execute(sa.insert(_tables).prefix_with("OR REPLACE"), noted)
+        self._answers |= {table.key for table in _sources(policy, source) if isinstance(table, SqlQuery)}
 
-    def is_covered(self, policy: SitePolicy, path: Path | None = None) -> bool:
+    def is_covered(self, policy: SitePolicy, source: Source | None = None) -> bool:
         """True if `cover` would read no table."""
         if not self._is_begun():
             return False
+        noted = self._versions(policy, source)
+        return all(self._is_noted(version, table, policy) for table, version in noted.items())
+
+    def look_again(self) -> None:
+        """Makes the next `cover` read every query again: a database does not say that its rows have changed."""
+        self._answers.clear()
+
+    def digest(self) -> RowsDigest:
+        """Returns an empty digest of rows under this site's key."""
+        with self._opened() as (_, key):
+            return _digest(key)
+
+    def has_noted(self, policy: SitePolicy, digest: str) -> bool:
+        """True if the rows of the policy's query with this digest are those that were noted last."""
+        return self._versions(policy, policy.data.source) == {policy.data.source: _version(digest, policy)}
+
+    def _versions(self, policy: SitePolicy, source: Source | None) -> dict[Source, str | None]:
+        """The noted version of each table of the policy, or of one; None for one that was not noted."""
+        tables = _sources(policy, source)
         with self._opened() as (connection, _):
             named = {"dataset": policy.account.dataset, "unit": policy.account.unit}
             account = connection.execute(sa.select(_accounts.c.id).filter_by(**named)).scalar_one_or_none()
-            if account is None:
-                return False
-            return all(_noted(connection, account, each) == _version(each, policy) for each in _paths(policy, path))
+            return {table: None if account is None else _noted(connection, account, table) for table in tables}
 
-    def objections(self, policy: SitePolicy, path: Path | None = None) -> list[str]:
-        """Says for which of the policy's tables, or the one at `path`, `cover` would raise, and why; notes nothing."""
+    def _is_noted(self, version: str | None, table: Source, policy: SitePolicy) -> bool:
+        if version is None:
+            return False
+        if not isinstance(table, SqlQuery):
+            return version == _version(stamp(table), policy)
+        state = json.loads(version)
+        return table.key in self._answers and version == _version(state[1], policy)
+
+    def objections(self, policy: SitePolicy, source: Source | None = None) -> list[str]:
+        """Says for which of the policy's tables, or one of them, `cover` would raise, and why; notes nothing."""
         if not self._is_begun():
             return []
         with self._opened() as (connection, key):
-            found = [(table, _overlaps(connection, key, table, policy)) for table in _paths(policy, path)]
+            found = [
+                (table, _overlaps(connection, key, table, policy, _digest(key))) for table in _sources(policy, source)
+            ]
         return [self._refusal(policy, table, overlaps) for table, overlaps in found if overlaps]
 
     def accounts(self) -> list[Account]:
@@ -157,7 +194,7 @@ class KnownUnits:
             rows = connection.execute(wanted.order_by(_accounts.c.id))
             return [Account(dataset, unit) for dataset, unit in rows]
 
-    def _refusal(self, policy: SitePolicy, path: Path, overlaps: Sequence[Overlap]) -> str:
+    def _refusal(self, policy: SitePolicy, source: Source, overlaps: Sequence[Overlap]) -> str:
         """Says what is known elsewhere, and the ways on."""
         known = "; ".join(f"{each}{self._spent(each.account)}" for each in overlaps)
         first = overlaps[0].account
@@ -167,7 +204,7 @@ class KnownUnits:
                 f"go back to data.name = '{first.dataset}', or set data.continues = '{first.dataset}': its budget pays"
             )
         return (
-            f"{path}: {known}. A budget belongs to people. In site.toml {back}. Only if these are other people, who "
+            f"{source}: {known}. A budget belongs to people. In site.toml {back}. Only if these are other people, who "
             f"happen to have the same ids: data.distinct_from = ['{first}']"
         )
 
@@ -251,16 +288,21 @@ class KnownUnits:
             raise FileDamaged(f"{FILE} was made with another key than the one in {KEY_FILE}. {_REMEDY}")
 
 
-def _paths(policy: SitePolicy, path: Path | None) -> tuple[Path, ...]:
-    """The table at `path`, or all of the policy's, as far as they are there: one that is not cannot be read either."""
-    paths = (policy.data.path, policy.data.heldout_path) if path is None else (path,)
-    return tuple(each for each in paths if each is not None and each.exists())
+def _sources(policy: SitePolicy, source: Source | None) -> tuple[Source, ...]:
+    """One source, or all of the policy's, as far as they are there: a file that is not cannot be read either."""
+    named = (policy.data.source, policy.data.heldout_source) if source is None else (source,)
+    return tuple(each for each in named if each is not None and (not isinstance(each, Path) or each.exists()))
 
 
-def _version(path: Path, policy: SitePolicy) -> str:
-    found, data = path.stat(), policy.data
-    state = [SCHEME, found.st_mtime_ns, found.st_size, found.st_ino]
-    return json.dumps([*state, data.format, data.separator, data.unit_column, sorted(data.distinct_from)])
+def _version(state: object, policy: SitePolicy) -> str:
+    """Writes a table's state, which is the stamp of its files or the digest of its rows, with how it is read."""
+    data = policy.data
+    plain = json.loads(json.dumps(state))  # a list where a stamp has tuples
+    return json.dumps([SCHEME, plain, data.format, data.separator, data.unit_column, sorted(data.distinct_from)])
+
+
+def _digest(key: bytes) -> RowsDigest:
+    return RowsDigest(hmac.digest(key, b"digest of rows", "sha256"))
 
 
 def _make_database(path: Path, key: bytes) -> None:
@@ -293,15 +335,17 @@ def _account_id(connection: sa.Connection, account: Account) -> int:
     return int(connection.execute(sa.select(_accounts.c.id).filter_by(**values)).scalar_one())
 
 
-def _noted(connection: sa.Connection, account: int, path: Path) -> str | None:
-    wanted = sa.select(_tables.c.version).filter_by(account=account, path=str(path))
+def _noted(connection: sa.Connection, account: int, source: Source) -> str | None:
+    wanted = sa.select(_tables.c.version).filter_by(account=account, path=key_of(source))
     return connection.execute(wanted).scalar_one_or_none()
 
 
-def _overlaps(connection: sa.Connection, key: bytes, path: Path, policy: SitePolicy) -> list[Overlap]:
-    """Puts the marks of the table at `path` into `staged`, and finds those of other accounts than the policy's."""
+def _overlaps(
+    connection: sa.Connection, key: bytes, source: Source, policy: SitePolicy, digest: RowsDigest
+) -> list[Overlap]:
+    """Puts the marks of a table into `staged`, and finds those of other accounts than the policy's."""
     connection.exec_driver_sql("DELETE FROM staged")
-    for kind, marks in _marks_of(key, path, policy):
+    for kind, marks in _marks_of(key, source, policy, digest):
         if marks:
             connection.exec_driver_sql("INSERT OR IGNORE INTO staged VALUES (?, ?)", [(kind, mark) for mark in marks])
     counts = connection.exec_driver_sql("SELECT kind, count(*) FROM staged GROUP BY kind")
@@ -319,12 +363,12 @@ def _overlaps(connection: sa.Connection, key: bytes, path: Path, policy: SitePol
     return [each for each in found if str(each.account) not in passed]
 
 
-def _marks_of(key: bytes, path: Path, policy: SitePolicy) -> Iterator[tuple[int, list[bytes]]]:
+def _marks_of(key: bytes, source: Source, policy: SitePolicy, digest: RowsDigest) -> Iterator[tuple[int, list[bytes]]]:
     """The marks of a table's units and rows, batch by batch; blank ones are left out."""
     data = policy.data
-    table = open_table(path, format=data.format, separator=data.separator)
+    table = open_table(source, format=data.format, separator=data.separator)
     names = [name for name in table.names if name]
-    for batch in table.batches(names, Problems()):
+    for batch in table.batches(names, Problems(), digest):
         columns = {name: column.to_pylist() for name, column in batch.items()}
         whole = _rows(columns)
         units = columns.pop(data.unit_column, [])

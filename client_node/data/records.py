@@ -8,16 +8,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...models.records import cells
 from ...models.records.kind import Column
 from ...models.records.tasks import OutcomeTerms, is_told
 from ..errors import DataInvalid
 from ..policy import SitePolicy
+from ..policy.sources import Source
 from ..study import Study, StudyDraft
 from ..study.terms import DataTerms
 from .named_files import files_below
-from .tables import Problem, Problems, Table, open_table
+from .tables import Problem, Problems, RowsDigest, Table, open_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Records:
     # By the study's name: [rows] of float64, bool, int64, str|None, lists of these where several rows are a record, or
     # bytes of the files that cells name.
     columns: Mapping[str, np.ndarray] = field(repr=False)
-    units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
+    units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered in the order of ids
     labels: np.ndarray | None = field(repr=False)  # int64 [rows], 0 or 1; None of free text
 
     @property
@@ -44,6 +46,7 @@ class ColumnReport:
     own: str  # in the site's file
     kind: str
     missing: int
+    misfits: int  # cells that do not fit the study
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,42 +97,100 @@ class _Scan:
 
     pieces: dict[str, list[np.ndarray]]
     missing: dict[str, int]
+    misfits: dict[str, int]  # cells that do not fit
     problems: Problems
     folder: Path | None = None  # below which files are that cells name
     file_bytes: int = 0  # of these
     rows: int = 0
-    misfits: set[str] = field(default_factory=set)  # columns with cells that do not fit
+    ids: list[pa.Array] = field(default_factory=list)  # of units, as text
     commas: dict[str, list[int]] = field(default_factory=dict)  # own name -> rows with a decimal comma, not told yet
 
     def values(self, name: str) -> np.ndarray:
-        return np.concatenate(self.pieces[name]) if self.pieces[name] else np.zeros(0)
+        """Joins the pieces of a column; they are held once after it, not twice."""
+        if len(self.pieces[name]) > 1:
+            self.pieces[name] = [np.concatenate(self.pieces[name])]
+        return self.pieces[name][0] if self.pieces[name] else np.zeros(0)
+
+    def taken(self, name: str) -> np.ndarray:
+        """Returns a column, and holds it no more."""
+        values = self.values(name)
+        del self.pieces[name]
+        return values
+
+    def units(self) -> np.ndarray:
+        """Numbers the units in the order of their ids, int64 [rows]: the same in whatever order rows were read."""
+        if not self.rows:
+            return np.zeros(0, dtype=np.int64)
+        ranks = pc.rank(pa.chunked_array(self.ids, pa.string()), tiebreaker="dense")
+        return np.asarray(ranks.to_numpy()).astype(np.int64) - 1
 
 
 _MOST_FILE_BYTES = 2**33  # of all files that a table names, or of what records take by them if that is more
 _UNIT, _LABEL = "(unit)", "(label)"  # no column of a study can have such a name
 
 
-def read(policy: SitePolicy, study: Study, *, site: str | None) -> Records:
-    """Reads the site's records for a study.
+def read(
+    policy: SitePolicy,
+    study: Study | StudyDraft,
+    *,
+    site: str | None,
+    in_order: bool = False,
+    digest: RowsDigest | None = None,
+) -> Records:
+    """Reads the site's records for a study, all of one state of their source.
 
     Args:
         site: whose records they are, as the study names it, for columns that some sites alone have; None: anybody's,
             who have or have not such columns. A site must name itself, or it would train on a column that is not its.
+        in_order: True to put records in an order of their own, by unit and then by what they say, so that the order of
+            rows in the source decides nothing: neither who is drawn, nor which of a unit's records, nor in which order
+            floats are added. False leaves rows as they came. Units are numbered in the order of ids in any case.
+        digest: takes the rows that were read, where the source has no stamp by which a change would be seen.
 
     Raises:
         DataInvalid: a cell does not fit; a table with problems is not used at all.
     """
-    table = open_table(policy.data.path, format=policy.data.format, separator=policy.data.separator)
-    wanted = _wanted(policy, study.draft.data, site)
-    scan = _scan(table, wanted, policy.data.files)
+    table = open_table(policy.data.source, format=policy.data.format, separator=policy.data.separator)
+    wanted = _wanted(policy, _terms(study), site)
+    scan = _scan(table, wanted, policy.data.files, digest)
     if scan.problems.count:
-        raise DataInvalid(str(table.path), scan.problems.located(table), scan.problems.count)
-    records = Records(
-        columns={column.name: scan.values(column.name) for column in wanted if column.name not in (_UNIT, _LABEL)},
-        units=scan.values(_UNIT).astype(np.int64),
-        labels=scan.values(_LABEL).astype(np.int64) if _LABEL in scan.pieces else None,
-    )
-    return _gathered(records, study.draft.data)
+        raise DataInvalid(str(table.source), scan.problems.located(table.lines), scan.problems.count)
+    units = scan.units()
+    scan.ids.clear()
+    names = [column.name for column in wanted if column.name != _UNIT]
+    columns = {name: scan.taken(name) for name in names}
+    if in_order:
+        order = _order(columns, units)
+        for name in names:  # one by one, so that only one column is there twice
+            columns[name] = columns[name][order]
+        units = units[order]
+    labels = columns.pop(_LABEL, None)
+    records = Records(columns, units, labels=None if labels is None else labels.astype(np.int64, copy=False))
+    return _gathered(records, _terms(study))
+
+
+def _order(columns: Mapping[str, np.ndarray], units: np.ndarray) -> np.ndarray:
+    """Orders rows by unit, and those of one unit by what they say; equal ones are alike in whichever order.
+
+    Only the study's own columns count: what it does not read cannot decide anything.
+    """
+    order = np.argsort(units, kind="stable")
+    several = np.flatnonzero((np.bincount(units) > 1)[units[order]])  # places of rows that are not alone in their unit
+    if len(several):
+        rows = order[several]
+        for name in sorted(columns, reverse=True):  # one key at a time, by stable sorts: all at once are a second table
+            rows = rows[np.argsort(_comparable(columns[name][rows]), kind="stable")]
+        order[several] = rows[np.argsort(units[rows], kind="stable")]
+    return order
+
+
+def _comparable(values: np.ndarray) -> np.ndarray:
+    """Returns numbers in the order of the values: themselves, or the places of objects among all that differ."""
+    if values.dtype != object:
+        return values
+    found = sorted({value for value in values if value is not None})
+    places = {value: place for place, value in enumerate(found, 1)}
+    return np.fromiter((0 if value is None else places[value] for value in values), np.int64, count=len(values))
 
 
 def _gathered(table: Records, data: DataTerms) -> Records:
@@ -153,14 +214,14 @@ def _lists(column: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def check(
-    path: Path,
+    source: Source,
     policy: SitePolicy,
     study: Study | StudyDraft | None = None,
     *,
     site: str | None = None,
     both_classes: bool = True,
 ) -> DataReport:
-    """Checks the file at `path` as the policy says to read it.
+    """Checks a source, such as the file at a path, as the policy says to read it.
 
     With a study, checks all columns of the study. Without one, checks only that the file, its unit column and its label
     column are usable, and counts missing cells.
@@ -170,43 +231,48 @@ def check(
         both_classes: True if a table whose labels are all equal is a problem.
     """
     try:
-        table = open_table(path, format=policy.data.format if path == policy.data.path else None,
-                           separator=policy.data.separator)  # fmt: skip
+        is_own = source == policy.data.source
+        table = open_table(source, format=policy.data.format if is_own else None, separator=policy.data.separator)
         wanted = _seen(policy, table) if study is None else _wanted(policy, _terms(study), site)
         scan = _scan(table, wanted, policy.data.files)
     except DataInvalid as err:
-        return DataReport(str(path), 0, 0, None, (), None, _problems_of(err), err.count)
-    telling = None if study is None or scan.problems.count else _telling_rows(scan, _terms(study))
+        return DataReport(str(source), 0, 0, None, (), None, _problems_of(err), err.count)
+    units = scan.units()
+    telling = None if study is None or scan.problems.count else _telling_rows(scan, units, _terms(study))
     labels = _label_counts(scan, telling)
     _add_emptiness(scan, wanted, labels if both_classes else None, telling)
-    units = scan.values(_UNIT).astype(np.int64)
     per_unit = np.bincount(units)
     return DataReport(
-        path=str(path),
+        path=str(source),
         rows=scan.rows,
         units=len(per_unit),
         rows_per_unit=(int(per_unit.min()), float(np.median(per_unit)), int(per_unit.max())) if len(units) else None,
         columns=tuple(
-            ColumnReport(column.name.strip("()"), column.own, column.column.kind, scan.missing[column.name])
+            ColumnReport(
+                column.name.strip("()"),
+                column.own,
+                column.column.kind,
+                scan.missing[column.name],
+                scan.misfits[column.name],
+            )
             for column in wanted
             if column.is_read_from(table)
         ),
         labels=labels,
-        problems=scan.problems.located(table),
+        problems=scan.problems.located(table.lines),
         problem_count=scan.problems.count,
     )
 
 
-def _telling_rows(scan: _Scan, data: DataTerms) -> np.ndarray | None:
+def _telling_rows(scan: _Scan, units: np.ndarray, data: DataTerms) -> np.ndarray | None:
     """The rows that say what is learned, where several rows make a record: the last of each; None for all."""
-    columns = {name: scan.values(name) for name in scan.pieces}
-    rows = data.kind.rows_of_records(data.terms, columns, columns[_UNIT].astype(np.int64))
+    rows = data.kind.rows_of_records(data.terms, {name: scan.values(name) for name in scan.pieces}, units)
     return None if rows is None else np.array([own[-1] for own in rows], dtype=np.int64)
 
 
 def _label_counts(scan: _Scan, telling: np.ndarray | None) -> tuple[int, int] | None:
     """Counts the records of both labels; None without a label, or with cells that are no label and read as 0."""
-    if _LABEL not in scan.pieces or _LABEL in scan.misfits:
+    if _LABEL not in scan.pieces or scan.misfits[_LABEL]:
         return None
     labels = scan.values(_LABEL) if telling is None else scan.values(_LABEL)[telling]
     ones = int(labels.sum())
@@ -277,10 +343,7 @@ def _need(sites: tuple[str, ...] | None, site: str | None) -> Literal["needed", 
 
 
 def _unit_column(policy: SitePolicy) -> _Wanted:
-    index: dict[str, int] = {}
-    column = Column(
-        _UNIT, "unit id", "an id of at most 256 printable characters", lambda text: cells.unit_ids(text, index)
-    )
+    column = Column(_UNIT, "unit id", "an id of at most 256 printable characters", cells.unit_ids)
     return _Wanted(column, policy.data.unit_column)
 
 
@@ -299,8 +362,9 @@ def _seen(policy: SitePolicy, table: Table) -> list[_Wanted]:
     ]
 
 
-def _scan(table: Table, wanted: list[_Wanted], folder: Path | None) -> _Scan:
-    scan = _Scan({c.name: [] for c in wanted}, {c.name: 0 for c in wanted}, Problems(), folder)
+def _scan(table: Table, wanted: list[_Wanted], folder: Path | None, digest: RowsDigest | None = None) -> _Scan:
+    counts = dict.fromkeys((column.name for column in wanted), 0)
+    scan = _Scan({name: [] for name in counts}, {**counts}, {**counts}, Problems(), folder)
     present = [column for column in wanted if column.is_read_from(table)]
     named = next((each for each in present if each.column.opens is not None), None)
     if folder is None and named is not None:
@@ -315,7 +379,7 @@ def _scan(table: Table, wanted: list[_Wanted], folder: Path | None) -> _Scan:
             scan.problems.add(Problem(None, column.own, *_absent(column, table)))
     if not present:
         return scan
-    for batch in table.batches([column.own for column in present], scan.problems):
+    for batch in table.batches([column.own for column in present], scan.problems, digest):
         for column in present:
             text = cells.respell(batch[column.own], column.spelling)
             _take(scan, column, cells.with_points(text) if column.has_commas else text)
@@ -332,7 +396,11 @@ def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
     if wanted.column.opens is not None:
         return _take_files(scan, wanted, read, wanted.column.opens)
     misfit = read.misfit
-    scan.pieces[wanted.name].append(read.values)
+    scan.misfits[wanted.name] += int(misfit.sum())
+    if wanted.name == _UNIT:
+        scan.ids.append(text)
+    else:
+        scan.pieces[wanted.name].append(read.values)
     scan.missing[wanted.name] += int(read.missing.sum())
     if wanted.column.kind == "number" and misfit.any():
         commas = misfit & cells.has_decimal_comma(text)
@@ -340,7 +408,6 @@ def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
         misfit = misfit & ~commas
     rows = np.flatnonzero(misfit)
     if len(rows):
-        scan.misfits.add(wanted.name)
         scan.problems.add_rows(rows + scan.rows, wanted.own, wanted.column.expected, cells.kinds(text, rows))
 
 
@@ -354,7 +421,7 @@ def _take_files(scan: _Scan, wanted: _Wanted, read: cells.Cells, keep: Callable[
         most = f"at most {_MOST_FILE_BYTES >> 30} GiB of the files that it names, as records take them in memory"
         raise DataInvalid(str(scan.folder), (Problem(None, wanted.own, most, "more"),))
     if wrong:
-        scan.misfits.add(wanted.name)
+        scan.misfits[wanted.name] += len(wrong)
         rows = np.array([*wrong]) + scan.rows
         told = ["nothing" if read.missing[row] else what for row, what in wrong.items()]
         scan.problems.add_rows(rows, wanted.own, wanted.column.expected, told)

@@ -1,6 +1,7 @@
 """A site's policy: site.toml, and the decisions that people make beside it.
 
-`load_policy` reads both into a `SitePolicy`: the table of records, the budget, the approved studies, the limits.
+`load_policy` reads both into a `SitePolicy`: the source of records (`sources`), the budget, the approved studies, the
+limits.
 Default deny: no study is approved until a person at the site has approved its hash. docs/site-toml.md lists every key.
 
 A person's decision is about one hash:
@@ -21,16 +22,15 @@ from ...faces import lazy
 
 if TYPE_CHECKING:
     from .decisions import load_decisions
-    from .site_policy import Account, LimitPolicy, SitePolicy, load_policy
+    from .site_policy import LimitPolicy, SitePolicy, load_policy
 else:
     __getattr__ = lazy(
         __name__,
         decisions="load_decisions",
-        site_policy="Account LimitPolicy SitePolicy load_policy",
+        site_policy="LimitPolicy SitePolicy load_policy",
     )
 
 __all__ = [
-    "Account",
     "LimitPolicy",
     "SitePolicy",
     "decision_log",
@@ -40,4 +40,5 @@ __all__ = [
     "pending",
     "places",
     "site_policy",
+    "sources",
 ]

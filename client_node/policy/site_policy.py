@@ -32,6 +32,7 @@ from ..study import Study
 from ..study.toml import has_tables, read_toml
 from .decisions import MOST_RUNS, BudgetPolicy, Decisions, approve, load_decisions, revoke, today
 from .schedule import SchedulePolicy
+from .sources import MOST_QUERY, FhirPolicy, Source, SqlPolicy
 
 __all__ = [
     "Account",
@@ -82,9 +83,13 @@ AccountName = Annotated[str, AfterValidator(_is_account)]
 
 
 class DataPolicy(StrictModel):
-    """The table of records, and the site's own names for its columns."""
+    """The one source of records, and the site's own names for its columns."""
 
-    path: Path = Field(examples=['"patients.csv"'], description="beside site.toml, or absolute", strict=False)
+    path: Path | None = Field(
+        default=None, examples=['"patients.csv"'], description="beside site.toml, or absolute", strict=False
+    )
+    sql: SqlPolicy | None = None  # in place of path
+    fhir: FhirPolicy | None = None  # in place of path
     format: Literal["csv", "parquet"] | None = None  # None: by the file's suffix
     separator: Annotated[str, AfterValidator(_is_separator)] = ","
     decimal: Literal[".", ","] = "."  # what a number's fraction begins with
@@ -104,6 +109,87 @@ class DataPolicy(StrictModel):
         Field(max_length=10_000),
         *Frozen,
     ] = NO_ENTRIES
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = [name for name in ("path", "sql", "fhir") if getattr(self, name) is not None]
+        if not named:
+            raise contradictions(['data.path is missing; add it: path = "patients.csv", or [data.sql] or [data.fhir]'])
+        if len(named) > 1:
+            raise contradictions([f"data names {' and '.join(named)}; records have one source, remove all but one"])
+        if self.heldout_path is not None and self.path is None:
+            raise contradictions([f"data.heldout_path is for data.path; use heldout_... of data.{named[0]}"])
+        return self
+
+    @property
+    def source(self) -> Source:
+        """The source of the records that studies train on."""
+        if self.sql is not None:
+            return self.sql.source(self.sql.query or "")
+        if self.fhir is not None:
+            return self.fhir.source(self.fhir.folder)
+        assert self.path is not None, "one of the three is there"
+        return self.path
+
+    @property
+    def heldout_source(self) -> Source | None:
+        """The source of the records that are kept out of training; None if there are none."""
+        if self.sql is not None:
+            return None if self.sql.heldout_query is None else self.sql.source(self.sql.heldout_query)
+        if self.fhir is not None:
+            return None if self.fhir.heldout_folder is None else self.fhir.source(self.fhir.heldout_folder)
+        return self.heldout_path
+
+    def held_out(self) -> "DataPolicy":
+        """Returns the same settings with the held-out records in the place of the others."""
+        sql, fhir = self.sql, self.fhir
+        update = {
+            "path": self.heldout_path,
+            "heldout_path": None,
+            "sql": sql and sql.model_copy(update={"query": sql.heldout_query, "heldout_query": None}),
+            "fhir": fhir and fhir.model_copy(update={"folder": fhir.heldout_folder, "heldout_folder": None}),
+        }
+        return self.model_copy(update=update)
+
+    def beside(self, folder: Path) -> "DataPolicy":
+        """Returns the same settings with paths made absolute from `folder`, and queries read from their files.
+
+        Raises:
+            PolicyInvalid: the file of a query cannot be read, or holds none.
+        """
+
+        def absolute(path: Path | None) -> Path | None:
+            return path and folder / path.expanduser()
+
+        update: dict[str, object] = {name: absolute(getattr(self, name)) for name in ("path", "heldout_path", "files")}
+        if self.sql is not None:
+            query, held_out = (
+                stated if file is None else _query_in(folder / file.expanduser())
+                for stated, file in (
+                    (self.sql.query, self.sql.query_file),
+                    (self.sql.heldout_query, self.sql.heldout_query_file),
+                )
+            )
+            password = absolute(self.sql.password_file)
+            update["sql"] = self.sql.model_copy(
+                update={"query": query, "heldout_query": held_out, "password_file": password}
+            )
+        if self.fhir is not None:
+            folders = {name: absolute(getattr(self.fhir, name)) for name in ("folder", "heldout_folder")}
+            update["fhir"] = self.fhir.model_copy(update=folders)
+        return self.model_copy(update=update)
+
+
+def _query_in(path: Path) -> str:
+    """Reads a query from its file."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_QUERY + 1).decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise PolicyInvalid(str(path), ("the file of a query cannot be read as UTF-8 text",)) from None
+    if not text.strip() or len(text) > MOST_QUERY or "\0" in text:
+        raise PolicyInvalid(str(path), (f"the file must hold one SELECT of at most {MOST_QUERY} characters",))
+    return text
 
 
 class StudyPolicy(StrictModel):
@@ -186,10 +272,9 @@ class SitePolicy(NodePolicy):
 
     def held_out(self) -> "SitePolicy | None":
         """Returns the same policy for the held-out records; None if the site holds none out."""
-        if self.data.heldout_path is None:
+        if self.data.heldout_source is None:
             return None
-        held_out = self.data.model_copy(update={"path": self.data.heldout_path, "heldout_path": None})
-        return self.model_copy(update={"data": held_out})
+        return self.model_copy(update={"data": self.data.held_out()})
 
     def permits(self, study: Study) -> bool:
         """True if the study may run on this site's records."""
@@ -213,18 +298,11 @@ def load_policy(home: Path) -> SitePolicy:
         raise PolicyInvalid(str(path), ("the file is missing; write it as docs/site-toml.md shows",))
     stated = read_toml(path, SitePolicy, error=PolicyInvalid)
     base = path.parent.resolve()
-    held_out, files = stated.data.heldout_path, stated.data.files
-    paths = {
-        "files": files and base / files.expanduser(),
-        "path": base / stated.data.path.expanduser(),
-        "heldout_path": held_out and base / held_out.expanduser(),
-    }
-    data = stated.data.model_copy(update=paths)
     backbone = stated.backbone.model_copy(update={"directory": base / stated.backbone.directory.expanduser()})
     decisions = load_decisions(home)
     return stated.model_copy(
         update={
-            "data": data,
+            "data": stated.data.beside(base),
             "backbone": backbone,
             "budget": decisions.budget or stated.budget,
             "studies": decided(stated.studies, decisions),

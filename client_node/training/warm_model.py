@@ -14,8 +14,11 @@ from ...models.errors import ModelError
 from ...privacy.errors import PrivacyError
 from ..data import Records, kept_files
 from ..data import read as read_records
-from ..errors import FileDamaged, ModelUnusable, NothingHeldOut, WorkersFailed
+from ..data.known_units import KnownUnits
+from ..data.tables import Problem, stamp
+from ..errors import DataInvalid, FileDamaged, ModelUnusable, NothingHeldOut, WorkersFailed
 from ..policy import SitePolicy
+from ..policy.sources import Source, SqlQuery
 from ..study import PlannedRound, Study
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from .workers import Workers
 
 logger = logging.getLogger(__name__)
+
+_READINGS = 3  # of a query whose answer is another at each of them
 
 
 class WarmModel:
@@ -42,6 +47,7 @@ class WarmModel:
         """
         self._site, self._home, self._read = site, home, read
         self._loaded: dict[str, tuple[str, Trainer | Workers]] = {}  # study -> version and model; used last comes last
+        self._digests: dict[tuple[str, Source], str] = {}  # of a study's query -> of the answer that was read last
 
     def load(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
         """Loads the study's model, unless it is loaded already; reads no record. Drops the one used longest ago.
@@ -65,6 +71,14 @@ class WarmModel:
         self._loaded[study.study_hash] = wanted, trainer
         return trainer
 
+    def look_again(self, study: Study, policy: SitePolicy, units: KnownUnits) -> None:
+        """Drops the study's model if it has read another answer of the policy's query than the one noted in `units`."""
+        digest = self._digests.get((study.study_hash, policy.data.source))
+        if isinstance(policy.data.source, SqlQuery) and digest and not units.has_noted(policy, digest):
+            _, trainer = self._loaded.pop(study.study_hash, ("", None))
+            if trainer is not None:
+                trainer.stop()
+
     def start(self, study: Study, policy: SitePolicy) -> np.ndarray:
         """Returns the state of round 0, which follows from the study's seed; raises as `load` does."""
         return self.load(study, policy).start
@@ -86,11 +100,12 @@ class WarmModel:
         held_out = policy.held_out()
         if held_out is None:
             raise NothingHeldOut(
-                f"{self._site} holds no records out (data.heldout_path in its site.toml): not evaluated here"
+                f"{self._site} holds no records out (data.heldout_path or its like in its site.toml): not evaluated "
+                "here"
             )
         return lambda state: trainer.histogram(
             state,
-            lambda: read_records(held_out, study, site=self._site),
+            lambda: self._records(held_out, study),
             planned.number,
             site_noise=study.site_noise(planned),
         )
@@ -119,7 +134,7 @@ class WarmModel:
         site_noise = study.site_noise(study.planned_round(1))
 
         def read() -> Records:
-            return read_records(policy, study, site=self._site) if self._read is None else self._read(policy, study)
+            return self._records(policy, study) if self._read is None else self._read(policy, study)
 
         most = 0 if limits.workers else limits.kept_states_bytes
         if not most and self._home is not None:
@@ -146,15 +161,41 @@ class WarmModel:
             kept=kept_files.KeptStates(home=self._home, study_hash=study.study_hash, most_bytes=most) if most else None,
         )
 
+    def _records(self, policy: SitePolicy, study: Study) -> Records:
+        """Reads records, and makes sure that the people of just these were noted under the policy's account.
+
+        A file is what its stamp says, and was looked at before the charge. A database may have changed since, so the
+        answer that is trained on is compared with the one that was noted, row by row, through its digest.
+
+        Raises:
+            DataInvalid: they do not fit, or the query gives another answer every time.
+            UnitsKnown: people have joined who are known under another account.
+        """
+        if self._home is None or not isinstance(policy.data.source, SqlQuery):
+            return read_records(policy, study, site=self._site, in_order=True)
+        units = KnownUnits(self._home)
+        for _ in range(_READINGS):
+            digest = units.digest()
+            records = read_records(policy, study, site=self._site, in_order=True, digest=digest)
+            if units.has_noted(policy, digest.hex()):
+                self._digests[study.study_hash, policy.data.source] = digest.hex()
+                return records
+            del records
+            units.look_again()
+            units.cover(policy, policy.data.source)
+        found = f"another at each of {_READINGS} readings"
+        raise DataInvalid(str(policy.data.source), (Problem(None, "", "an answer that is the same twice", found),))
+
 
 def _version(study: Study, policy: SitePolicy) -> str:
     """Computes a version that differs if the model, the records or their columns may have changed."""
-    changed = [_changed(path) for path in (policy.data.path, policy.data.files) if path is not None]
+    files = policy.data.files
+    changed = [stamp(policy.data.source), files and _changed(files)]  # None of a query, see `look_again`
     return repr((study.study_hash, policy.data, policy.backbone, policy.limits, changed))
 
 
 def _changed(path: Path) -> tuple[int, int]:
-    """Time of the last change and size; of a folder this tells of new names, not of what a file of it says now."""
+    """Time of the last change and size of a folder: this tells of new names, not of what a file of it says now."""
     try:
         found = path.stat()
     except OSError:

@@ -301,7 +301,7 @@ def _cells(table: Table, fields: Sequence[AnyField]) -> tuple[dict[str, np.ndarr
         is_filled.append(~np.stack(missing, axis=1))
         rows += len(is_filled[-1])
     if problems.count:
-        raise DataInvalid(str(table.path), problems.located(table), problems.count)
+        raise DataInvalid(str(table.source), problems.located(table.lines), problems.count)
     whole = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in values.items()}
     return whole, np.concatenate(is_filled)
 

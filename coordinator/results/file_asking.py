@@ -101,7 +101,7 @@ def _values(path: Path, wanted: list[Column], folder: str) -> dict[str, np.ndarr
         if rows > MOST_REQUESTS:
             raise Conflict(f"{path} has more than {MOST_REQUESTS:,} requests, and no more are answered")
     if problems.count:
-        raise DataInvalid(str(table.path), problems.located(table), problems.count)
+        raise DataInvalid(str(table.source), problems.located(table.lines), problems.count)
     if not rows:
         raise Conflict(f"{path} has no requests")
     return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -101,16 +101,14 @@ def anything(text: pa.Array) -> Cells:
     return Cells(np.zeros(0), missing, np.zeros(len(missing), dtype=bool))
 
 
-def unit_ids(text: pa.Array, index: dict[str, int]) -> Cells:
-    """Parses unit ids: int64, the number of each unit in `index`, to which new ids are added.
+def unit_ids(text: pa.Array) -> Cells:
+    """Finds ids of units that can be used; they stay text, and no values are parsed.
 
     Ids are compared as text: 007 is not 7. A record without an id is a misfit: it would count for no unit.
     """
     missing = _is_in(text, ("",))
     usable = _numpy(pc.and_(pc.less_equal(pc.utf8_length(text), 256), pc.utf8_is_printable(text)))
-    encoded = text.dictionary_encode()
-    numbers = [index.setdefault(unit, len(index)) for unit in encoded.dictionary.to_pylist()]
-    return Cells(np.array(numbers, dtype=np.int64)[_numpy(encoded.indices)], missing, missing | ~usable)
+    return Cells(np.zeros(0), missing, missing | ~usable)
 
 
 def respell(text: pa.Array, spelling: Mapping[str, str]) -> pa.Array:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from confide.client_node.data import records as records_module
-from confide.client_node.data import tables
 from confide.client_node.data.records import check, read
 from confide.client_node.data.site_draft import PolicyWishes, site_toml, sketch
+from confide.client_node.data.sources import csv
 from confide.client_node.errors import DataInvalid
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
@@ -93,10 +93,9 @@ def test_a_good_table_is_fit_and_its_columns_are_counted(site, scans):
 
 
 def test_batches_do_not_show(site, scans, monkeypatch):
-    monkeypatch.setattr(tables, "_BATCH_ROWS", 2)
-    monkeypatch.setattr(tables, "_BATCH_BYTES", 32)
+    monkeypatch.setattr(csv, "_BATCH_BYTES", 32)
     names = ["a.png", "b.png", "late/c.png"] * 30
-    rewrite(site, *(f"p{i},{name},1,2" for i, name in enumerate(names)))
+    rewrite(site, *(f"p{i:02},{name},1,2" for i, name in enumerate(names)))
     records = read(load_policy(site.home), site.study(*PICTURE), site="svi")
     assert records.columns["form"].tolist() == [png(0), png(1), png(2)] * 30
     rewrite(site, *(f"p{i},{name},1,2" for i, name in enumerate([*names, f"{SECRET}.png"])))

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from confide.client_node.data import tables
 from confide.client_node.data.records import check, read
+from confide.client_node.data.sources import csv, parquet
 from confide.client_node.errors import DataInvalid
 from confide.client_node.policy.site_policy import load_policy
 from confide.models.records import cells
@@ -73,9 +75,9 @@ def test_csv_and_parquet_read_equal(site, typed):
 
 
 def test_batches_do_not_show(site, monkeypatch):
-    monkeypatch.setattr(tables, "_BATCH_BYTES", 64)
-    monkeypatch.setattr(tables, "_BATCH_ROWS", 7)
-    rows = "".join(f"p{i % 40},{i},{i / 8},F,t,{i % 2}\n" for i in range(100))
+    monkeypatch.setattr(csv, "_BATCH_BYTES", 64)
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 7)
+    rows = "".join(f"p{i % 40:02},{i},{i / 8},F,t,{i % 2}\n" for i in range(100))
     from_csv = read_csv(site, HEADER + rows)
     pd.read_csv(site.home / "patients.csv").to_parquet(site.home / "patients.parquet")
     site.write(("patients.csv", "patients.parquet"))
@@ -151,8 +153,8 @@ def test_a_table_of_no_rows_is_told(site):
 
 @pytest.mark.parametrize("bytes_", [4 << 20, 64])
 def test_a_column_of_decimal_commas_is_one_problem_with_its_remedy(site, monkeypatch, bytes_):
-    monkeypatch.setattr(tables, "_BATCH_BYTES", bytes_)
-    rows = "".join(f'p{i},34,"{i},5",F,f,{i % 2}\n' for i in range(1000))
+    monkeypatch.setattr(csv, "_BATCH_BYTES", bytes_)
+    rows = "".join(f'p{i:04},34,"{i},5",F,f,{i % 2}\n' for i in range(1000))
     report = check_csv(site, HEADER + rows + GOOD)
     assert [str(problem) for problem in report.problems] == [
         'column tsh_miu_l: expected numbers with decimal points, found 1,000 with decimal commas; set decimal = "," in '
@@ -242,7 +244,8 @@ def test_an_absent_or_foreign_file_is_told(site, tmp_path):
     (tmp_path / "table.xlsx").write_bytes(b"PK")
     for path, expected in (
         (tmp_path / "absent.csv", "none that can be read"),
-        (tmp_path, "a folder or device"),
+        (tmp_path, "expected Parquet parts alone, found a"),
+        (Path("/dev/null"), "found a device"),
         (tmp_path / "table.parquet", "expected a PARQUET file, found something else, or damage"),
         (tmp_path / "table.xlsx", "expected a name that ends in .csv or .parquet"),
     ):
