@@ -1,10 +1,11 @@
 """One run: its rounds, the relay of sealed shares, totals passed on, the driver, orders and progress.
 
 `driver.drive` takes a run's lease and calls `rounds.drive_run`. Read that first: it has the steps of a round in their
-order, and each step has its own file. `replaying` passes on the totals that sites lack, `collection` collects the
-sites' sealed updates, `relay` moves sealed shares, `aggregation` takes their total; `client_node.replay` computes the
-next state. All of them ask nodes through `questions` and share one `context`. `control` starts, stops and resumes a
-run, `progress` follows one for people, `overview` lists all with their progress, `glance` looks at a whole federation.
+order, and each step has its own file. `recovery` finds the checkpoint to go on from, `replaying` passes on the totals
+that sites lack, `collection` collects the sites' sealed updates, `relay` moves sealed shares, `aggregation` takes their
+total; `client_node.replay` computes the next state. All of them ask nodes through `questions` and share one `context`.
+`control` starts, stops and resumes a run, `progress` follows one for people, `overview` lists all with their progress,
+`glance` looks at a whole federation.
 
 A fresh federation has no runs yet:
 

@@ -66,6 +66,15 @@ def bring_up(run: RunContext, sites: Collection[str], stand: int) -> dict[str, N
     return failures | dict.fromkeys(waiting, _failure("it gets the totals that it lacks"))
 
 
+def total_digest(run: RunContext, row: Round) -> str:
+    """Reads the SHA-256 of a committed round's total from what the aggregators have signed.
+
+    Raises:
+        MessageInvalid: they have not signed it.
+    """
+    return signed_total(run.study, run.id, _outcome(row)).total_digest
+
+
 def _request(run: RunContext, site: str, row: Round, offset: int, part: bytes) -> Packet:
     message = Replay(
         **run.addressed(site),
@@ -77,7 +86,7 @@ def _request(run: RunContext, site: str, row: Round, offset: int, part: bytes) -
 
 
 def _part(run: RunContext, row: Round, offset: int) -> bytes:
-    return run.folder.total_part(row.number, offset, signed_total(run.study, run.id, _outcome(row)).total_digest)
+    return run.folder.total_part(row.number, offset, total_digest(run, row))
 
 
 def _outcome(row: Round) -> Outcome:

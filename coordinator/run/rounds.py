@@ -27,6 +27,7 @@ from .aggregation import aggregate, opened_total
 from .collection import collect_updates
 from .context import Keys, RoundContext, RunContext
 from .questions import ask_until
+from .recovery import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ class Opened:
 
 def drive_run(run: RunContext) -> None:
     """Drives a run from its last committed round to its end, or until an operator stops it."""
-    last = run.store.last_round(run.id)
-    checkpoint = run.start if last.state_hash is None else run.folder.load(last.number, last.state_hash)
+    checkpoint = newest_checkpoint(run)
     if not is_over(run, checkpoint):  # else only `settle` is missing, and the run's keys may be deleted
         run.study.require_start()
         prepared = prepare(run)

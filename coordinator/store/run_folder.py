@@ -77,6 +77,14 @@ class RunFolder:
             raise damaged(path, "is not the total that was opened", remedy=_OF_TOTAL, error=StateDamaged)
         return part
 
+    def total(self, round_number: int, digest: str) -> bytes:
+        """Reads a round's total whole; raises as `total_part`."""
+        parts, offset = list[bytes](), 0
+        while part := self.total_part(round_number, offset, digest):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
     def drop_totals(self) -> None:
         """Deletes the totals of a run that has ended."""
         for path in self.path.glob("total-*"):
