@@ -7,7 +7,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test quick lint types unit fuzz docs hooks lock wheel wheelhouse crypten clean
+.PHONY: setup demo test quick lint types unit fuzz faults docs hooks lock wheel wheelhouse crypten clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,11 @@ unit:
 
 fuzz: setup  # 100,000 cases of every decoder of bytes from outside, and their table in docs/fuzzing.md; about an hour
 	$(BIN)/python tests/fuzz --table docs/fuzzing.md
+
+# Every fault of docs/faults.md against a real federation, hours of it, and the tables there. Root fills disks;
+# `apt-get install faketime` for clocks.
+faults: setup
+	PYTHONPATH=tests $(BIN)/python -m system.faults $(FAULTS)
 
 docs: setup  # the pages of docs/api from docstrings, the settings in docs/study-toml.md from their descriptions
 	$(BIN)/python docs/generate_api.py

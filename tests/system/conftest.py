@@ -4,6 +4,7 @@ Without privacy a run is a function of the study alone, so two runs can be compa
 """
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ PARTIES = ("agg-a", "agg-b", "agg-c")
 ROUNDS = 5
 BINS = 4
 DEADLINE_S = 9
+MARK = "CONFIDE_TEST_FEDERATION"  # in the environment of every process of a federation, so that none is overlooked
 STUDY_TOML = f"""
 name = "tiny"
 [model]
@@ -74,12 +76,14 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoFederat
     config = PretrainingConfig(steps=3, batch=16, questions=4, moment_records=64)
     pretrain(schema, folder / "backbone", backbone=BackboneConfig(hidden=32, experts=4), config=config)
     made = DemoFederation(folder / "run", SITES, PARTIES)
+    os.environ[MARK] = str(folder)
     try:
         made.found("tiny", {site: site_toml(folder, site) for site in SITES}, study_toml, unprotected=True, runs=9)
         made.bring_up()
         yield made
     finally:
         made.shut_down()
+        del os.environ[MARK]
 
 
 def site_toml(folder: Path, site: str) -> str:

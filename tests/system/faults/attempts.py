@@ -1,0 +1,42 @@
+"""Makes planned faults one after the other: what was done before is left out, and one that fails stops no other."""
+
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from confide.coordinator.errors import DemoFailed
+
+from . import checks
+from .bench import Bench, Stuck
+from .outcomes import Outcome, Outcomes
+
+
+def attempt(
+    bench: Bench, outcomes: Outcomes, planned: Outcome, fault: Callable[[Outcome], Outcome], *, needs: int = 8
+) -> None:
+    """Makes a fault in a run with `needs` rounds left, and keeps what `fault` says of it.
+
+    Args:
+        planned: the outcome without what comes of it.
+    """
+    if outcomes.has(planned) or outcomes.is_enough(planned.group):
+        return
+    try:
+        bench.ensure_run(needs=needs)
+        outcomes.add(fault(planned))
+    except (Stuck, DemoFailed, sqlite3.Error) as err:
+        outcomes.add(replace(planned, told=f"not done: {err}"))
+        bench.mend()
+
+
+def after(bench: Bench, planned: Outcome, start: float, before: int) -> Outcome:
+    """Waits for the first commit after round `before`, counts the seconds from `start`, and looks for problems."""
+    seconds, problems = None, []
+    try:
+        bench.wait(lambda: bench.committed() > before, f"a commit after round {before}")
+        seconds = time.monotonic() - start
+    except Stuck as err:
+        problems.append(str(err))
+    problems += checks.look(bench).problems
+    return replace(planned, seconds=seconds, problems=[*planned.problems, *problems])
