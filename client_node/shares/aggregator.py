@@ -12,7 +12,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from pydantic import Field, TypeAdapter
 
 from ...models.strict import StrictModel
-from ...mpc.errors import EnvelopeRejected, InvalidField
+from ...mpc.errors import EnvelopeRejected, InvalidField, JournalBroken
 from ...mpc.links import mapped
 from ...mpc.links.positions import History, Positions
 from ...mpc.party import OpenedTotal, Order, PartyConfig, PartyProcess
@@ -215,7 +215,12 @@ class AggregatorRole:
             names = ", ".join(outdated)
             logger.error("round %d of run %s: an older ledger than was seen here: %s", order.round, order.run, names)
             raise LedgerOutdated(f"round {order.round}: an older ledger than was seen here: {names}", outdated)
-        self._positions.accept(found)
+        try:
+            self._positions.accept(found)
+        except JournalBroken:  # a full disk, say: opened anew at the next order, it may take them
+            self._positions.close()
+            self._positions = None
+            raise
 
     def _file(self, place: Place, data: bytes | None, digest: str | None) -> Path:
         if data is not None:

@@ -3,6 +3,8 @@
 Nobody but the aggregators knows then that the site has answered already.
 """
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,3 +211,24 @@ def test_an_aggregator_that_lies_about_a_ledger_leaves_a_site_out_and_no_more(ma
     monkeypatch.setattr(federation.fleet, "_answer", answer)
     federation.drive()
     assert summed(federation, RUN) == [without("west")]
+
+
+def test_an_aggregator_whose_disk_was_full_goes_on_once_there_is_room(make, monkeypatch, caplog):
+    federation, real, torn = make(max_dropouts=0), os.write, []
+    path = federation.home / "agg-b" / "aggregator" / "positions"
+
+    def write(descriptor: int, data: bytes) -> int:
+        """Takes half of the second line, as a disk does that is full."""
+        is_second = os.path.realpath(f"/proc/self/fd/{descriptor}") == str(path) and path.stat().st_size > 0
+        if is_second and not torn:
+            torn.append(path.stat().st_size)
+            return real(descriptor, data[: len(data) // 2])
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    federation.drive()
+    assert torn
+    assert "cannot write the journal" in caplog.text
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES] * 2
+    lines = path.read_bytes().splitlines()
+    assert len([json.loads(line) for line in lines]) == len(lines) == 2  # the torn one is gone, and was written anew
