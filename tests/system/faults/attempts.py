@@ -1,5 +1,6 @@
 """Makes planned faults one after the other: what was done before is left out, and one that fails stops no other."""
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -40,3 +41,8 @@ def after(bench: Bench, planned: Outcome, start: float, before: int) -> Outcome:
         problems.append(str(err))
     problems += checks.look(bench).problems
     return replace(planned, seconds=seconds, problems=[*planned.problems, *problems])
+
+
+def words_of(line: str) -> str:
+    """What a line of a log says, without its time and level."""
+    return re.sub(r"^\S+ \S+ (?:INFO|WARNING|ERROR) ", "", line)

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .attempts import after, attempt
+from .attempts import after, attempt, words_of
 from .bench import PARTY, SITE, Bench
 from .outcomes import Outcome, Outcomes
 
@@ -70,7 +70,7 @@ def _step(bench: Bench, clock: Path, planned: Outcome) -> Outcome:
     time.sleep(_WRONG_S)
     before = bench.committed()
     lines = [line for line in log.read_bytes()[size:].decode(errors="replace").splitlines() if "INFO" not in line]
-    told = lines[-1].partition(" ")[2].partition(" ")[2] if lines and before - at < 2 else ""
+    told = words_of(lines[-1]) if lines and before - at < 2 else ""
     _set(clock, 0)
     figures = {"rounds meanwhile": float(before - at)}
     return after(bench, replace(planned, told=told, figures=figures), time.monotonic(), before)

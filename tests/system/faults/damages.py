@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import checks
-from .attempts import attempt
+from .attempts import attempt, words_of
 from .bench import PARTY, SITE, Bench, Stuck
 from .outcomes import Outcome, Outcomes
 from .points import BY_NAME, reach
@@ -182,5 +182,4 @@ def _told(bench: Bench, owner: str, logs: dict[Path, int], path: Path) -> str:
     lines = [line for text in _new_text(logs) for line in text.splitlines() if re.search(r"ERROR|WARNING|rror:", line)]
     naming = [line for line in lines if path.name in line]
     words = naming[0] if naming else error or (lines[-1] if lines else step)
-    words = re.sub(r"^\S+ \S+ (ERROR|WARNING) ", "", words)
-    return words.replace(str(bench.folder), "").strip()
+    return words_of(words).replace(str(bench.folder), "").strip()

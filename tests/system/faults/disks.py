@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .attempts import after, attempt
+from .attempts import after, attempt, words_of
 from .bench import PARTY, SITE, Bench, Stuck
 from .outcomes import Outcome, Outcomes
 from .points import BY_NAME, reach
@@ -102,4 +102,4 @@ def _is_alive(bench: Bench, owner: str) -> bool:
 def _told(log: Path) -> str:
     """The newest line of the log about the disk."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if "full" in line or "no room" in line]
-    return lines[-1].partition(" ")[2].partition(" ")[2] if lines else ""
+    return words_of(lines[-1]) if lines else ""

@@ -52,7 +52,7 @@ class Outcomes:
         outcome = dataclasses.replace(outcome, load=round(os.getloadavg()[0], 1))
         with self._path.open("a") as out:
             out.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
-        seconds = "no commit" if outcome.seconds is None else f"{outcome.seconds:5.1f} s"
+        seconds = "" if outcome.seconds is None else f"{outcome.seconds:5.1f} s"
         told = " ".join((outcome.told, *(f"PROBLEM: {problem}" for problem in outcome.problems)))
         print(f"{outcome.fault:24} {outcome.target:18} {outcome.point:42} {seconds} {told}", flush=True)
 
