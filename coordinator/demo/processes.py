@@ -111,14 +111,19 @@ class DemoFederation:
             time.sleep(0.1)
 
     def kill(self, name: str) -> None:
-        """Ends a process as a power cut would; `coordinator` is one of the names."""
-        child = self._children.pop(name)
-        child.kill()
-        child.wait()
+        """Ends a process as a power cut would, unless it was ended before; `coordinator` is one of the names."""
+        if child := self._children.pop(name, None):
+            child.kill()
+            child.wait()
 
     def pid(self, name: str) -> int:
         """Process id of a running process."""
         return self._children[name].pid
+
+    def is_alive(self, name: str) -> bool:
+        """True if the process was started and has not ended."""
+        child = self._children.get(name)
+        return child is not None and child.poll() is None
 
     def check(self) -> None:
         """Raises `DemoFailed` if a process has ended."""

@@ -38,7 +38,10 @@ def newest_checkpoint(run: RunContext) -> Checkpoint:
             raise err from why
         if hashlib.sha256(found.to_bytes()).hexdigest() != last.state_hash:
             raise
-        run.folder.save(found)
+        try:
+            run.folder.save(found)
+        except IsADirectoryError as why:  # what lies there is no file at all, and for a person to look at
+            raise err from why
         return found
 
 

@@ -70,6 +70,15 @@ def test_a_model_that_does_not_follow_any_more_stays_damaged_and_the_reasons_are
     assert path.read_bytes() == b""
 
 
+def test_a_folder_in_the_place_of_the_model_is_left_to_a_person(stopped):
+    path = file_of(stopped, 3)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StateDamaged, match="of round 3 cannot be read"):
+        recovery.newest_checkpoint(stopped.context())
+    assert path.is_dir()
+
+
 def test_a_model_that_comes_out_as_another_than_was_committed_is_not_taken(stopped, monkeypatch):
     path, real = file_of(stopped, 3), recovery.follow
     path.write_bytes(b"")

@@ -205,10 +205,8 @@ class Bench:
     def mend(self) -> None:
         """Brings up whatever is not running, and resumes the run if it failed; for the next fault."""
         for name in ("coordinator", *self.federation.nodes):
-            child = self.federation._children.get(name)
-            if child is not None and child.poll() is not None:
+            if not self.federation.is_alive(name):
                 self.federation.kill(name)
-            if name not in self.federation._children:
                 self.restart(name)
         if self.row()[0] in ("failed", "stopped"):
             self.federation.operator("run", "resume", self.run)

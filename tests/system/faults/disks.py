@@ -75,7 +75,7 @@ def _fill(bench: Bench, home: Path, planned: Outcome) -> Outcome:
     step = bench.row()[1]
     (home / "ballast").unlink()
     start, before, problems = time.monotonic(), bench.committed(), []
-    if not _is_alive(bench, owner):
+    if not bench.federation.is_alive(owner):
         problems.append(f"{owner} ended")
         bench.mend()
     told = (_told(log) or step).replace(str(bench.folder), "")
@@ -93,10 +93,6 @@ def _fill_up(home: Path) -> None:
                     pass
             except OSError:
                 continue
-
-
-def _is_alive(bench: Bench, owner: str) -> bool:
-    return bench.federation._children[owner].poll() is None
 
 
 def _told(log: Path) -> str:
