@@ -12,6 +12,10 @@ from .points import POINTS
 
 BEGIN, END = "<!-- begin: tables by make faults -->", "<!-- end: tables by make faults -->"
 WITHIN_S = 30.0  # of the restart, or of the end of the fault, to the next commit
+_GROUPS = {
+    "kill": "kills", "damage": "damaged files", "disk": "full disks", "link": "links", "halt": "halted processes",
+    "clock": "clocks", "kill, with noise": "kills with noise and charges", "flatness": "flatness",
+}  # fmt: skip
 _MOST = 260  # characters of a sentence in a table
 
 
@@ -28,7 +32,11 @@ def tables(outcomes: Sequence[Outcome]) -> str:
     groups: dict[str, list[Outcome]] = {}
     for each in outcomes:
         groups.setdefault(each.group, []).append(each)
-    parts = [_machine(outcomes), _summary([each for each in outcomes if each.group != "flatness"])]
+    parts = [
+        _machine(outcomes),
+        _summary([each for each in outcomes if each.group != "flatness"]),
+        _left([each.group for each in outcomes]),
+    ]
     if kills := groups.get("kill"):
         parts += ["### kill -9, point by point", _matrix(kills)]
     if damages := groups.get("damage"):
@@ -73,14 +81,24 @@ def _summary(outcomes: Iterable[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def _left(groups: Sequence[str]) -> str:
+    left = [title for group, title in _GROUPS.items() if group not in groups]
+    return f"Groups not run: {', '.join(left) or 'none'}."
+
+
 def _matrix(kills: Sequence[Outcome]) -> str:
     kinds = list(dict.fromkeys(each.target for each in kills))
     found = {(each.point, each.target): each for each in kills}
     lines = ["| point of the round | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for point in POINTS:
+    done = [point for point in POINTS if any((point.name, kind) in found for kind in kinds)]
+    for point in done:
         cells = [_cell(found.get((point.name, kind))) for kind in kinds]
         lines.append(f"| {point.name} | " + " | ".join(cells) + " |")
-    return "Seconds from the restart to the next commit.\n\n" + "\n".join(lines)
+    left = ", ".join(point.name for point in POINTS if point not in done) or "none"
+    head = (
+        f"Seconds from the restart to the next commit, at {len(done)} of {len(POINTS)} points. Points not run: {left}."
+    )
+    return head + "\n\n" + "\n".join(lines)
 
 
 def _cell(each: Outcome | None) -> str:
@@ -126,7 +144,9 @@ def _flatness(found: Sequence[Outcome]) -> str:
         ]
         for each in of_it:
             cells = [
-                f"{each.figures[name]:g}, {each.figures[f'{name} a round']:+.3f}" if name in each.figures else ""
+                f"{each.figures[name]:g}, {round(each.figures[f'{name} a round'], 3) + 0.0:+g}"
+                if name in each.figures
+                else ""
                 for name in names
             ]
             lines.append(f"| {each.target} | " + " | ".join(cells) + " |")
