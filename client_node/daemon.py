@@ -13,6 +13,8 @@ from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
 from .enrolment.sessions import LOCK_FILE
 from .errors import AlreadyRunning, FileDamaged, PolicyInvalid, SiteNotReady
+from .supervision import Monitor
+from .vitals import Vitals
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Ledger
@@ -23,8 +25,16 @@ _LOCK_TRIES = 4
 _LOOK_EVERY_S = 3600.0
 
 
-def run(home: Path, stop: threading.Event) -> int:
-    """Serves the coordinator until `stop` is set. Returns 0 when stopped, 77 when the coordinator refuses it."""
+def run(home: Path, stop: threading.Event, *, vitals: Vitals | None = None, monitor: int | None = None) -> int:
+    """Serves the coordinator until `stop` is set. Returns 0 when stopped, 77 when the coordinator refuses it.
+
+    Args:
+        vitals: counts for those who watch the daemon.
+        monitor: loopback port for health checks and metrics; None for none.
+
+    Raises:
+        MonitorUnavailable: that port is taken.
+    """
     from .approval.charges import open_ledger  # these take seconds to import, which `status` has not
     from .node import Node
     from .usage import Usage
@@ -33,6 +43,7 @@ def run(home: Path, stop: threading.Event) -> int:
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     with _only_one(home):
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
+        vitals = vitals or Vitals()
         node = Node(home, identity, enrolment, ledger=ledger)
         logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
         imports = threading.Thread(target=_import_ahead, name="confide-imports", daemon=True)
@@ -42,7 +53,9 @@ def run(home: Path, stop: threading.Event) -> int:
             if _can_run_studies(home, ledger):
                 imports.start()
         try:
-            return WarmNode(identity, enrolment, node.handle, may_refuse=Usage(home).may_refuse).run(stop)
+            with _monitored(monitor, home, enrolment, vitals, ledger):
+                may_refuse = Usage(home).may_refuse
+                return WarmNode(identity, enrolment, node.handle, vitals, may_refuse=may_refuse).run(stop)
         finally:
             ended.set()
             node.stop()
@@ -50,6 +63,23 @@ def run(home: Path, stop: threading.Event) -> int:
                 ledger.close()
             if imports.is_alive():  # an interpreter that ends in the middle of torch's import aborts
                 imports.join()
+
+
+@contextmanager
+def _monitored(
+    port: int | None, home: Path, enrolment: Enrolment, vitals: Vitals, ledger: "Ledger | None"
+) -> Iterator[None]:
+    """Serves the monitor, if one is wanted."""
+    if port is None:
+        yield
+        return
+    from .node_metrics import NodeMetrics
+
+    served = Monitor(port, NodeMetrics(home=home, enrolment=enrolment, vitals=vitals, ledger=ledger).answers())
+    try:
+        yield
+    finally:
+        served.stop()
 
 
 def _can_run_studies(home: Path, ledger: "Ledger") -> bool:

@@ -22,4 +22,4 @@ class Diary:
         while len(self._written) >= _MOST:
             del self._written[next(iter(self._written))]
         self._written[line] = now
-        self._logger.log(level, "%s", line)
+        self._logger.log(level, text, *args)

@@ -51,6 +51,7 @@ ClientNodeError
 ├── StateRefused             a start, total or state that does not follow from the study and its signed totals
 ├── CheckpointDamaged        a file is no checkpoint
 ├── AlreadyRunning           another daemon holds the home folder
+├── MonitorUnavailable       the port of the monitor cannot be opened, or nobody answers there
 └── ModelUnusable            the backbone here is not the study's
 """
 
@@ -335,6 +336,10 @@ class CheckpointDamaged(ClientNodeError):
 
 class AlreadyRunning(ClientNodeError):
     """A second daemon for one home folder."""
+
+
+class MonitorUnavailable(ClientNodeError):
+    """A port of this machine at which no monitor can be opened, or none answers."""
 
 
 FINAL_REFUSALS = frozenset(

@@ -107,11 +107,14 @@ T = TypeVar("T")
 class Connection:
     """Sends one daemon's requests to the gate, each signed with the node's transport key."""
 
-    def __init__(self, identity: NodeIdentity, enrolment: Enrolment, hello: Hello) -> None:
+    def __init__(
+        self, identity: NodeIdentity, enrolment: Enrolment, hello: Hello,
+        on_sent: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:  # fmt: skip
         context = outbound.trusting(enrolment.ca_pem())
         self._client = outbound.open_client(enrolment.address, context, enrolment.proxy, _CALL_S)
         self._url = f"https://{enrolment.address}"
-        self._key, self._hello = identity.transport_key, hello
+        self._key, self._hello, self._on_sent = identity.transport_key, hello, on_sent
         self.public_key = wire_form(identity.transport_public)
 
     def call(self, name: str, request: Any, answer_type: Callable[[], T], *, timeout: float = _CALL_S) -> T:
@@ -129,6 +132,7 @@ class Connection:
         response = self._client.post(
             self._url + path, content=content, headers=headers | self._signed(), timeout=timeout
         )
+        self._on_sent(len(content))
         return response.raise_for_status().content
 
     def close(self) -> None:

@@ -19,8 +19,11 @@ _LOOK_S = 0.2
 _LAST_S = 0.7  # for the last words
 
 
-def run_until(stop: threading.Event, work: Callable[[], int]) -> int:
+def run_until(stop: threading.Event, work: Callable[[], int], live: Callable[[], None] = lambda: None) -> int:
     """Runs `work` until it ends, or for `GRACE_S` longer than until `stop` is set; then ends this process with code 0.
+
+    Args:
+        live: called again and again meanwhile, by the thread that waits.
 
     Returns:
         The exit code that `work` returned; what it raises is raised here.
@@ -29,6 +32,7 @@ def run_until(stop: threading.Event, work: Callable[[], int]) -> int:
     ended.start()
     while ended.is_alive() and not stop.is_set():
         ended.join(_LOOK_S)  # a signal's handler runs between two of these
+        live()
     ended.join(GRACE_S)
     if ended.is_alive():
         _cut_off()

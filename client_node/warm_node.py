@@ -19,6 +19,7 @@ from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
 from .errors import ClientNodeError, SiteAway
 from .flower import Connection, Question, Session, Undelivered, failure_text, pack, unpack
+from .vitals import Vitals
 from .wire.messages import Packet
 
 logger = logging.getLogger(__name__)
@@ -47,15 +48,18 @@ class WarmNode:
         identity: NodeIdentity,
         enrolment: Enrolment,
         handle: Callable[[str, Packet], Packet],
+        vitals: Vitals | None = None,
         *,
         may_refuse: Callable[[int], bool] = lambda _: True,
     ) -> None:
         """Connects to nothing yet.
 
         Args:
+            vitals: counts for those who watch the daemon.
             may_refuse: returns False if a failure of so many bytes may not be told to the coordinator any more.
         """
         self._identity, self._enrolment, self._handle, self._may_refuse = identity, enrolment, handle, may_refuse
+        self._vitals = vitals or Vitals()
         self._troubles, self._changes = Diary(logger, again_s=60.0), Diary(logger)
         self._absences = Diary(logger, again_s=_DAY_S)  # asked again and again meanwhile
         self._session: Session | None = None
@@ -70,14 +74,17 @@ class WarmNode:
         Raises:
             ProxyInvalid: the proxy in the enrolment is none.
         """
-        connection = Connection(self._identity, self._enrolment, Hello.of(self._identity.home))
+        vitals = self._vitals
+        connection = Connection(self._identity, self._enrolment, Hello.of(self._identity.home), vitals.sent)
         threading.Thread(target=self._leave, args=(stop,), name="confide-leave", daemon=True).start()
         delay = _RETRY_S[0]
         try:
             while not stop.is_set():
                 self._session = session = Session(connection)
                 try:
+                    vitals.polls()
                     session.open()
+                    vitals.connected()
                     self._changes.note("%s is connected to %s", self._identity.name, self._enrolment.address)
                     delay = _RETRY_S[0]
                     self._serve(session, stop)
@@ -91,9 +98,8 @@ class WarmNode:
                             continue
                         logger.error("%s", _REFUSALS.get(reason, _REFUSALS["unknown"]) % self._enrolment.address)
                         return REFUSED
-                    self._troubles.note(
-                        "%s: %s; trying again", self._enrolment.address, self._trouble(err), level=logging.WARNING
-                    )
+                    vitals.disconnected(trouble := self._trouble(err))
+                    self._troubles.note("%s: %s; trying again", self._enrolment.address, trouble, level=logging.WARNING)
                 finally:
                     session.close()
                 stop.wait(delay * random.uniform(0.8, 1.2))  # noqa: S311 (spreads load, guards nothing)
@@ -130,7 +136,9 @@ class WarmNode:
         while not stop.is_set():
             session.check()
             asked = time.monotonic()
+            self._vitals.polls()
             question = session.pull()
+            self._vitals.heard()
             idle = time.monotonic() - last
             if question is None:
                 if idle > _RESTING_AFTER_S and not is_resting:
@@ -151,6 +159,7 @@ class WarmNode:
             last, wait, is_resting = time.monotonic(), _POLL_S[0], False
 
     def _answer(self, session: Session, question: Question) -> None:
+        self._vitals.asked(question.kind)
         try:
             message = session.receive(question)
         except Undelivered as err:
@@ -167,12 +176,14 @@ class WarmNode:
             told = _told(err)
             if self._may_refuse(len(told.encode())):
                 session.fail(message, told, until=question.until)
+                self._vitals.replied(question.kind, failed=True)
             else:
                 self._absences.note("the bytes of today are used up to the last: questions stay without an answer")
             return
         # No size and no duration: what is computed in between may grow with the number of drawn records.
         logger.debug("%s is answered", question.kind)
         session.answer(message, records, until=question.until)
+        self._vitals.replied(question.kind, failed=False)
 
     def _trouble(self, err: Exception) -> str:
         if told := outbound.certificate_trouble(err, self._enrolment.ca_path):

@@ -11,4 +11,4 @@ another room, and shows the result with `tables`. `application` has exit codes, 
 (0, ['Usage:', 'client-node', 'study'])
 """
 
-__all__ = ["application", "console", "main", "service", "tables"]
+__all__ = ["application", "console", "health", "main", "service", "tables"]

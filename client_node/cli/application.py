@@ -3,16 +3,16 @@
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ... import __version__
+from ... import __version__, log_lines
 from ...models.errors import ModelError
 from ...mpc.crash import place
 from ...mpc.errors import MpcError
@@ -35,9 +35,27 @@ _UNEXPECTED = (
     "CONFIDE_DEBUG=1 before the command shows the message and the traceback, for your eyes first."
 )
 
+
+class LogForm(StrEnum):
+    """Forms of the lines that a daemon logs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 LangOption = Annotated[
     str | None, typer.Option("--lang", help="Language of the page that --html writes: en (the default) or de.")
+]
+MonitorOption = Annotated[
+    int | None,
+    typer.Option(
+        "--monitor", envvar="CONFIDE_MONITOR", min=0, max=65535, metavar="PORT",
+        help="Serve healthz, readyz and metrics on this port of 127.0.0.1; 0 takes a free one.",
+    ),
+]  # fmt: skip
+LogFormOption = Annotated[
+    LogForm, typer.Option("--log-format", envvar=log_lines.VARIABLE, help="Lines for people, or one JSON object each.")
 ]
 DebugOption = Annotated[
     bool,
@@ -86,9 +104,14 @@ def epilog(*examples: str, codes: Sequence[int] = ()) -> str:
     return "\n\n".join([*(f"Example: {example}" for example in examples), f"Exit codes: {told}."])
 
 
-def until_stopped(*chatty: str) -> threading.Event:
-    """Logs to stderr, from loggers in `chatty` warnings only; returns the event that SIGTERM and SIGINT set."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+def until_stopped(*chatty: str, form: LogForm | None = None) -> threading.Event:
+    """Logs to stderr, from loggers in `chatty` warnings only; returns the event that SIGTERM and SIGINT set.
+
+    `form` is the form of this process's lines, and of those of its child processes; None leaves it as it is.
+    """
+    if form is not None:
+        os.environ[log_lines.VARIABLE] = form
+    log_lines.log_to_stderr()
     for name in chatty:
         logging.getLogger(name).setLevel(logging.WARNING)
     stop = threading.Event()

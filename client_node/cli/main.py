@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from . import budget, chart, data, doctor, keys, policy, search, service, setup, site, study
-from .application import REFUSED, JsonOption, application, epilog
+from . import budget, chart, data, doctor, health, keys, policy, search, service, setup, site, study
+from .application import PROBLEMS, REFUSED, JsonOption, LogForm, LogFormOption, MonitorOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
 from .serving import serve_node
@@ -39,6 +39,7 @@ app.command(
         "client-node search archive bird.png --space space --index bird.index",
     ),
 )(search.search)
+app.command("health", epilog=epilog("client-node health 9446", codes=[PROBLEMS]))(health.health)
 app.command("doctor", epilog=epilog("client-node doctor", "client-node doctor --json"))(doctor.doctor)
 
 
@@ -113,10 +114,12 @@ def proxy(
     )
 
 
-@app.command(epilog=epilog("client-node run", codes=[REFUSED]))
-def run(home: HomeOption = DEFAULT_HOME) -> None:
+@app.command(epilog=epilog("client-node run", "client-node run --monitor 9446", codes=[REFUSED]))
+def run(
+    home: HomeOption = DEFAULT_HOME, monitor: MonitorOption = None, log_format: LogFormOption = LogForm.TEXT
+) -> None:
     """Serve the federation until stopped; only approved studies run."""
-    serve_node(home)
+    serve_node(home, monitor=monitor, form=log_format)
 
 
 @app.command(epilog=epilog("client-node status", "client-node status --json"))

@@ -5,10 +5,10 @@
 The first descriptor is its link to the node; the worker ends when the node does. The others are links to other workers.
 """
 
-import logging
 import socket
 import sys
 
+from ...log_lines import log_to_stderr
 from ...mpc.crash import hide_values
 from ...mpc.links import Channel
 from ...mpc.links.frames import end_with_parent
@@ -21,8 +21,7 @@ def main() -> None:
     end_with_parent(node)  # before anything that takes time: the next line imports torch
     from .worker import serve
 
-    form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)  # imports have set up others
+    log_to_stderr(alone=True)  # imports have set up other handlers
     serve(node, links)
 
 

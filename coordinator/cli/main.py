@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, application, epilog
+from ...client_node.cli import health
+from ...client_node.cli.application import (
+    PROBLEMS,
+    JsonOption,
+    LogForm,
+    LogFormOption,
+    MonitorOption,
+    application,
+    epilog,
+)
 from ..errors import CoordinatorError
 from . import adapter, audit, backbone, budget, doctor, run, site, space, study
 from .options import DEFAULT_HOME, HomeOption
@@ -26,6 +35,7 @@ app.add_typer(backbone.app, name="backbone")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(space.app, name="space")
 app.add_typer(audit.app, name="audit")
+app.command("health", epilog=epilog("coordinator health 9445", codes=[PROBLEMS]))(health.health)
 app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
 
 _FIRST_EXAMPLE = "thyroid"
@@ -87,10 +97,12 @@ def init(
         serve_federation(home)
 
 
-@app.command(epilog=epilog("coordinator serve"))
-def serve(home: HomeOption = DEFAULT_HOME) -> None:
+@app.command(epilog=epilog("coordinator serve", "coordinator serve --monitor 9445"))
+def serve(
+    home: HomeOption = DEFAULT_HOME, monitor: MonitorOption = None, log_format: LogFormOption = LogForm.TEXT
+) -> None:
     """Serve the federation until stopped; runs that were going on go on."""
-    serve_federation(home)
+    serve_federation(home, monitor=monitor, form=log_format)
 
 
 @app.command(epilog=epilog("coordinator status --json"))

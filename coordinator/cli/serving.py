@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from ...client_node.cli.application import until_stopped
+from ...client_node.cli.application import LogForm, until_stopped
 
 
-def serve_federation(home: Path) -> None:
+def serve_federation(home: Path, *, monitor: int | None = None, form: LogForm | None = None) -> None:
     """Runs the gate, Flower's SuperLink and the drivers of runs until SIGTERM or Ctrl-C."""
+    from ...client_node.supervision import Supervisor
     from ..gateway import Service
 
-    stop = until_stopped("httpx", "alembic")
-    Service(home).serve(stop)
+    stop = until_stopped("httpx", "alembic", form=form)
+    Service(home).serve(stop, monitor=monitor, supervisor=Supervisor())

@@ -66,6 +66,11 @@ class Drivers:
         """True if a driver can be started at once."""
         return self._worker.is_ready
 
+    @property
+    def log_path(self) -> Path:
+        """Path of the log with the output of the worker and its drivers."""
+        return self._worker.log_path
+
     def tick(self) -> None:
         """Does what is due.
 

@@ -143,6 +143,8 @@ class FleetGate:
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
         self._daemons = Daemons()
         self.seen: dict[str, SeenNode] = {}  # site -> its last request; other threads read it
+        self.admitted: Counter[str] = Counter()  # requests of enrolled nodes, by call
+        self.sent_bytes = 0  # of all answers
         self._nonces: dict[str, float] = {}
         self._is_closing = False
 
@@ -159,8 +161,14 @@ class FleetGate:
         except Exception as err:
             status, headers, body = self._failure(scope, err)
         headers = [*headers, (b"content-length", str(len(body)).encode())]
+        self.sent_bytes += len(body)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Counts refused requests by reason; the reasons are those of the log."""
+        return self._log.counts
 
     async def _answer(self, scope: Message, receive: Receive) -> Answer:
         method, path = scope["method"], scope["path"]
@@ -226,6 +234,7 @@ class FleetGate:
         claim = self._own_node(call, body, key_id, site)
         hello = self._daemon(call, shown, site)
         self._see(site)
+        self.admitted[call] += 1
         headers = shown.for_superlink()
         if claim is not None:
             if self._vouching.is_forgotten(claim):

@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,12 @@ class GateServer:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
         if self._loop is not None:  # in its thread, no handshake meets the new certificate with the old key
             self._loop.call_soon_threadsafe(self._tls.load_cert_chain, certificate, key)
+
+    def echo(self, heard: Callable[[], None]) -> None:
+        """Has the serving thread call `heard` as soon as it can; one that hangs, or has ended, never does."""
+        if self._loop is not None and self.is_alive:
+            with suppress(RuntimeError):  # it ends just now
+                self._loop.call_soon_threadsafe(heard)
 
     @property
     def is_alive(self) -> bool:

@@ -10,6 +10,7 @@ written as well, some hundreds an hour for all keys. So are successes of a key, 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -51,9 +52,11 @@ class RefusalLog:
         self._known: dict[tuple[str, str], dict[str, _Known]] = {}  # (reason, key), then party; the register bounds it
         self._further, self._hour_ends = 0, clock() + _HOUR
         self._repeats = 0  # lines of this minute
+        self.counts: Counter[str] = Counter()  # refused parties by reason, listed or not
 
     def stranger(self, reason: str, party: str, text: str, *args: object) -> None:
         """Logs a party without an enrolled key: once a minute, while its reason has lines left; counts it otherwise."""
+        self.counts[reason] += 1
         minute = self._strangers.setdefault(reason, _Strangers())
         if party in minute.listed or len(minute.listed) >= _LINES:
             minute.silent += 1
@@ -63,6 +66,7 @@ class RefusalLog:
 
     def known(self, reason: str, key: str, text: str, *args: object, about: str = "") -> None:
         """Logs a key of the register; at once if the reason, or whom it is `about`, is new for it, else seldom."""
+        self.counts[reason] += 1
         self._keyed(logging.WARNING, (reason, key), about, "turned away: " + text, *args)
 
     def passed(self, reason: str, key: str, text: str, *args: object, about: str = "") -> None:

@@ -3,12 +3,15 @@
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import update
 
-from ... import __version__
+from ... import __version__, log_lines
 from ...client_node.enrolment.protocol import RotateRequest
+from ...client_node.supervision import Monitor, Pulse, Supervisor
 from ..errors import StoreUnavailable, SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..federation.serving import Serving, note_serving, only_server
@@ -17,6 +20,7 @@ from ..store.tables import NodeRow
 from .crowd import Limits
 from .drivers import Drivers
 from .gate import FleetGate, serve_gate
+from .listener import GateServer
 from .renewal import CertificateKeeper
 from .superlink import SuperLink
 
@@ -25,6 +29,9 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.25
 _REPEAT_S = 60.0  # a trouble that stays is logged so often
 _NOTE_S = 5.0
+_TICK_DUE_S = 120.0  # a database that is locked takes 20 s for each of a few statements
+_GATE_DUE_S = 60.0
+_LOGS_S = 1.0
 
 
 class Service:
@@ -43,19 +50,26 @@ class Service:
         self._noted = ("", 0.0)  # trouble, and when
         self._was_up = False
         self._trouble = ("", 0.0)  # logged last, and when
+        self._pulse = Pulse()
+        self._logs_cut = 0.0
 
-    def serve(self, stop: threading.Event) -> None:
+    def serve(self, stop: threading.Event, *, monitor: int | None = None, supervisor: Supervisor | None = None) -> None:
         """Serves until `stop` is set.
+
+        Args:
+            monitor: loopback port for health checks and metrics; None for none.
+            supervisor: told that the server is ready, lives, and ends.
 
         Raises:
             CoordinatorError: another process serves this home, a port is taken, or the SuperLink cannot be started.
+            MonitorUnavailable: the monitor's port is taken.
         """
         with only_server(self._home):
             self._store.require_tables()  # else an emptied database would become a new federation's
             migrate(self._store.url)
-            self._serve(stop)
+            self._serve(stop, monitor, supervisor or Supervisor())
 
-    def _serve(self, stop: threading.Event) -> None:
+    def _serve(self, stop: threading.Event, monitor: int | None, supervisor: Supervisor) -> None:
         gate = FleetGate(
             self._register,
             enrol=self._register.enrol,
@@ -72,17 +86,52 @@ class Service:
             limits=Limits(per_address=settings.strangers_per_address),
         )  # fmt: skip
         logger.info("the gate is open at %s", settings.address)
+        self._show_life(server, supervisor)  # so that a loop is missed that never begins
+        self._pulse.beat("the gate", within_s=_GATE_DUE_S)
         try:
-            self._superlink.begin()
-            while not stop.wait(TICK_S):
-                self._superlink.require_kept()
-                self._tick(gate)
-                certificates.check(server)
+            with self._monitored(monitor, gate, server):
+                self._superlink.begin()
+                while not stop.wait(TICK_S):
+                    self._superlink.require_kept()
+                    self._tick(gate)
+                    certificates.check(server)
+                    self._show_life(server, supervisor)
+                    self._cut_logs_off()
         finally:
+            supervisor.stopping()
             server.stop()
             self._drivers.stop()
             self._superlink.stop()
             self._store.close()
+
+    @contextmanager
+    def _monitored(self, port: int | None, gate: FleetGate, server: GateServer) -> Iterator[None]:
+        """Serves the monitor, if one is wanted."""
+        if port is None:
+            yield
+            return
+        from .service_metrics import Ledgers, ServiceMetrics
+
+        ledgers = Ledgers(self._store)
+        metrics = ServiceMetrics(
+            home=self._home, store=self._store, pki=self._pki, superlink=self._superlink, drivers=self._drivers,
+            gate=gate, server=server, pulse=self._pulse, trouble=lambda: self._noted[0], ledgers=ledgers,
+        )  # fmt: skip
+        served = Monitor(port, metrics.answers())
+        ledgers.start()
+        try:
+            yield
+        finally:
+            served.stop()
+            ledgers.stop()
+
+    def _show_life(self, server: GateServer, supervisor: Supervisor) -> None:
+        self._pulse.beat("the server's tick", within_s=_TICK_DUE_S)
+        server.echo(lambda: self._pulse.beat("the gate", within_s=_GATE_DUE_S))
+        if not self._pulse.stuck() and server.is_alive:
+            supervisor.live()
+        if self._superlink.is_up:
+            supervisor.ready()
 
     def _tick(self, gate: FleetGate) -> None:
         """Does what is due. What does not work now may work at the next tick: the gate stays open meanwhile."""
@@ -101,6 +150,18 @@ class Service:
         if trouble:
             self._complain(trouble)
         self._note(gate, trouble)
+
+    def _cut_logs_off(self) -> None:
+        """Keeps the logs small that child processes write as their output."""
+        now = time.monotonic()
+        if now - self._logs_cut < _LOGS_S:
+            return
+        self._logs_cut = now
+        for path in (self._superlink.log_path, self._drivers.log_path):
+            try:
+                log_lines.cut_off(path)
+            except OSError as err:
+                self._complain(f"{path} was emptied, and its older lines not kept ({err.strerror})")
 
     def _note(self, gate: FleetGate, trouble: str) -> None:
         """Notes what `coordinator status` shows, every few seconds and when a trouble comes or goes."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from ...client_node.errors import ClientNodeError
+from ...log_lines import log_file
 from ...mpc.crash import TextLeftOut, spot
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
@@ -113,8 +114,7 @@ def _logged(home: Path, run_id: str) -> Iterator[None]:
     """Writes log lines to the run's own log file, because Flower, whose process this is, does not show them."""
     folder = RunFolder(home, run_id).path
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handler = logging.FileHandler(folder / LOG_FILE)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = log_file(folder / LOG_FILE)
     ours = logging.getLogger(__package__.partition(".")[0])
     before = ours.level
     ours.setLevel(logging.INFO)

@@ -23,6 +23,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from ...log_lines import log_to_stderr
 from ...mpc.crash import TextLeftOut
 from ..federation import Pki
 from ..fleet.flower import Fleet, open_grid
@@ -132,7 +133,7 @@ class Worker:
 def main() -> None:
     """Serves as the worker of the coordinator at the home in the first argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which decides
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING)
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is for the log, and no event
     Worker(Path(sys.argv[1]), int(sys.argv[2]), events).serve()

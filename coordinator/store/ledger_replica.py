@@ -74,6 +74,14 @@ class LedgerReplica:
         booked = self._books(site).booked
         return {number for (of, number), each in booked.items() if of == run and each.summed is None}
 
+    def books(self, site: str) -> "Books":
+        """Returns what all replicated entries of `site` add up to; only entries that are new to this object are read.
+
+        Raises:
+            ReplicaBroken: they do not hold together.
+        """
+        return self._books(site)
+
     def _books(self, site: str) -> "Books":
         with self._store.session() as session:
             return self._up_to_date(session, site)

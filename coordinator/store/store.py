@@ -50,6 +50,7 @@ from .tables import (
 )
 
 SCHEMA = "0005"  # the newest of the migrations
+_BY_STATE = select(Run.state, func.count()).group_by(Run.state)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +59,15 @@ class CommittedRound:
 
     number: int
     state_hash: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """All runs together."""
+
+    runs: dict[RunState, int]
+    rounds: int  # committed
+    bytes_per_site: int  # sealed bytes that one site sent in them
 
 
 class Store:
@@ -176,6 +186,27 @@ class Store:
         """Lists every run, oldest first."""
         with self.session() as session:
             return list(session.scalars(select(Run).order_by(Run.created_at)))
+
+    def unfinished_runs(self) -> list[Run]:
+        """Lists every run that needs a driver, oldest first."""
+        waits = Run.state.not_in([state for state in RunState if state.is_over])
+        with self.session() as session:
+            return list(session.scalars(select(Run).where(waits).order_by(Run.created_at)))
+
+    def figures(self) -> Figures:
+        """Counts runs by state, and sums their committed rounds."""
+        summed = select(func.count(), func.coalesce(func.sum(Round.bytes_per_site), 0)).select_from(Round)
+        with self.session() as session:
+            runs = {state: int(count) for state, count in session.execute(_BY_STATE)}
+            rounds, sent = session.execute(summed).one()
+        return Figures(runs=runs, rounds=rounds, bytes_per_site=int(sent))
+
+    def last_commit(self, run_id: str) -> tuple[int, float]:
+        """Finds the number of a run's last committed round, and when that was (0, 0 before the first)."""
+        newest = select(Round.number, Round.committed_at).where(Round.run == run_id).order_by(Round.number.desc())
+        with self.session() as session:
+            found = session.execute(newest.limit(1)).first()
+        return (0, 0.0) if found is None else (found.number, found.committed_at)
 
     def run(self, run_id: str) -> Run:
         """Finds the run of that id. Raises `NotFound`."""

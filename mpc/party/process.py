@@ -4,10 +4,10 @@ It has a process of its own because CrypTen keeps its state in module globals an
 from the inherited socket FD, and ends when its parent does. Without a sound CrypTen it takes none, and says why.
 """
 
-import logging
 import socket
 import sys
 
+from ...log_lines import log_to_stderr
 from ..crash import hide_values
 from ..errors import RuntimeUnsound
 from ..links import Channel
@@ -17,7 +17,7 @@ from ..links.frames import end_with_parent, failure
 def main() -> None:
     """Runs the party on the socket whose descriptor is the only argument."""
     hide_values()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    log_to_stderr()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     end_with_parent(channel)
     try:

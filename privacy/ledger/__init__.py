@@ -1,7 +1,8 @@
 """A site's ledger: where every charge is written, signed and chained before anything is released.
 
 `ledger.Ledger` is the file of one site: open it, set a budget, `reserve` a charge before a round, `settle` it after.
-`charges` says what entries mean, `chain` how one follows from the other, `backup` how a copy leaves the machine.
+`charges` says what entries mean, `chain` how one follows from the other, `backup` how a copy leaves the machine;
+`standings` compares each account with its cap.
 
 A site opens its ledger and puts a cap on a data set. Who holds the entries and the site's public key can check them:
 
@@ -19,4 +20,4 @@ A site opens its ledger and puts a cap on a data set. Who holds the entries and 
 (['open', 'budget'], 1)
 """
 
-__all__ = ["backup", "canonical", "chain", "charges", "entry_store", "ledger", "tally"]
+__all__ = ["backup", "canonical", "chain", "charges", "entry_store", "ledger", "standings", "tally"]

@@ -83,6 +83,13 @@ class EntryStore:
         with _translated(self._path), self._engine.begin() as connection:
             yield connection
 
+    def require_writable(self) -> None:
+        """Takes the write lock and lets go of it; nothing is written."""
+        if not os.access(self._path, os.W_OK):
+            raise LedgerUnavailable(f"the ledger {self._path} cannot be written: its folder or disk is read-only")
+        with self.write():
+            pass
+
     @staticmethod
     def load(connection: sa.Connection, since: int, limit: int | None = None) -> Iterator[Entry]:
         """The entries from number `since` on, at most `limit`, read one after the other."""

@@ -21,12 +21,13 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...models.rounding import rounded_up
-from ..accounting import Release, composition
+from ..accounting import Release
 from ..errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
 from . import canonical, chain, charges
 from .chain import START, Entry, Head, check_extension, verify_chain
 from .charges import Books, Budget, Charge, Recovery, RunCharges, Settlement, Spent
 from .entry_store import EntryStore
+from .standings import Standing, standings
 
 __all__ = [
     "START",
@@ -146,6 +147,10 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def require_writable(self) -> None:
+        """Raises LedgerUnavailable if no charge could be written just now; writes nothing."""
+        self._store.require_writable()
+
     @property
     def head(self) -> Head:
         """The last entry's number and hash."""
@@ -206,6 +211,11 @@ class Ledger:
             releases, order = self._books.releases(dataset, unit), self._books.order_in_force(dataset, unit)
             recovery = self._books.recoveries.get((dataset, unit))
         return charges.spent(releases, colluding=colluding, delta=delta, order=order, recovery=recovery)
+
+    def standings(self) -> list[Standing]:
+        """Computes the standing of every account against its cap."""
+        with self._reading():
+            return standings(self._books)
 
     def runs(self, dataset: str, unit: str) -> list[RunCharges]:
         """Counts the charges on one data set and unit by run, in the order of their first charges."""
@@ -347,8 +357,9 @@ class Ledger:
         releases.update(more)
         order = self._books.order(budget)
         recovery = self._books.recoveries.get((budget.dataset, budget.unit))
-        least = recovery.spent(colluding=budget.collusion, delta=budget.delta) if recovery else 0.0
-        return max(least, composition.epsilon_guaranteed(releases, budget.delta, budget.collusion, order))
+        return charges.guaranteed(
+            releases, colluding=budget.collusion, delta=budget.delta, order=order, recovery=recovery
+        )
 
     def _refuse_closed(self, budget: Budget) -> None:
         if (budget.dataset, budget.unit) in self._books.recoveries:

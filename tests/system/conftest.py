@@ -4,7 +4,6 @@ Without privacy a run is a function of the study alone, so two runs can be compa
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,14 +75,21 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoFederat
     config = PretrainingConfig(steps=3, batch=16, questions=4, moment_records=64)
     pretrain(schema, folder / "backbone", backbone=BackboneConfig(hidden=32, experts=4), config=config)
     made = DemoFederation(folder / "run", SITES, PARTIES)
-    os.environ[MARK] = str(folder)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(MARK, str(folder))
+        environment.setenv("CONFIDE_MONITOR", "0")
+        environment.setenv("CONFIDE_LOG_FORMAT", "json")
+        yield from up(made, folder, study_toml)
+
+
+def up(made: DemoFederation, folder: Path, study_toml: Path) -> Iterator[DemoFederation]:
+    """A founded federation with all its processes, as long as somebody uses it."""
     try:
         made.found("tiny", {site: site_toml(folder, site) for site in SITES}, study_toml, unprotected=True, runs=9)
         made.bring_up()
         yield made
     finally:
         made.shut_down()
-        del os.environ[MARK]
 
 
 def site_toml(folder: Path, site: str) -> str:

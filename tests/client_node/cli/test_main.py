@@ -30,7 +30,7 @@ def call(site):
 
 @pytest.mark.process
 def test_every_command_explains_itself_without_loading_torch():
-    words = "init doctor enroll proxy run status decisions study+list study+show study+approve study+revoke data+check "
+    words = "init health doctor enroll proxy run status decisions study+list study+show study+approve study+revoke data+check "
     words += "budget+show budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan "
     words += "budget+export budget+import budget+recover policy+show policy+explain chart+read chart+build search keys+rotate"
     script = (
