@@ -7,7 +7,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test quick lint types unit fuzz faults docs hooks lock wheel wheelhouse crypten clean
+.PHONY: setup demo test quick lint types unit fuzz faults docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
 
 setup: $(STAMP)
 
@@ -64,6 +64,7 @@ wheel: setup  # what a machine with a network installs from, in dist
 	rm -rf dist
 	$(BIN)/python tools/wheel.py dist
 	cp requirements-lock.txt requirements-lock-cuda.txt dist
+	$(BIN)/python tools/sbom.py dist/confide.cdx.json
 	cd dist && sha256sum * > SHA256SUMS
 
 # confide's wheel and all locked ones in a folder, for machines without a network (docs/install.md). TORCH=FILE takes that
@@ -71,6 +72,19 @@ wheel: setup  # what a machine with a network installs from, in dist
 WHEELHOUSE ?= wheelhouse
 wheelhouse: setup
 	$(BIN)/python tools/wheelhouse.py $(WHEELHOUSE) $(if $(TORCH),--torch $(TORCH))
+
+# What runs: a bill of materials in dist, and the page of licences. Known holes: pip-audit has packages of its own, and asks
+# a public database, so nothing else depends on it.
+sbom: setup
+	$(BIN)/python tools/sbom.py dist/confide.cdx.json
+
+licences: setup
+	$(BIN)/python tools/licences.py
+
+audit-packages:
+	$(PYTHON) -m venv .venv/pip-audit
+	.venv/pip-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv/pip-audit/bin/pip-audit --disable-pip -r requirements-lock.txt -r requirements-lock-cuda.txt
 
 crypten: setup  # third_party/crypten anew from the published wheel, whose hash is pinned
 	$(BIN)/python tools/renew_crypten.py

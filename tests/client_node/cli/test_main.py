@@ -30,9 +30,12 @@ def call(site):
 
 @pytest.mark.process
 def test_every_command_explains_itself_without_loading_torch():
-    words = "init health doctor enroll proxy run status decisions study+list study+show study+approve study+revoke data+check "
-    words += "budget+show budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan "
-    words += "budget+export budget+import budget+recover policy+show policy+explain chart+read chart+build search keys+rotate"
+    words = "init health doctor enroll proxy run status decisions study+list study+show study+approve study+revoke "
+    words += (
+        "data+check budget+show budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan "
+    )
+    words += "budget+export budget+import budget+recover chart+read chart+build search "
+    words += "policy+show policy+explain keys+rotate"
     script = (
         "import sys; from typer.testing import CliRunner; from confide.client_node.cli.main import app\n"
         f"for words in {words.split()!r}:\n"
