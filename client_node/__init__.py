@@ -2,8 +2,8 @@
 
 `cli` is the command `client-node`; `daemon` polls the coordinator and `node` answers it. Before a round stand
 `enrolment`, `policy`, `data` and `approval`; in a round, `replay` computes the state, `training` an update, and
-`shares` seals it. `study`, `wire` and `replay` are what coordinator and nodes have in common. docs/site.md is the page
-for people at a site.
+`shares` seals it. `study`, `wire` and `replay` are what coordinator and nodes have in common, and `supervision`
+shows that either lives. docs/site.md is the page for people at a site.
 
 A node makes its own keys. Sites read their fingerprints to each other before they train together:
 
@@ -17,7 +17,19 @@ A node makes its own keys. Sites read their fingerprints to each other before th
 True
 """
 
-__all__ = ["approval", "cli", "data", "enrolment", "policy", "replay", "shares", "study", "training", "wire"]
+__all__ = [
+    "approval",
+    "cli",
+    "data",
+    "enrolment",
+    "policy",
+    "replay",
+    "shares",
+    "study",
+    "supervision",
+    "training",
+    "wire",
+]
 
 if "." not in __name__:
     raise ImportError(

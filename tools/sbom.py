@@ -2,8 +2,8 @@
 
     python tools/sbom.py FILE
 
-It lists what requirements-lock.txt and requirements-lock-cuda.txt name, with the SHA-256 of every file that pip would take, and
-the licence by the packages' own metadata where they are installed. Equal locks give equal files.
+It lists what requirements-lock.txt and requirements-lock-cuda.txt name, with the SHA-256 of every file that pip would
+take, and the licence by the packages' own metadata where they are installed. Equal locks, installed, give equal files.
 """
 
 import re

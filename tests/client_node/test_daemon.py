@@ -39,7 +39,7 @@ def another_daemon(site):
 class PlayedConnection:
     """Stands where the way to the coordinator would be; notes whether the home was held meanwhile."""
 
-    def __init__(self, identity, enrolment, handle, *, may_refuse):
+    def __init__(self, identity, enrolment, handle, vitals, *, may_refuse):
         self.home, self.handle, self.may_refuse = identity.home, handle, may_refuse
 
     def run(self, stop):
