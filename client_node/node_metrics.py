@@ -43,7 +43,7 @@ class NodeMetrics:
 
     def alive(self) -> Verdict:
         """Tells whether the loop that asks for messages goes on. A step may take as long as it takes."""
-        return Verdict(tuple(f"{loop} shows no sign of life" for loop in self.vitals.pulse.stuck()))
+        return Verdict(tuple(f"{loop} shows no sign of life." for loop in self.vitals.pulse.stuck()))
 
     def ready(self) -> Verdict:
         """Tells whether the node is connected, and can write what it must before it answers."""
