@@ -18,8 +18,8 @@ OTHER = re.compile(r"(?<![A-Z])(?:A?GPL|LGPL|MPL|EUPL|EPL|CDDL|GNU|Mozilla|NVIDI
 HEAD = """# Licences
 
 What runs with confide, as locked in `requirements-lock.txt` and `requirements-lock-cuda.txt`, with the licence that
-each package's own metadata names. confide is Apache-2.0, its copy of CrypTen MIT. Written by `make licences`; nobody has
-read the texts for it. **Look** marks what is not plainly permissive: read it before you hand an installation on.
+each package's own metadata names. confide is Apache-2.0, its copy of CrypTen MIT. Written by `make licences`; nobody
+has read the texts for it. **Look** marks what is not plainly permissive: read it before you hand an installation on.
 
 | package | version | licence |
 |---|---|---|
