@@ -1,4 +1,4 @@
-"""What a monitor tells of a node: whether it lives and can work, and metrics of which none depends on a record.
+"""Tells a monitor of a node: whether it lives and can work, and metrics of which none depends on a record.
 
 Left out on purpose, though a monitor would like them: counts of records, units and batches; the duration of anything;
 processor time and memory; the room on the disk of a site that trains, since kept states fill it in proportion to its

@@ -1,4 +1,4 @@
-"""What a monitor tells of the running server: whether it lives and can serve, and metrics.
+"""Tells a monitor of the running server: whether it lives and can serve, and metrics.
 
 All of it the operator has on this machine anyway: the register, the runs, the signed ledgers that sites send, and what
 the gate sees. Nothing here is computed from an update, a total or a record.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_STOP_S = 2.0
 _LEDGERS_S = 15.0  # how often ledgers are looked at; of one that has grown the new entries are read
 
 
@@ -198,10 +199,10 @@ class Ledgers:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends that."""
+        """Ends that; a long ledger that is being read is left to end with the process."""
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_S)
 
     def standings(self) -> "dict[str, list[Standing]]":
         """The accounts of each site, as far as they are read."""

@@ -7,7 +7,6 @@ added that a line's text has not: no duration, no thread, no count. Files of our
 import json
 import logging
 import os
-import shutil
 import sys
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -81,7 +80,7 @@ def cut_off(path: Path, most_bytes: int = MOST_BYTES) -> bool:
             open(os.open(older, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as kept,
         ):
             source.seek(max(0, path.stat().st_size - most_bytes))  # the newest, if a burst was longer
-            shutil.copyfileobj(source, kept)
+            kept.write(source.read(most_bytes))  # and no more, though somebody goes on writing
     finally:
         os.truncate(path, 0)
     return True
