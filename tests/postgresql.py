@@ -1,65 +1,126 @@
-"""A throwaway server of PostgreSQL for tests: a cluster of its own, on a socket alone, ended with the test."""
+"""A PostgreSQL server of the tests' own: made with initdb in a new folder, reached over a socket there, thrown away.
 
-import contextlib
+The server refuses to run as root, so tests of root run it as the account `postgres`, or `nobody`.
+"""
+
+import itertools
 import os
 import pwd
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-_USER = "postgres"  # what runs the server where tests run as root: it refuses to be root's
+import psycopg
+import pytest
+from sqlalchemy import URL
+
+from confide.coordinator.store.place import DRIVER
+from confide.coordinator.store.store import migrate
+
+TEMPLATE, USER = "confide_new", "confide"
+_FAST = "-c fsync=off -c full_page_writes=off -c max_connections=60 -c shared_buffers=16MB -c listen_addresses=''"
 
 
-def binaries() -> Path:
-    """The folder of the newest server's programs; Debian keeps them off the PATH."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parents[1].name))
-    if found:
-        return found[-1].parent
-    on_path = shutil.which("initdb")
-    if on_path is None:
-        raise RuntimeError("no PostgreSQL server here: apt-get install postgresql")
-    return Path(on_path).resolve().parent
+@dataclass
+class Cluster:
+    """A server with its databases. `url` makes a new database, with the tables of a new federation or empty."""
+
+    folder: Path
+    account: str | None  # that runs it, if tests run as root
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def start(self) -> None:
+        said = f"{_FAST} -c unix_socket_directories='{self.folder}'"
+        self.run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-l", str(self.folder / "log"), "-o", said, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self.run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", mode, "stop")
+
+    def restart(self) -> None:
+        """Ends every connection at once, as a crash would, and starts again."""
+        self.stop()
+        self.start()
+
+    def url(self, *, is_empty: bool = False) -> URL:
+        name = f"t{next(self.numbers)}"
+        self.do(f"CREATE DATABASE {name}" + ("" if is_empty else f" TEMPLATE {TEMPLATE}"))
+        return self.named(name)
+
+    def named(self, database: str) -> URL:
+        return URL.create(DRIVER, username=USER, database=database, query={"host": str(self.folder)})
+
+    def do(self, statement: str, database: str = "postgres") -> None:
+        with psycopg.connect(host=str(self.folder), user=USER, dbname=database, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def run(self, program: str, *words: str) -> None:
+        done = subprocess.run(
+            [_found(program), *words], user=self.account, group=_group(self.account), cwd=self.folder, timeout=120,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert done.returncode == 0, (program, done.stderr[-2000:])
 
 
-@contextlib.contextmanager
-def postgresql_server(folder: Path, *, password: str | None = None) -> Iterator[str]:
-    """Starts a server whose data lie below `folder`; yields the URL of its database, without a password.
-
-    Args:
-        password: what the server asks its user for; None lets anybody in who reaches the socket.
-    """
-    programs, is_root = binaries(), os.geteuid() == 0
-    user = _USER if is_root else pwd.getpwuid(os.geteuid()).pw_name
-    data = folder / "cluster"
-    # A socket's path has at most 107 bytes, which pytest's folders use up.
-    with tempfile.TemporaryDirectory(prefix="pg-") as short:
-        if is_root:
-            account = pwd.getpwnam(user)
-            data.mkdir(mode=0o700, parents=True)
-            for place in (data, Path(short)):
-                os.chown(place, account.pw_uid, account.pw_gid)
-            for parent in data.parents:  # of which pytest makes some for root alone
-                if not parent.stat().st_mode & 0o001:
-                    parent.chmod(parent.stat().st_mode | 0o011)
-        secret = Path(short) / "password"
-        secret.write_text(password or "unused")
-        secret.chmod(0o644)
-        method = "trust" if password is None else "scram-sha-256"
-
-        def run(program: str, *words: str) -> None:
-            command = [str(programs / program), "-D", str(data), *words]
-            subprocess.run(
-                command, check=True, user=user if is_root else None, group=user if is_root else None,
-                extra_groups=[] if is_root else None, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"},
-            )  # fmt: skip
-
-        run("initdb", "--no-sync", "-E", "UTF8", "-A", method, "--pwfile", str(secret), "-U", user)
-        options = f"-c listen_addresses='' -c unix_socket_directories={short} -c fsync=off -c log_statement=none"
-        run("pg_ctl", "-w", "-l", str(data / "log"), "-o", options, "start")
+@contextmanager
+def server(*, password: str | None = None) -> Iterator[Cluster]:
+    """Runs a new server until the end of the block; without a password it lets in whoever reaches its socket."""
+    folder = Path(tempfile.mkdtemp(prefix="confide-pg-"))  # a short path, as sockets need
+    account = None
+    if os.getuid() == 0:
+        account = next(name for name in ("postgres", "nobody") if _is_account(name))
+        shutil.chown(folder, account)
+    made = Cluster(folder, account)
+    secret = folder / "password"
+    secret.write_text(password or "unused")
+    secret.chmod(0o644)
+    method = "trust" if password is None else "scram-sha-256"
+    words = ("-U", USER, "-A", method, "--pwfile", str(secret), "-E", "UTF8", "--no-sync")
+    try:
+        made.run("initdb", "-D", str(folder / "data"), *words)
+        made.start()
         try:
-            yield f"postgresql://{user}@/postgres?host={short}"
+            yield made
         finally:
-            run("pg_ctl", "-w", "-m", "immediate", "stop")
+            made.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Runs a new server that has the tables of a new federation, until the end of the block."""
+    with server() as made:
+        made.do(f"CREATE DATABASE {TEMPLATE}")
+        migrate(made.named(TEMPLATE))
+        yield made
+
+
+@contextmanager
+def postgresql_server(*, password: str | None = None) -> Iterator[str]:
+    """Runs a new server; yields the URL of an empty database of it, without the password."""
+    with server(password=password) as made:
+        yield f"postgresql://{USER}@/postgres?host={made.folder}"
+
+
+def _found(program: str) -> str:
+    places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), reverse=True)
+    found = str(places[0]) if places else shutil.which(program)
+    if found is None:
+        pytest.fail(f"{program} of PostgreSQL is not installed: apt-get install postgresql, as .ci/run does")
+    return found
+
+
+def _is_account(name: str) -> bool:
+    try:
+        return bool(pwd.getpwnam(name))
+    except KeyError:
+        return False
+
+
+def _group(account: str | None) -> int | None:
+    return None if account is None else pwd.getpwnam(account).pw_gid

@@ -13,6 +13,13 @@ HomeOption = Annotated[
         "--home", envvar="CONFIDE_COORDINATOR_HOME", resolve_path=True, help="Folder of the federation."
     ),  # whole, because child processes work elsewhere
 ]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database", metavar="URL", envvar="CONFIDE_DATABASE",
+        help="An empty PostgreSQL database, without a password: postgresql://USER@HOST/NAME (docs/backup.md).",
+    ),
+]  # fmt: skip
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 TextOption = Annotated[
     Path | None, typer.Option("--text", help="UTF-8 file to read, at most 1 MiB; left out, the backbone's licence.")

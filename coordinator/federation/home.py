@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from ...client_node.files import read_json, write_private
 from ..errors import Conflict, NotFound, StateDamaged
-from ..store import Store
+from ..store import Store, place
 from .pki import Pki
 
 _SETTINGS = "settings.json"
-_BEGUN = {"pki", "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "lost+found"}
+_BEGUN = {"pki", place.FILE, "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "lost+found"}
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _MAX_BYTES = 2**16
 _REMEDY = "It holds the federation's name, address and ports: put the file back from a backup"
@@ -41,24 +41,29 @@ class Settings:
 _SCHEMA = TypeAdapter(Settings)
 
 
-def create_home(home: Path, settings: Settings) -> None:
+def create_home(home: Path, settings: Settings, database: str | None = None) -> None:
     """Makes keys, certificates, database and settings under `home`.
 
     An `init` that was cut short is completed.
 
+    Args:
+        database: the URL of an empty PostgreSQL database; None for SQLite in the home.
+
     Raises:
-        Conflict: `home` holds a federation already or other files, or the settings contradict each other; nothing was
-            changed.
+        Conflict: `home` holds a federation already or other files, the settings contradict each other, or the database
+            cannot be used; nothing was changed.
+        StoreUnavailable: the database cannot be used just now.
     """
     if (home / _SETTINGS).exists():
         raise Conflict(f"{home} holds a federation already; nothing was changed. Use another --home for a new one")
     _refuse_unusable(settings)
+    url = None if database is None else place.parse_database(database)
     if others := sorted(path.name for path in home.glob("*") if path.name not in _BEGUN):
         shown = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
         raise Conflict(f"{home} holds other files ({shown}); nothing was changed. Use a folder that is new or empty")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Store.create(home, url).close()
     Pki.create(home, [settings.address.rpartition(":")[0]])
-    Store.create(home).close()
     write_private(home / _SETTINGS, json.dumps(asdict(settings), indent=2).encode())
 
 

@@ -18,6 +18,8 @@ from .pki import Pki
 
 logger = logging.getLogger(__name__)
 
+_ABOUT = "the register"
+
 
 class Register:
     """Invites, enrols and revokes nodes; finds the node of a request's key for the gate."""
@@ -32,7 +34,7 @@ class Register:
             Conflict: the name is enrolled already.
         """
         secret, digest = new_invite()
-        with self._store.session() as session:
+        with self._store.alone(_ABOUT) as session:
             node = session.get(NodeRow, name)
             if node is not None and node.enrolled_at is not None:
                 raise Conflict(f"{name} is enrolled already; revoke it and choose another name for its new keys")
@@ -56,7 +58,7 @@ class Register:
         """
         secret = bytes.fromhex(request.secret)
         key = fingerprint(request.transport_public.encode())
-        with self._store.session() as session:
+        with self._store.alone(_ABOUT) as session:  # of two keys with one code, or two codes with one key, one gets in
             node = session.scalars(select(NodeRow).where(NodeRow.invite_digest == digest_of(secret))).first()
             is_repeat = node is not None and (node.identity, node.fingerprint) == (request.identity, key)
             check(
@@ -94,7 +96,7 @@ class Register:
             EnrolmentInvalid: the key is or was another node's, or the node is not enrolled, or not any more.
         """
         key = fingerprint(request.transport_public.encode())
-        with self._store.session() as session:
+        with self._store.alone(_ABOUT) as session:
             node = session.scalars(select(NodeRow).where(NodeRow.identity == request.identity)).first()
             if node is None or node.fingerprint is None or node.revoked_at is not None:
                 raise EnrolmentInvalid("the coordinator does not know this node, or has revoked it")
@@ -111,7 +113,7 @@ class Register:
         """Revokes a node and its invitation code: the gate refuses its next request."""
         node = self._store.node(name)
         turned_out = {"revoked_at": time.time(), "invite_digest": None}
-        with self._store.session() as session:
+        with self._store.alone(_ABOUT) as session:
             session.execute(update(NodeRow).where(NodeRow.name == node.name).values(**turned_out))
             self._store.log_action(session, f"{name} revoked")
 

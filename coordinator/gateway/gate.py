@@ -38,7 +38,7 @@ from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateR
 from ...client_node.enrolment.sessions import Hello
 from ...client_node.wire import one_body
 from ...mpc.crash import spot
-from ..errors import EnrolmentInvalid, InviteRefused
+from ..errors import EnrolmentInvalid, InviteRefused, StoreUnavailable
 from ..federation.serving import SeenNode
 from ..fleet import WakeListener, flower
 from ..fleet.calls import MORE_HEADER
@@ -158,6 +158,8 @@ class FleetGate:
             status, headers, body = await self._answer(scope, receive)
         except _TurnedAway as end:
             status, headers, body = _refusal(end)
+        except StoreUnavailable as err:
+            status, headers, body = _refusal(self._without_register(err))
         except Exception as err:
             status, headers, body = self._failure(scope, err)
         headers = [*headers, (b"content-length", str(len(body)).encode())]
@@ -194,6 +196,11 @@ class FleetGate:
         self._log.failed("a request of an enrolled node failed", err)
         return 500, [], b""
 
+    def _without_register(self, err: StoreUnavailable) -> _TurnedAway:
+        """Puts a request off while the register cannot be asked: nobody is let in unseen, and nobody is shut out."""
+        self._log.failed("the register cannot be asked, and requests are put off", err)
+        return _TurnedAway(503)
+
     def _odd(self, scope: Message, err: Exception) -> _TurnedAway:
         """Refuses a request on which the gate failed before it knew the key; not for good, it may be a node's."""
         about = _peer(scope), type(err).__name__, spot(err)  # its text may hold what was sent
@@ -222,7 +229,7 @@ class FleetGate:
     async def _fleet(self, scope: Message, receive: Receive, call: str) -> Answer:
         try:
             shown, site = self._caller(scope)
-        except _TurnedAway:
+        except (_TurnedAway, StoreUnavailable):
             await _read_rest(receive)
             raise
         except Exception as err:
@@ -502,6 +509,8 @@ class FleetGate:
         except EnrolmentInvalid as err:
             self._log.stranger("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
             raise _TurnedAway(409, "invalid", str(err)) from err
+        except StoreUnavailable:
+            raise
         except Exception as err:
             self._log.failed("enrolment failed", err)
             raise _TurnedAway(500) from err
@@ -512,6 +521,8 @@ class FleetGate:
         _, site = self._signed_query(scope, body, StudiesQuery)
         try:
             studies = await asyncio.to_thread(self._studies, site)
+        except StoreUnavailable:
+            raise
         except Exception as err:
             self._log.failed("listing studies failed", err)
             raise _TurnedAway(500) from err
@@ -531,6 +542,8 @@ class FleetGate:
         except EnrolmentInvalid as err:
             self._log.known("rotation", request.identity, "the new key of site %r is not taken: %s", site, err)
             raise _TurnedAway(409, "invalid", str(err)) from err
+        except StoreUnavailable:
+            raise
         except Exception as err:
             self._log.failed("a rotation of keys failed", err)
             raise _TurnedAway(500) from err

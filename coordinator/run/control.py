@@ -27,9 +27,8 @@ def start_run(store: Store, study: str, *, again: bool = False) -> str:
     row = store.study(study)
     load_study(row).require_start()
     run_id = f"{row.name}-{secrets.token_hex(4)}"
-    with store.session() as session:
+    with store.alone("the runs") as session:  # of two commands at once one sees the other's run
         session.add(Run(id=run_id, study=row.hash, state=RunState.PENDING, created_at=time.time()))
-        session.flush()  # the database is ours from here on, so of two commands at once one sees the other's run
         unsettled = Run.state.not_in([state for state in RunState if state.is_settled])
         others = select(Run).where(Run.study == row.hash, Run.id != run_id, unsettled)
         other = session.scalars(others.order_by(Run.created_at.desc()).limit(1)).first()

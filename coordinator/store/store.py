@@ -1,9 +1,11 @@
 """The coordinator's database: sites, studies, runs, rounds, leases, the ledger replica, the audit log.
 
 Only this database counts; Flower's own state is a cache. A round exists once its row is committed, and only the holder
-of the run's current lease commits it.
+of the run's current lease commits it. The database is SQLite or PostgreSQL, and both give the same: a commit is on disk
+when it returns, each statement sees what was committed before it, and whoever checks before writing does so `alone`.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +15,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
     case,
     create_engine,
     event,
     func,
     inspect,
     literal,
+    make_url,
     select,
     text,
     update,
 )
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session, sessionmaker
 
 from ...client_node.login import login_name
@@ -31,13 +38,18 @@ from ..errors import (
     LeaseLost,
     NotFound,
     StateDamaged,
+    StoreUnavailable,
     TransitionRefused,
 )
-from .faults import REMEDY, faults_of, turn_into_ours
+from .faults import remedy, turn_into_ours
+from .place import database_of, name_of, note_database
 from .states import BEGIN, RunState, Transition
 from .tables import (
+    MAX_ACTION,
+    MAX_ERROR,
     MAX_STEP,
     ActionRow,
+    Base,
     Evaluation,
     LedgerRow,
     LeftOut,
@@ -50,6 +62,11 @@ from .tables import (
 )
 
 SCHEMA = "0005"  # the newest of the migrations
+HELD_S = 20  # how long to wait for another process's write
+_TO_SERVER: dict[str, object] = {  # of libpq, where the URL says nothing: a server that is away is noticed in seconds
+    "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+    "tcp_user_timeout": 20_000, "application_name": "confide",
+}  # fmt: skip
 _BY_STATE = select(Run.state, func.count()).group_by(Run.state)
 
 
@@ -76,24 +93,65 @@ class Store:
     Every method raises StateDamaged if the file is damaged, and StoreUnavailable if it cannot be used just now.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _sqlite_pragmas)
-        event.listen(self._engine, "handle_error", turn_into_ours)
+    def __init__(self, url: str | URL) -> None:
+        self._engine = open_engine(make_url(url))
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
     @classmethod
-    def create(cls, home: Path) -> "Store":
-        """Creates a new database under `home`, with its tables."""
+    def create(cls, home: Path, database: URL | None = None) -> "Store":
+        """Creates the tables of a new federation under `home`, or in the PostgreSQL database that `database` names.
+
+        Raises:
+            Conflict: that database cannot be used, or holds tables already; nothing was changed.
+            StoreUnavailable: it cannot be used just now.
+        """
+        if database is not None and database != database_of(home):  # the same: an `init` that was cut short goes on
+            store = cls(database)
+            try:
+                store.require_empty()
+            finally:
+                store.close()
+            note_database(home, database)
         store = cls.open(home)
         migrate(store.url)
         return store
 
     @classmethod
     def open(cls, home: Path) -> "Store":
-        """Opens the database under `home`."""
-        return cls(f"sqlite:///{home.resolve() / 'coordinator.db'}")
+        """Opens the database of the federation at `home`."""
+        return cls(database_of(home))
+
+    @property
+    def name(self) -> str:
+        """The database in words, for people; no secret is in it."""
+        return name_of(self._engine.url)
+
+    def require_empty(self) -> None:
+        """Refuses a database that a new federation cannot have.
+
+        Raises:
+            Conflict: it holds tables, or stores text in another form than UTF-8.
+        """
+        with self.session() as session:
+            if self._is_sqlite:
+                encoding = session.scalar(text("PRAGMA encoding"))
+            else:
+                encoding = session.scalar(text("SHOW server_encoding"))
+        if str(encoding).upper().replace("-", "") != "UTF8":
+            raise Conflict(f"{self.name} stores text as {encoding}; make one with ENCODING 'UTF8'. Nothing was changed")
+        if tables := inspect(self._engine).get_table_names():
+            raise Conflict(
+                f"{self.name} holds tables already, such as {tables[0]}; name an empty one. Nothing was changed"
+            )
+
+    def examine(self) -> str:
+        """Lets the database look at itself; returns `ok`, or what is wrong. Of PostgreSQL all rows are read once."""
+        with self.session() as session:
+            if self._is_sqlite:
+                return str(session.scalar(text("PRAGMA quick_check")))
+            for table in Base.metadata.sorted_tables:
+                session.execute(select(func.count()).select_from(table)).one()
+        return "ok"
 
     def require_schema(self) -> None:
         """Checks that the database has this version's schema; changes nothing. `serve` migrates an older one.
@@ -103,7 +161,7 @@ class Store:
             StateDamaged: the database holds no schema at all.
         """
         self.require_tables()
-        name = self._engine.url.database
+        name = self.name
         with self.session() as session:
             version = session.scalar(text("SELECT version_num FROM alembic_version")) or ""
         if version < SCHEMA:
@@ -117,11 +175,11 @@ class Store:
     def require_tables(self) -> None:
         """Raises StateDamaged if the database holds no schema at all: it was emptied, or is another one."""
         if not inspect(self._engine).has_table("alembic_version"):
-            raise StateDamaged(f"{self._engine.url.database} holds no federation's tables. {REMEDY}")
+            raise StateDamaged(f"{self.name} holds no federation's tables. {remedy(self._engine.url)}")
 
     @property
     def url(self) -> str:
-        """SQLAlchemy URL of the database."""
+        """SQLAlchemy URL of the database; a password is never in it."""
         return self._engine.url.render_as_string(hide_password=False)
 
     def close(self) -> None:
@@ -131,17 +189,62 @@ class Store:
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Runs one transaction: committed at the end, rolled back on an error."""
-        with self._sessions.begin() as session:
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except NoConnectionFree as err:
+            raise StoreUnavailable(
+                f"{self.name} cannot be used just now: all connections to it are taken. What is committed stays"
+            ) from err
+
+    @contextmanager
+    def moment(self) -> Iterator[Connection]:
+        """Gives a connection that sees the database as it is at its first read, whatever others write meanwhile."""
+        if self._is_sqlite:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN")
+                yield connection
+            return
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with self._engine.connect().execution_options(**options) as connection:
+            yield connection
+
+    @contextmanager
+    def filling(self) -> Iterator[Connection]:
+        """Gives one transaction in which the tables are made and filled, all or nothing."""
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def alone(self, about: str) -> Iterator[Session]:
+        """Runs one transaction in which nobody else who writes `about` the same is at work, from its first read on.
+
+        So what it reads stays true until its commit. SQLite has one writer at a time, whatever it is about.
+
+        Raises:
+            StoreUnavailable: another process has held it for 20 s.
+        """
+        with self.session() as session:
+            if self._is_sqlite:
+                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                session.execute(select(func.pg_advisory_xact_lock(_lock_number(about))))
             yield session
+
+    @property
+    def _is_sqlite(self) -> bool:
+        return self._engine.dialect.name == "sqlite"
 
     def log_action(self, session: Session, what: str) -> None:
         """Adds a line to the audit log inside `session`'s transaction, with the account that runs this process."""
-        session.add(ActionRow(at=time.time(), what=f"{what} (by {login_name()})"))
+        by = f" (by {login_name()})"
+        session.add(ActionRow(at=time.time(), what=_fitting(what, MAX_ACTION - len(by)) + by))
 
     def nodes(self) -> list[NodeRow]:
         """Lists every invited or enrolled node, by name."""
         with self.session() as session:
-            return list(session.scalars(select(NodeRow).order_by(NodeRow.name)))
+            rows = list(session.scalars(select(NodeRow)))
+        return sorted(rows, key=lambda row: row.name)  # here, because each database has an order of its own for text
 
     def nodes_mark(self) -> tuple[object, ...]:
         """Returns a mark that is another one once a node has been enrolled or revoked; cheaper than all rows."""
@@ -255,21 +358,23 @@ class Store:
         """Stores the heartbeat and the current step of the driver that holds `lease`. Raises `LeaseLost`."""
         values: dict[str, Any] = {"heartbeat": time.time()}
         if step is not None:
-            values["step"] = step[:MAX_STEP]
+            values["step"] = _fitting(step, MAX_STEP)
         with self.session() as session:
             self._fenced(session, run_id, lease, values)
 
     def note_trouble(self, run_id: str, lease: int, trouble: str) -> None:
         """Stores why the driver that holds `lease` ends before the run does. Raises `LeaseLost`."""
         with self.session() as session:
-            self._fenced(session, run_id, lease, {"error": trouble[:2000], "step": trouble[:MAX_STEP]})
+            self._fenced(
+                session, run_id, lease, {"error": _fitting(trouble, MAX_ERROR), "step": _fitting(trouble, MAX_STEP)}
+            )
 
     def note_waiting(self, run_id: str, why: str, *, silent_s: float) -> None:
         """Stores why a run has no driver, unless it is over or has shown a heartbeat in the last `silent_s` seconds."""
         waits = Run.state.not_in([state for state in RunState if state.is_over])
         silent = Run.heartbeat < time.time() - silent_s
         with self.session() as session:
-            session.execute(update(Run).where(Run.id == run_id, waits, silent).values(step=why[:MAX_STEP]))
+            session.execute(update(Run).where(Run.id == run_id, waits, silent).values(step=_fitting(why, MAX_STEP)))
 
     def begin_driving(self, run_id: str, lease: int) -> None:
         """Marks a run as driven by the holder of `lease`, without a line in the audit log; raises as `move_run`."""
@@ -298,6 +403,8 @@ class Store:
 
     def commit_round(self, row: Round | Prototype | Evaluation) -> None:
         """Commits a round, or what follows the last one. Raises `LeaseLost` unless `row.lease` is the run's now."""
+        if isinstance(row, Prototype | Evaluation) and row.problem is not None:
+            row.problem = _fitting(row.problem, MAX_ERROR)
         with self.session() as session:
             self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
             session.add(row)
@@ -320,17 +427,15 @@ class Store:
 
     def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
         """Lists by round the sites whose vectors were too long; only rounds with such sites."""
-        wanted = select(LeftOut).where(LeftOut.run == run_id).order_by(LeftOut.round, LeftOut.site)
         with self.session() as session:
-            rows = list(session.scalars(wanted))
+            rows = list(session.scalars(select(LeftOut).where(LeftOut.run == run_id)))
+        rows.sort(key=lambda row: (row.round, row.site))
         return {number: tuple(row.site for row in group) for number, group in groupby(rows, lambda row: row.round)}
 
     @contextmanager
     def holding_ledger(self, site: str) -> Iterator[Session]:
         """Runs one transaction in which nobody else appends to the replica of `site`, from its first read on."""
-        with self.session() as session:
-            # An update locks the row, or all of SQLite's database, even if it changes nothing.
-            session.execute(update(NodeRow).where(NodeRow.name == site).values(name=NodeRow.name))
+        with self.alone(f"the ledger of {site}") as session:
             yield session
 
     def ledger(self, session: Session, site: str, *, since: int = 0) -> list[LedgerRow]:
@@ -380,7 +485,7 @@ class Store:
             .where(Run.id == run_id, Run.state.in_(transition.moves), *([] if lease is None else [Run.lease == lease]))
             .values(
                 state=after,
-                error=error,
+                error=None if error is None else _fitting(error, MAX_ERROR),
                 ended_at=case((Run.state.in_(ends), time.time()), else_=None),
                 lease=Run.lease + int(transition.fences),
             )
@@ -400,16 +505,66 @@ class Store:
             raise _lost(run_id, lease)
 
 
-def migrate(url: str) -> None:
-    """Migrates the database at `url` to the newest schema."""
+def open_engine(url: URL) -> Engine:
+    """Opens an engine on a database, with the guarantees that `Store` needs and with errors of ours.
+
+    Raises:
+        StoreUnavailable: the driver of PostgreSQL is not installed.
+    """
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url)
+        event.listen(engine, "connect", _sqlite_pragmas)
+    else:
+        try:
+            # A statement sees what others have committed when it begins: who waited for a lock reads what is new.
+            engine = create_engine(
+                url, isolation_level="READ COMMITTED", pool_pre_ping=True, pool_timeout=HELD_S,
+                connect_args={name: value for name, value in _TO_SERVER.items() if name not in url.query},
+            )  # fmt: skip
+        except ModuleNotFoundError as err:
+            raise StoreUnavailable(
+                "the driver of PostgreSQL is not installed: pip install 'confide[postgresql]'"
+            ) from err
+        event.listen(engine, "connect", _postgresql_settings)
+    event.listen(engine, "handle_error", turn_into_ours)
+    return engine
+
+
+def migrate(url: str | URL, to: str = SCHEMA) -> None:
+    """Migrates the database at `url` to a schema, the newest by default; on the way back newer tables go, with rows."""
+    engine = open_engine(make_url(url))
+    try:
+        if engine.dialect.name == "sqlite":
+            event.remove(engine, "connect", _sqlite_pragmas)  # foreign keys are off while tables are made anew
+        with engine.begin() as connection:
+            if engine.dialect.name != "sqlite":
+                connection.execute(select(func.pg_advisory_xact_lock(_lock_number("the schema"))))
+            migrate_on(connection, to)
+    finally:
+        engine.dispose()
+
+
+def migrate_on(connection: Connection, to: str = SCHEMA) -> None:
+    """Migrates, inside the transaction of `connection`, to a schema."""
     from alembic import command
     from alembic.config import Config
+    from alembic.migration import MigrationContext
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).resolve().parent / "migrations"))
-    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    with faults_of(url):
-        command.upgrade(config, "head")
+    config.attributes["connection"] = connection
+    now = MigrationContext.configure(connection).get_current_revision() or ""
+    (command.downgrade if now > to else command.upgrade)(config, to)
+
+
+def _lock_number(about: str) -> int:
+    """Makes a number of PostgreSQL's advisory locks of what the lock is about."""
+    return int.from_bytes(hashlib.sha256(f"confide: {about}".encode()).digest()[:8], "big", signed=True)
+
+
+def _fitting(text: str, most: int) -> str:
+    """Makes a text that a column takes on each database: of `most` characters, without NUL."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:most]
 
 
 def _lost(run_id: str, lease: int) -> LeaseLost:
@@ -419,3 +574,15 @@ def _lost(run_id: str, lease: int) -> LeaseLost:
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
     for pragma in ("busy_timeout=20000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _postgresql_settings(connection: Any, _: Any) -> None:
+    """Sets what a server's administrator may have set otherwise: a commit that is on disk, and an end to waiting."""
+    before, connection.autocommit = connection.autocommit, True  # else a rollback would take them back
+    for name, value in (
+        ("synchronous_commit", "on"),
+        ("lock_timeout", f"{HELD_S}s"),
+        ("idle_in_transaction_session_timeout", "120s"),  # of a process that stands still while others wait for it
+    ):
+        connection.execute(f"SET SESSION {name} = '{value}'")
+    connection.autocommit = before

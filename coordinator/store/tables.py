@@ -6,7 +6,7 @@ Large vectors are files named in rows by their SHA-256.
 from typing import ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Double, ForeignKey, LargeBinary, String, Text
+from sqlalchemy import BigInteger, Double, ForeignKey, Integer, LargeBinary, String, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -16,9 +16,12 @@ from .states import RunState
 
 T = TypeVar("T")
 
-MAX_STEP = 255  # characters
+MAX_STEP, MAX_ERROR, MAX_ACTION = 255, 2000, 2000  # characters
 _TEXTS, _NUMBERS = TypeAdapter(tuple[str, ...]), TypeAdapter(tuple[float, ...])  # as JSON in a column
 _RESTORE = "Restore the newest backup of coordinator.db"
+
+
+_BYTES = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's INTEGER has 64 bits
 
 
 class _State(TypeDecorator[RunState]):
@@ -82,7 +85,7 @@ class Run(Base):
     lease: Mapped[int] = mapped_column(default=0)  # fencing token; only its holder may write
     heartbeat: Mapped[float] = mapped_column(default=0.0)  # of the driver that holds the lease
     step: Mapped[str] = mapped_column(String(MAX_STEP), default="")  # the driver's current step, for people
-    error: Mapped[str | None] = mapped_column(String(2000))
+    error: Mapped[str | None] = mapped_column(String(MAX_ERROR))
     created_at: Mapped[float]
     ended_at: Mapped[float | None]
 
@@ -94,7 +97,7 @@ class OpenedSum:
     sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
     evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed answers for that set
     seconds: Mapped[float]
-    bytes_per_site: Mapped[int]  # sealed bytes that one site sent
+    bytes_per_site: Mapped[int] = mapped_column(_BYTES)  # sealed bytes that one site sent
     lease: Mapped[int]
     committed_at: Mapped[float]
 
@@ -123,7 +126,7 @@ class Evaluation(OpenedSum, Base):
     __tablename__ = "evaluation"
     number: Mapped[int]  # of the round
     counts: Mapped[str] = mapped_column(Text)  # JSON list: the noised histogram, label 0 first, bins ascending
-    problem: Mapped[str | None] = mapped_column(String(2000))
+    problem: Mapped[str | None] = mapped_column(String(MAX_ERROR))
 
     @property
     def histogram(self) -> tuple[float, ...]:
@@ -137,7 +140,7 @@ class Prototype(OpenedSum, Base):
     __tablename__ = "prototype"
     number: Mapped[int]  # of the round
     entries: Mapped[str] = mapped_column(Text)  # JSON list
-    problem: Mapped[str | None] = mapped_column(String(2000))
+    problem: Mapped[str | None] = mapped_column(String(MAX_ERROR))
 
     @property
     def vector(self) -> tuple[float, ...]:
@@ -162,7 +165,7 @@ class ActionRow(Base):
     __tablename__ = "audit"
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     at: Mapped[float]
-    what: Mapped[str] = mapped_column(String(2000))
+    what: Mapped[str] = mapped_column(String(MAX_ACTION))
 
 
 class PrivacyTest(Base):

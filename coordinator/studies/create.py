@@ -58,7 +58,7 @@ def store_study(store: Store, pki: Pki, home: Path, examined: Examination) -> St
     )
     start = {"state": parts.state.tolist(), "backbone": str(parts.folder)}
     write_private(start_file(home, study.study_hash), json.dumps(start).encode())
-    with store.session() as session:
+    with store.alone("the studies") as session:
         if session.get(StudyRow, study.study_hash) is None:
             session.add(
                 StudyRow(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from confide.coordinator.federation.pki import Pki
+from confide.coordinator.store.place import SQLITE_FILE, note_database
 from confide.coordinator.store.states import RunState
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import NodeRow, Round, Run
@@ -17,7 +18,15 @@ from ..client_node.conftest import STUDY_TOML, certificate_of, changed, identity
 if TYPE_CHECKING:
     from confide.client_node.study.study import Study
 
+    from ..postgresql import Cluster
+
 SITES, PARTIES = ("other", "svi", "svhc", "rest"), ("agg-a", "agg-b", "agg-c")
+
+
+only_sqlite = pytest.mark.parametrize("any_store", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize(
+    "any_store", [pytest.param("postgresql", marks=pytest.mark.process)], indirect=True
+)
 
 
 @dataclass
@@ -57,6 +66,27 @@ def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def empty_store(tmp_path: Path, _empty_database: bytes) -> Iterator[Store]:
     """A new store under `tmp_path`; one migration serves all tests."""
     (tmp_path / "coordinator.db").write_bytes(_empty_database)
+    store = Store.open(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator["Cluster"]:
+    """A PostgreSQL server; whoever asks for it starts processes."""
+    from ..postgresql import cluster
+
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.process)])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path, _empty_database: bytes) -> Iterator[Store]:
+    """A new store of the federation at `tmp_path`, on each of the databases."""
+    if request.param == "sqlite":
+        (tmp_path / SQLITE_FILE).write_bytes(_empty_database)
+    else:
+        note_database(tmp_path, request.getfixturevalue("postgresql").url())
     store = Store.open(tmp_path)
     yield store
     store.close()

@@ -54,15 +54,15 @@ ROWS = {
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        if request.param == "sqlite":
+    if request.param == "sqlite":
+        with tempfile.TemporaryDirectory() as folder:
             place = f"sqlite:///{folder}/omop.db"
             fill(place)
             yield place
-        else:
-            with postgresql_server(Path(folder)) as place:
-                fill(place.replace("postgresql:", "postgresql+psycopg:"))
-                yield place
+    else:
+        with postgresql_server() as place:
+            fill(place.replace("postgresql:", "postgresql+psycopg:"))
+            yield place
 
 
 def fill(url: str) -> None:

@@ -79,7 +79,7 @@ class Database:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder, postgresql_server(Path(folder), password=PASSWORD) as url:
+    with postgresql_server(password=PASSWORD) as url:
         yield url
 
 

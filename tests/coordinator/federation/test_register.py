@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import threading
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from confide.coordinator.federation.invites import VALID_S
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.federation.register import Register
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import ActionRow, StudyRow
+from confide.coordinator.store.tables import ActionRow, NodeRow, StudyRow
 
 ADDRESS = "fed.example:9443"
 
@@ -55,8 +56,35 @@ def nodes(tmp_path_factory):
 
 
 @pytest.fixture
-def office(empty_store, pki, nodes):
-    return Office(Register(empty_store, pki), empty_store, pki, *nodes)
+def office(any_store, pki, nodes):
+    return Office(Register(any_store, pki), any_store, pki, *nodes)
+
+
+def test_of_two_keys_that_come_with_one_code_at_once_one_is_enrolled(office, tmp_path):
+    others = [Store.open(tmp_path) for _ in range(2)]
+    registers = [Register(each, office.pki) for each in others]
+    for number in range(5):
+        code, outcomes = office.invite(f"site-{number}"), []
+        whos = [dataclasses.replace(who, home=tmp_path) for who in (office.north, office.south)]
+        start = threading.Barrier(2)
+
+        def come(register, who, code=code, start=start, outcomes=outcomes):
+            start.wait(30)
+            try:
+                outcomes.append(register.enrol(request(code, who)).name)
+            except (InviteUsed, EnrolmentInvalid) as err:
+                outcomes.append(type(err).__name__)
+
+        threads = [threading.Thread(target=come, args=pair) for pair in zip(registers, whos, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == sorted(["InviteUsed", f"site-{number}"])
+        with office.store.session() as session:  # so that both keys are free again
+            session.delete(session.get(NodeRow, f"site-{number}"))
+    for each in others:
+        each.close()
 
 
 def test_a_code_carries_the_address_and_the_ca_to_trust(office):

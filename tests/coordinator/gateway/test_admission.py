@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from confide.client_node.enrolment.identity import NodeIdentity, load_transport_public
+from confide.coordinator.errors import StoreUnavailable
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.gateway import admission
 from confide.coordinator.gateway.admission import network_of
@@ -345,6 +346,25 @@ def test_an_error_before_the_key_is_known_is_a_plain_refusal(gate: Gate, caplog:
     assert len(lines) == 1
     assert "127.0.0.1 sent what the gate cannot handle: ZeroDivisionError at test_admission.py" in lines[0].getMessage()
     assert not lines[0].exc_info
+
+
+def test_while_the_register_cannot_be_asked_a_request_is_put_off(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    """A database that restarts shuts no node out: 503 is what nodes try again at."""
+    server = gate.open()
+    known = gate.register.site_of
+
+    def away(fingerprint: str) -> str | None:
+        raise StoreUnavailable("the database is away")
+
+    gate.register.site_of = away  # type: ignore[method-assign]
+    for _ in range(3):
+        caller = gate.call(server)
+        assert caller.ask(gate.nodes["north"]) == 503
+        assert "confide-refused" not in caller.headers
+    lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line.getMessage() for line in lines] == ["the register cannot be asked, and requests are put off"]
+    gate.register.site_of = known  # type: ignore[method-assign]
+    assert gate.call(server).ask(gate.nodes["north"]) != 503
 
 
 def test_an_error_for_a_known_key_is_500_with_one_traceback(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from confide.coordinator.gateway.drivers import Drivers
 from confide.coordinator.store.store import CommittedRound
 from confide.coordinator.store.tables import Run, StudyRow
 
-from ..conftest import put_in_state
+from ..conftest import only_postgresql, put_in_state
 
 pytestmark = pytest.mark.process
 
@@ -44,12 +44,12 @@ class PlayedSuperLink:
 
 
 @pytest.fixture
-def store(empty_store):
-    with empty_store.session() as session:
+def store(any_store):
+    with any_store.session() as session:
         session.add(StudyRow(hash="0" * 64, name="thyroid", canonical=b"", signature="", created_at=0.0))
-    with empty_store.session() as session:
+    with any_store.session() as session:
         session.add_all(Run(id=run, study="0" * 64, state="pending", created_at=0.0) for run in RUNS)
-    return empty_store
+    return any_store
 
 
 @pytest.fixture
@@ -94,6 +94,20 @@ def test_each_unfinished_run_gets_one_driver(drivers, until, orders, store):
     put_in_state(store, "run-2", "pending")
     until(lambda: len(orders()) == 2)
     assert orders()[1] == {"drive": "run-2", "token": "token-2"}
+
+
+@only_postgresql
+def test_drivers_are_started_once_a_database_that_was_away_answers_again(drivers, until, orders, store, postgresql):
+    put_in_state(store, "run-2", "done")
+    postgresql.stop()
+    try:
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="the connection to its server is lost"):
+                drivers.tick()
+    finally:
+        postgresql.start()
+    until(orders)
+    assert orders() == [{"drive": "run-1", "token": "token-1"}]
 
 
 def test_a_driver_that_ends_too_early_is_replaced_after_growing_pauses(drivers, until, orders, store, tmp_path):

@@ -19,12 +19,12 @@ def study(tmp_path):
 
 
 @pytest.fixture
-def store(empty_store, study):
+def store(any_store, study):
     """A store with one study, and one run of it called run-1."""
-    keep(empty_store, study)
-    with empty_store.session() as session:
+    keep(any_store, study)
+    with any_store.session() as session:
         session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
-    return empty_store
+    return any_store
 
 
 def keep(store, study):

@@ -15,6 +15,8 @@ from confide.coordinator.store import tables
 from confide.coordinator.store.store import Store, migrate
 from confide.coordinator.store.tables import Evaluation, Round, Run
 
+from ..conftest import only_postgresql, only_sqlite
+
 
 @contextmanager
 def full() -> Iterator[None]:
@@ -36,6 +38,7 @@ def fill(store: Store) -> None:
             store.log_action(session, "x" * 1500)
 
 
+@only_sqlite
 def test_a_full_disk_is_one_error_of_ours_and_what_is_committed_stays(empty_store):
     with full(), pytest.raises(StoreUnavailable, match=r"coordinator.db cannot be used just now: the disk is full"):
         fill(empty_store)
@@ -73,10 +76,14 @@ def test_another_file_is_damage_to_every_use_of_it(tmp_path, data):
 def test_a_table_that_is_gone_is_damage(empty_store):
     with empty_store.session() as session:
         session.execute(sa.text("DROP TABLE audit"))
-    with pytest.raises(StateDamaged, match="no such table: audit"), empty_store.session() as session:
+    with (
+        pytest.raises(StateDamaged, match=r'no such table: audit|relation "audit" does not exist'),
+        empty_store.session() as session,
+    ):
         empty_store.log_action(session, "x")
 
 
+@only_sqlite
 def test_another_process_that_holds_the_database_is_named_as_such(empty_store, tmp_path):
     with empty_store.session() as session:
         session.execute(sa.text("PRAGMA busy_timeout=1"))
@@ -85,6 +92,101 @@ def test_another_process_that_holds_the_database_is_named_as_such(empty_store, t
     with pytest.raises(StoreUnavailable, match="another process has held it"):
         fill(empty_store)
     holder.close()
+
+
+@only_postgresql
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("53100", "the disk of its server is full"),
+        ("58030", "its server fails to read"),
+        ("25006", "its server takes no changes"),
+    ],
+)
+def test_what_a_server_says_of_its_disk_is_one_error_of_ours(empty_store, code, why):
+    raising = f"BEGIN RAISE EXCEPTION ''no'' USING ERRCODE = ''{code}''; END"
+    with empty_store.session() as session:
+        session.execute(sa.text(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS '{raising}'"))
+        each = "BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION refuse()"
+        session.execute(sa.text(f"CREATE TRIGGER refusing {each}"))
+    with pytest.raises(StoreUnavailable, match=f"the database t[0-9]+ at .* cannot be used just now: {why}"):
+        fill(empty_store)
+    assert empty_store.nodes() == []
+
+
+@only_postgresql
+def test_another_connection_that_holds_a_table_is_named_as_such(empty_store):
+    with empty_store.session() as session:
+        session.execute(sa.text("SET SESSION lock_timeout = '50ms'"))
+    holder = sa.create_engine(empty_store.url)
+    with holder.connect() as connection:
+        connection.execute(sa.text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+        with pytest.raises(StoreUnavailable, match="another process has held it"):
+            fill(empty_store)
+    holder.dispose()
+
+
+@only_postgresql
+def test_a_server_that_is_away_is_passing_trouble_and_each_use_finds_it_again(empty_store, postgresql):
+    with empty_store.session() as session:
+        empty_store.log_action(session, "before")
+    postgresql.stop()
+    try:
+        for use in (empty_store.nodes, empty_store.require_schema, lambda: migrate(empty_store.url)):
+            with pytest.raises(StoreUnavailable, match="the connection to its server is lost"):
+                use()
+    finally:
+        postgresql.start()
+    assert empty_store.nodes() == []
+    with empty_store.session() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(tables.ActionRow)) == 1
+
+
+@only_postgresql
+def test_a_server_that_restarts_within_a_change_takes_all_of_it_back(empty_store, postgresql):
+    def restart_within() -> None:
+        with empty_store.session() as session:
+            empty_store.log_action(session, "lost")
+            session.flush()
+            postgresql.restart()
+
+    with pytest.raises(StoreUnavailable):
+        restart_within()
+    with empty_store.session() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(tables.ActionRow)) == 0
+
+
+@only_postgresql
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"database": "nowhere"}, "has no such database|connection to its server is lost"),
+        ({"username": "nobody"}, "lost"),
+    ],
+)
+def test_an_account_or_database_that_the_server_does_not_know_is_told_without_a_password(
+    empty_store, monkeypatch, change, why
+):
+    monkeypatch.setenv("PGPASSWORD", "hunter2")
+    store = Store(sa.make_url(empty_store.url).set(**change))
+    with pytest.raises(StoreUnavailable, match=why) as told:
+        store.nodes()
+    assert "hunter2" not in str(told.value)
+    store.close()
+
+
+@only_postgresql
+def test_more_threads_than_connections_wait_and_then_are_told(empty_store, monkeypatch):
+    monkeypatch.setattr(empty_store._engine.pool, "_timeout", 0.05)
+
+    def hold(sessions: int) -> None:
+        with empty_store.session() as session:
+            session.execute(sa.text("SELECT 1"))
+            hold(sessions - 1)
+
+    with pytest.raises(StoreUnavailable, match="all connections to it are taken"):
+        hold(50)
+    assert empty_store.nodes() == []
 
 
 def test_damaged_rows_are_no_other_error(empty_store):

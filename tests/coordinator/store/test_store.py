@@ -1,17 +1,21 @@
+import contextlib
 import os
 import pwd
 import sqlite3
+import threading
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
 
 from confide.client_node.login import login_name
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, StateDamaged
-from confide.coordinator.store.states import FINISH
+from confide.coordinator.store.states import ABANDON, FAIL, FINISH, RunState
 from confide.coordinator.store.store import SCHEMA, CommittedRound, Store, migrate
 from confide.coordinator.store.tables import ActionRow, Base, Evaluation, NodeRow, Run, StudyRow
 
-from ..conftest import committed_round
+from ..conftest import committed_round, only_postgresql, only_sqlite
 
 RUN = "thyroid-0001"
 OLD, NEW = "ab" * 32, "cd" * 32  # hashes of two studies of one name
@@ -52,15 +56,77 @@ def tables(url: str) -> dict[str, object]:
     return found
 
 
-def test_migrations_make_the_tables_that_the_models_describe(tmp_path):
-    store = Store.create(tmp_path)
-    by_models = f"sqlite:///{tmp_path / 'models.db'}"
-    engine = sa.create_engine(by_models)
+def by_models(url: str) -> None:
+    engine = sa.create_engine(url)
     Base.metadata.create_all(engine)
     engine.dispose()
-    assert tables(store.url) == tables(by_models)
-    assert len(tables(by_models)) == len(Base.metadata.tables)
-    store.close()
+
+
+@only_sqlite
+def test_migrations_make_the_tables_that_the_models_describe(empty_store, tmp_path):
+    other = f"sqlite:///{tmp_path / 'models.db'}"
+    by_models(other)
+    assert tables(empty_store.url) == tables(other)
+    assert len(tables(other)) == len(Base.metadata.tables)
+
+
+@only_postgresql
+def test_migrations_make_the_tables_that_the_models_describe_at_a_server(empty_store, postgresql):
+    other = postgresql.url(is_empty=True).render_as_string()
+    by_models(other)
+    assert tables(empty_store.url) == tables(other)
+    assert len(tables(other)) == len(Base.metadata.tables)
+
+
+def row_of(table: sa.Table) -> dict[str, object]:
+    """A row with a value in each column that is not of a key of another table's."""
+    texts = {str: "text", bytes: b"\x00\xff", float: 1.0 / 3.0, int: 2**31 - 1}
+    values = {column.name: texts[column.type.python_type] for column in table.columns}
+    return {name: value for name, value in values.items() if not table.columns[name].foreign_keys} | {
+        name: {"study": "text", "run": "text"}[name] for name, column in table.columns.items() if column.foreign_keys
+    }
+
+
+def rows(url: str) -> dict[str, list[tuple[object, ...]]]:
+    engine = sa.create_engine(url)
+    found = sa.MetaData()
+    found.reflect(engine)
+    with engine.connect() as connection:
+        read = {name: list(map(tuple, connection.execute(sa.select(table)))) for name, table in found.tables.items()}
+    engine.dispose()
+    return read
+
+
+def fill_tables(url: str) -> None:
+    """Adds a row to each table that has none, whatever the schema is."""
+    engine = sa.create_engine(url)
+    found = sa.MetaData()
+    found.reflect(engine)
+    with engine.begin() as connection:
+        for table in found.sorted_tables:
+            if connection.execute(sa.select(table)).first() is None:
+                connection.execute(table.insert(), row_of(table))
+    engine.dispose()
+
+
+def test_migrations_go_up_and_back_with_rows_in_every_table(empty_store):
+    url = empty_store.url
+    migrate(url, "0001")
+    versions = [f"{number:04d}" for number in range(1, int(SCHEMA) + 1)]
+    seen, shapes = {}, {}
+    for version in versions:
+        migrate(url, version)
+        fill_tables(url)
+        seen[version], shapes[version] = rows(url), tables(url)
+        assert all(seen[version].values())
+    assert set(seen[SCHEMA]) == {*Base.metadata.tables, "alembic_version"}
+    for version in reversed(versions):
+        migrate(url, version)
+        assert rows(url) == seen[version]
+        assert tables(url) == shapes[version]
+    migrate(url)
+    assert tables(url) == shapes[SCHEMA]
+    assert rows(url)["run"] == seen["0001"]["run"]
 
 
 def test_a_store_migrated_twice_keeps_its_rows(store):
@@ -85,12 +151,10 @@ def at_schema(store: Store, version: str) -> None:
         session.execute(sa.text(f"UPDATE alembic_version SET version_num = '{version}'"))
 
 
-def test_a_new_store_has_the_newest_schema(tmp_path):
-    store = Store.create(tmp_path)
-    store.require_schema()
-    with store.session() as session:
+def test_a_new_store_has_the_newest_schema(empty_store):
+    empty_store.require_schema()
+    with empty_store.session() as session:
         assert session.scalar(sa.text("SELECT version_num FROM alembic_version")) == SCHEMA
-    store.close()
 
 
 @pytest.mark.parametrize(("version", "why"), [("0002", "start `serve` once"), ("9999", "a later version's")])
@@ -156,10 +220,124 @@ def test_what_one_process_commits_another_reads(store, tmp_path):
     other.close()
 
 
+@only_sqlite
 def test_a_commit_is_on_disk_when_it_returns(store):
     with store.session() as session:
         assert session.scalar(sa.text("PRAGMA synchronous")) == 2  # FULL
         assert session.scalar(sa.text("PRAGMA foreign_keys")) == 1
+
+
+@only_postgresql
+def test_a_commit_is_on_disk_when_it_returns_whatever_the_server_says(store, postgresql):
+    postgresql.do(f"ALTER DATABASE {sa.make_url(store.url).database} SET synchronous_commit = off")
+    other = Store(store.url)
+    for _ in range(2):  # a rollback takes nothing back
+        with contextlib.suppress(ZeroDivisionError), other.session() as session:
+            assert session.scalar(sa.text("SHOW synchronous_commit")) == "on"
+            assert session.scalar(sa.text("SHOW transaction_isolation")) == "read committed"
+            raise ZeroDivisionError
+    other.close()
+
+
+def test_texts_that_are_too_long_for_a_column_or_hold_nul_are_stored_as_far_as_they_fit(store):
+    lease = store.acquire_lease(RUN)
+    store.note_trouble(RUN, lease, "\0" + "x" * 3000)
+    assert store.run(RUN).error == "\N{REPLACEMENT CHARACTER}" + "x" * 1999
+    store.begin_driving(RUN, lease)
+    store.move_run(RUN, FAIL, lease=lease, error="\0" * 3000)
+    assert len(store.run(RUN).error) == 2000
+    store.note_waiting(RUN, "y" * 300, silent_s=0)
+    with store.session() as session:
+        assert all(len(row.what) <= 2000 for row in session.scalars(sa.select(ActionRow)))
+        assert all(row.what.endswith(f" (by {login_name()})") for row in session.scalars(sa.select(ActionRow)))
+
+
+def test_large_sizes_and_bytes_of_every_value_come_back(store):
+    lease = store.acquire_lease(RUN)
+    store.commit_round(committed_round(1, run=RUN, lease=lease, sent=2**40))
+    with store.session() as session:
+        session.add(NodeRow(name="east", roles="train", transport_key=bytes(range(256)), enrolled_at=1 / 3))
+    assert store.rounds(RUN)[0].bytes_per_site == 2**40
+    assert (store.node("east").transport_key, store.node("east").enrolled_at) == (bytes(range(256)), 1 / 3)
+
+
+def test_names_come_in_one_order_on_each_database(store):
+    names = ["a-b", "a.b", "a0", "aa", "ab", "b"]
+    with store.session() as session:
+        session.add_all(NodeRow(name=name, roles="train") for name in reversed(names))
+    lease = store.acquire_lease(RUN)
+    store.leave_out(RUN, lease, 1, list(reversed(names)))
+    assert [row.name for row in store.nodes()] == names
+    assert store.left_out(RUN) == {1: tuple(names)}
+
+
+def at_once(*works: Callable[[], object]) -> list[BaseException | object]:
+    """Does all of it at the same moment, each in a thread; lists what came of each."""
+    start, found = threading.Barrier(len(works)), [None] * len(works)
+
+    def do(place: int) -> None:
+        start.wait(30)
+        try:
+            found[place] = works[place]()
+        except Exception as err:
+            found[place] = err
+
+    threads = [threading.Thread(target=do, args=(place,)) for place in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_leases_that_are_taken_at_once_are_all_different(store, tmp_path):
+    others = [Store.open(tmp_path) for _ in range(4)]
+    leases = at_once(*([partial(each.acquire_lease, RUN) for each in others] * 5))
+    assert sorted(leases) == list(range(1, 21))
+    for each in others:
+        each.close()
+
+
+def test_of_two_drivers_that_commit_one_round_at_once_the_one_with_the_lease_does(store, tmp_path):
+    other = Store.open(tmp_path)
+    for number in range(1, 11):
+        old, new = store.acquire_lease(RUN), store.acquire_lease(RUN)
+        mine, theirs = at_once(
+            partial(store.commit_round, committed_round(number, run=RUN, lease=old)),
+            partial(other.commit_round, committed_round(number, run=RUN, lease=new)),
+        )
+        assert isinstance(mine, LeaseLost)
+        assert theirs is None
+    assert [row.number for row in store.rounds(RUN)] == list(range(1, 11))
+    other.close()
+
+
+def test_of_operators_who_order_at_once_one_is_obeyed(store, tmp_path):
+    other = Store.open(tmp_path)
+    for _ in range(5):
+        lease = store.acquire_lease(RUN)
+        store.begin_driving(RUN, lease)
+        outcomes = at_once(*(partial(each.move_run, RUN, ABANDON) for each in (store, other)))
+        assert sorted(type(each).__name__ for each in outcomes) == ["RunState", "TransitionRefused"]
+        with store.session() as session:
+            session.get(Run, RUN).state = RunState.PENDING
+    other.close()
+
+
+def test_who_reads_and_then_writes_alone_loses_nothing(store, tmp_path):
+    """A count that is read, and then written one larger, by several at once."""
+
+    def add(each: Store) -> None:
+        for _ in range(10):
+            with each.alone("the count") as session:
+                row = session.get(Run, RUN)
+                row.step = str(int(row.step or 0) + 1)
+
+    others = [Store.open(tmp_path) for _ in range(4)]
+    assert at_once(*(partial(add, each) for each in others)) == [None] * 4
+    assert store.run(RUN).step == "40"
+    for each in others:
+        each.close()
 
 
 def test_a_session_that_fails_leaves_nothing(store):
@@ -277,6 +455,7 @@ def test_a_node_or_run_that_is_not_there_is_not_found(store):
         store.run("thyroid-0002")
 
 
+@only_sqlite
 def test_the_database_is_plain_sqlite_in_wal_mode(store, tmp_path):
     connection = sqlite3.connect(tmp_path / "coordinator.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -52,7 +52,7 @@ def upgrade() -> None:
         sa.Column("evidence", sa.Text(), nullable=False),
         sa.Column("state_hash", sa.String(64), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
-        sa.Column("bytes_per_site", sa.Integer(), nullable=False),
+        sa.Column("bytes_per_site", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("lease", sa.Integer(), nullable=False),
         sa.Column("committed_at", sa.Double(), nullable=False),
     )
@@ -70,3 +70,9 @@ def upgrade() -> None:
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("what", sa.String(2000), nullable=False),
     )
+
+
+def downgrade() -> None:
+    """Drops all tables, with their rows."""
+    for name in ("audit", "ledger", "round", "run", "study", "node"):
+        op.drop_table(name)

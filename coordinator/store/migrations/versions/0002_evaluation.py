@@ -18,7 +18,12 @@ def upgrade() -> None:
         sa.Column("counts", sa.Text(), nullable=False),
         sa.Column("problem", sa.String(2000)),
         sa.Column("seconds", sa.Double(), nullable=False),
-        sa.Column("bytes_per_site", sa.Integer(), nullable=False),
+        sa.Column("bytes_per_site", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("lease", sa.Integer(), nullable=False),
         sa.Column("committed_at", sa.Double(), nullable=False),
     )
+
+
+def downgrade() -> None:
+    """Drops the table, with its rows."""
+    op.drop_table("evaluation")

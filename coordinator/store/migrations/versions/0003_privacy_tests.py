@@ -16,3 +16,8 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("facts", sa.Text(), nullable=False),
     )
+
+
+def downgrade() -> None:
+    """Drops the table, with its rows."""
+    op.drop_table("privacy_test")

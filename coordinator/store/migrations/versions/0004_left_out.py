@@ -15,3 +15,8 @@ def upgrade() -> None:
         sa.Column("round", sa.Integer(), primary_key=True),
         sa.Column("site", sa.String(63), primary_key=True),
     )
+
+
+def downgrade() -> None:
+    """Drops the table, with its rows."""
+    op.drop_table("left_out")
