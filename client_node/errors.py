@@ -50,6 +50,7 @@ ClientNodeError
 ├── SiteBehind               a site that lacks totals of earlier rounds; they are sent again
 ├── StateRefused             a start, total or state that does not follow from the study and its signed totals
 ├── CheckpointDamaged        a file is no checkpoint
+├── BackupInvalid            no whole backup, or no place to write or restore one
 ├── AlreadyRunning           another daemon holds the home folder
 ├── MonitorUnavailable       the port of the monitor cannot be opened, or nobody answers there
 └── ModelUnusable            the backbone here is not the study's
@@ -332,6 +333,10 @@ class StateRefused(ClientNodeError):
 
 class CheckpointDamaged(ClientNodeError):
     """A file that is no checkpoint, or not all of one."""
+
+
+class BackupInvalid(ClientNodeError):
+    """A backup that is not whole or not of this kind, or a place that cannot take one; nothing half-done is left."""
 
 
 class AlreadyRunning(ClientNodeError):

@@ -217,6 +217,11 @@ class SiteRole:
             raise RoundOver(
                 f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
             )
+        if self._outbox.is_lost(asked.run, asked.round):
+            raise RoundOver(
+                f"round {asked.round} of run {asked.run} was charged before the ledger of {self._name} was restored, "
+                "and what was sealed for it is not here; another draw would be another release, and the charge stands"
+            )
 
     def _note_units(self, study: Study, policy: SitePolicy, source: Source | None = None) -> None:
         """Notes whose records the account pays for, or refuses people that another account has paid for.

@@ -98,7 +98,7 @@ def budget_import(
     as_json: JsonOption = False,
 ) -> None:
     """Take a ledger back from a file, where there is none or only its beginning; every entry is checked."""
-    from ..approval.site_budget import import_ledger
+    from ..backup import import_ledger
 
     added, total = import_ledger(home, file)
     show_facts("Ledger restored", {"entries added": added, "entries now": total}, as_json)

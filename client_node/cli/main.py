@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, chart, data, doctor, health, keys, policy, search, service, setup, site, study
+from . import backup, budget, chart, data, doctor, health, keys, policy, search, service, setup, site, study
 from .application import PROBLEMS, REFUSED, JsonOption, LogForm, LogFormOption, MonitorOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
@@ -40,6 +40,10 @@ app.command(
     ),
 )(search.search)
 app.command("health", epilog=epilog("client-node health 9446", codes=[PROBLEMS]))(health.health)
+app.command("backup", epilog=epilog("client-node backup node.backup --passphrase-file passphrase"))(backup.backup)
+app.command(
+    "restore", epilog=epilog("client-node restore node.backup --home new", "client-node restore node.backup --check")
+)(backup.restore)
 app.command("doctor", epilog=epilog("client-node doctor", "client-node doctor --json"))(doctor.doctor)
 
 

@@ -24,7 +24,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,22 @@ class KnownUnits:
             elif not self._new_path.exists():
                 raise self._lost()
             move_durably(self._new_path, self._path)
+
+    def copy_to(self, path: Path) -> bool:
+        """Copies the marks as they are at one moment to a new file; False if nobody was ever noted."""
+        if not self._path.exists() and not self._key_path.exists():
+            return False
+        with self._opened():  # whole, and of this key
+            pass
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            with closing(sqlite3.connect(self._path, timeout=WAIT_S)) as ours, closing(sqlite3.connect(path)) as copy:
+                ours.backup(copy)
+        except (sqlite3.Error, OSError) as err:
+            if is_full(err):
+                raise DiskFull(f"no room for a copy of {FILE}; nothing was changed") from err
+            raise damaged(self._path, f"cannot be copied: {err}", remedy=_REMEDY) from err
+        return True
 
     def _lost(self) -> Exception:
         return damaged(self._path, f"is gone, and {KEY_FILE} is there", remedy=_REMEDY)

@@ -30,6 +30,7 @@ _SHARE_REMEDY = (
 Envelopes = tuple[Bytes, Bytes, Bytes]
 Files = tuple[Path, Path, Path]  # of envelopes, by aggregator
 
+_LOST = "lost"  # the mark of a round that may have been sealed where this home came from
 _COMPLETE = "complete"  # the mark of a round whose files are all there; their digests
 _TOPPED = "topped.json"
 
@@ -78,6 +79,14 @@ class Outbox:
     def fix(self, run: str, round_number: int, summed: Sequence[str]) -> None:
         """Stores durably that the newest top-up is for the set `summed`: from now on none is given for other sites."""
         write_private(self._folder(run, round_number) / _TOPPED, json.dumps(tuple(summed)).encode())
+
+    def lose(self, run: str, round_number: int) -> None:
+        """Marks a round, durably, as one whose sealed shares may be out in the world and are not here."""
+        write_private(self._folder(run, round_number) / _LOST, b"lost\n")
+
+    def is_lost(self, run: str, round_number: int) -> bool:
+        """True if nothing may be drawn for the round any more: what was sealed for it is lost, and not here."""
+        return (self._folder(run, round_number) / _LOST).exists() and self.get(run, round_number) is None
 
     def drop(self, run: str, round_number: int) -> None:
         """Deletes a settled round; `complete` goes first, so that an interrupted deletion leaves no half round."""

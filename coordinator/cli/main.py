@@ -16,8 +16,8 @@ from ...client_node.cli.application import (
     epilog,
 )
 from ..errors import CoordinatorError
-from . import adapter, audit, backbone, budget, doctor, run, site, space, study
-from .options import DEFAULT_HOME, HomeOption
+from . import adapter, audit, backbone, backup, budget, doctor, run, site, space, study
+from .options import DEFAULT_HOME, DatabaseOption, HomeOption
 from .serving import serve_federation
 from .tables import here, show_made, show_status
 
@@ -37,6 +37,12 @@ app.add_typer(space.app, name="space")
 app.add_typer(audit.app, name="audit")
 app.command("health", epilog=epilog("coordinator health 9445", codes=[PROBLEMS]))(health.health)
 app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
+
+app.command("backup", epilog=epilog("coordinator backup federation.backup --passphrase-file passphrase"))(backup.backup)
+app.command(
+    "restore",
+    epilog=epilog("coordinator restore federation.backup --home new", "coordinator restore federation.backup --check"),
+)(backup.restore)
 
 _FIRST_EXAMPLE = "thyroid"
 
@@ -66,6 +72,7 @@ def init(
     parcel: Annotated[
         Path | None, typer.Option("--out", help="Folder for the join files of those who are invited.")
     ] = None,
+    database: DatabaseOption = None,
     then_serve: Annotated[bool, typer.Option("--then-serve", help="Then serve, as `coordinator serve` does.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +92,7 @@ def init(
         federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port,
         strangers_per_address=strangers_per_address,
     )  # fmt: skip
-    create_home(home, settings)
+    create_home(home, settings, database)
     steps = [] if then_serve else [here(home, "serve")]
     if parcel is None:
         show_made(settings, home, as_json, steps=[*steps, here(home, "site invite NAME")])

@@ -2,7 +2,7 @@
 
 `create_home` founds a federation in a folder, and `opened_store` opens its store. `Pki` holds its certificates and the
 coordinator's key. `Register` invites, enrols and revokes nodes, and `members` is the operator's view of them. `serving`
-tells whether a server runs, and what it sees.
+tells whether a server runs, and what it sees. `backup` keeps and restores all of it.
 
 An invitation names the gate's address and pins the CA certificate that the node must trust:
 
@@ -34,4 +34,6 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, home="Settings create_home load_settings opened_store", pki="Pki", register="Register")
 
-__all__ = ["Pki", "Register", "Settings", "create_home", "load_settings", "members", "opened_store", "serving"]
+__all__ = [
+    "Pki", "Register", "Settings", "backup", "create_home", "load_settings", "members", "opened_store", "serving"
+]  # fmt: skip

@@ -1,7 +1,8 @@
 """Storage of the coordinator: tables in SQL, vectors and envelopes of a run in files, replicas of ledgers.
 
 `Store` holds nodes, studies, runs and rounds. `RunFolder` holds the files of one run, each known by its SHA-256.
-`LedgerReplica` holds the signed entries that sites send. `tables` has the rows, `states` the states of a run and the
+`LedgerReplica` holds the signed entries that sites send. `place` says where the tables are, in SQLite or PostgreSQL,
+and `dump` writes their rows so that either can read them. `tables` has the rows, `states` the states of a run and the
 allowed changes between them.
 
 A round's state is read back bit for bit; a damaged file is refused:
@@ -29,4 +30,4 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, ledger_replica="LedgerReplica", run_folder="RunFolder", store="Store migrate")
 
-__all__ = ["LedgerReplica", "RunFolder", "Store", "migrate", "run_folder", "states", "tables"]
+__all__ = ["LedgerReplica", "RunFolder", "Store", "dump", "migrate", "place", "run_folder", "states", "tables"]

@@ -39,6 +39,16 @@ Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by agg
 Envelopes = dict[str, Sealed]  # site -> its complete and checked shares
 
 
+def state_file(round_number: int, state_hash: str) -> str:
+    """Names the file, in a run's folder, of the checkpoint of a committed round."""
+    return f"state-{round_number}-{state_hash[:16]}.safetensors"
+
+
+def total_file(round_number: int) -> str:
+    """Names the file, in a run's folder, of the total of a round."""
+    return f"total-{round_number}"
+
+
 class RunFolder:
     """The folder of one run under the coordinator's home."""
 
@@ -150,10 +160,10 @@ class RunFolder:
         return Inbox(self._topups(round_number) / set_name(summed))
 
     def _checkpoint(self, round_number: int, state_hash: str) -> Path:
-        return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"
+        return self.path / state_file(round_number, state_hash)
 
     def _total(self, round_number: int) -> Path:
-        return self.path / f"total-{round_number}"
+        return self.path / total_file(round_number)
 
     def _topups(self, round_number: int) -> Path:
         return self.path / f"topups-{round_number}"

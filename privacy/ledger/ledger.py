@@ -234,6 +234,11 @@ class Ledger:
             booked = self._books.booked.get((run, round))
             return booked is not None and booked.summed is None
 
+    def open_rounds(self) -> list[tuple[str, int]]:
+        """Lists run and round of every charge whose outcome is not recorded yet."""
+        with self._reading():
+            return sorted(name for name, booked in self._books.booked.items() if booked.summed is None)
+
     def set_budget(self, budget: Budget) -> None:
         """Puts `budget` in force for its data set and unit, from now on; what was spent stays spent."""
         with self._writing() as (_, append):

@@ -61,6 +61,7 @@ NODE_COMMANDS = (
     "enroll 127.0.0.1:1/" + "A" * 77,
     "init {data}",
     "doctor",
+    "backup {out}",
 )
 COORDINATOR_COMMANDS = (
     "init",
@@ -92,6 +93,7 @@ COORDINATOR_COMMANDS = (
     "adapter routing {run} --tokens 8",
     "audit privacy {run}",
     "doctor",
+    "backup {out}",
 )
 
 SLOW = {"study audit thyroid", "audit privacy {run}"}  # seconds where nothing is damaged: tried on a few damages
@@ -99,5 +101,5 @@ SERVERS = {"run", "serve"}  # started as processes of their own
 WITHOUT_HOME = {
     "demo", "study compare", "budget verify", "adapter combine", "adapter carry", "adapter ask", "adapter serve",
     "backbone build", "backbone import", "backbone moments", "backbone compress", "backbone list", "backbone show",
-    "backbone routing", "chart read", "chart build", "space build", "search", "health",
+    "backbone routing", "restore", "chart read", "chart build", "space build", "search", "health",
 }  # fmt: skip

@@ -8,7 +8,7 @@ meet at a table.
 import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,8 +110,11 @@ def started(home: Path, ledgers: list[Ledger]) -> Node:
     return Node(home, identity, enrolment, ledger=ledger)
 
 
-def found(folder: Path) -> Homes:
-    """Founds a federation under `folder` and drives a run until its second total is opened and not committed."""
+def found(folder: Path, noticing: Callable[[str, str], None] = lambda kind, name: None) -> Homes:
+    """Founds a federation under `folder` and drives a run until its second total is opened and not committed.
+
+    `noticing` is called before every message with its kind and the node that it is for.
+    """
     home = folder / COORDINATOR
     done(home, "init", "--port", str(_free_port()))
     with _open_gate(home):
@@ -130,7 +133,7 @@ def found(folder: Path) -> Homes:
             (folder / site / "site.toml").write_text(changed(SITE_TOML, (at_backbone,)))
         _approve(folder, study)
     made = Homes(folder, study, json.loads(done(home, "run", "start", study, "--json").stdout)["run"])
-    _drive(made)
+    _drive(made, noticing)
     return made
 
 
@@ -142,7 +145,7 @@ def _approve(folder: Path, study: str) -> None:
         done(folder / name, "study", "approve", study, "--yes")
 
 
-def _drive(made: Homes) -> None:
+def _drive(made: Homes, noticing: Callable[[str, str], None]) -> None:
     """Round 1 with all sites; in round 2 one is away, the others top up, and the driver dies once a total is signed."""
     with pytest.MonkeyPatch.context() as patch, nodes_at(made.folder) as nodes:
         quicken(patch)
@@ -150,6 +153,7 @@ def _drive(made: Homes) -> None:
 
         def before(kind: str, name: str) -> NodeFailure | None:
             seen.append((kind, name))
+            noticing(kind, name)
             is_away = name == AWAY and seen.count(("step", AWAY)) > 1
             return NodeFailure(reason="timeout") if is_away else None
 

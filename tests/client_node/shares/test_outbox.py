@@ -168,3 +168,14 @@ def test_top_ups_are_forgotten_with_their_round(tmp_path):
     outbox.put_topup(RUN, 1, ("a", "b"), SECOND)
     outbox.drop(RUN, 1)
     assert stored_topup(outbox, ("a", "b")) is outbox.topped_set(RUN, 1) is None
+
+
+def test_a_round_is_lost_until_something_is_sealed_for_it(tmp_path):
+    outbox = Outbox(tmp_path)
+    assert not outbox.is_lost(RUN, 1)
+    outbox.lose(RUN, 1)
+    assert Outbox(tmp_path).is_lost(RUN, 1)
+    assert not outbox.is_lost(RUN, 2)
+    outbox.put(RUN, 1, FIRST)  # by a round that was under way
+    assert not outbox.is_lost(RUN, 1)
+    assert stored(outbox) == FIRST

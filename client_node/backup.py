@@ -1,0 +1,144 @@
+"""Backup of a node's home as one file, also while its daemon runs, and its restoration to a new home.
+
+The order in which files are taken keeps them true to each other. `keys/ledger.head` comes before the ledger, which so
+holds its entry; the people known and the approvals used come after it, and so cover all that it charges. States of
+records, sealed shares, keys of runs and all that is computed or fetched anew stay out.
+
+What a restored home cannot know is what its node did after the backup. So nothing is drawn again for a round that its
+ledger has charged and not settled: the shares may be out already. A ledger that is older than what the coordinator or
+an aggregator has seen is refused by them and by the site, as ever, until the missing entries are imported.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..privacy.errors import PrivacyError
+from ..privacy.ledger import backup as ledger_file
+from ..privacy.ledger.ledger import Ledger
+from . import ledger_head
+from .approval import charges, site_budget
+from .data import kept_files, known_units
+from .enrolment import Enrolment, NodeIdentity
+from .errors import BackupInvalid, ClientNodeError
+from .home_archive import Contents, files_of, fits, hold, move_in, new_home, read_archive, staging, write_archive
+from .shares import Outbox
+
+_LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_units.KEY_FILE)  # paths in the archive
+_BEFORE = ("enrolment.json", "ca.crt", "site.toml", "keys/*", "party/*")
+_AFTER = ("decisions.json", "decisions.jsonl", "leases.json", "aggregator/journal", "aggregator/positions")
+_RECORDS = str(kept_files.KEY_FILE)  # opens states of records, which are no part of a backup
+_LEFT_OUT = {  # in the home, as docs/site.md lists them
+    "ledger.db", "ledger.db-wal", "ledger.db-shm", "units.db-wal", "units.db-shm", "aggregator", "spool", "holds.json",
+    "batch-shapes.json", "answer-times.json", "kept-states", "outbox", "replay", "studies", "daemon.lock",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NodeBackup:
+    """A backup of a node, made or read."""
+
+    contents: Contents
+    entries: int | None  # of the ledger; None at a node that has none yet
+    left_out: tuple[str, ...] = ()  # names in the home that no backup knows
+    open_rounds: int = 0  # charged and not settled: nothing is drawn for them in the restored home
+
+
+def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> NodeBackup:
+    """Writes the home of a node to a new file. It holds private keys, and only a passphrase seals them.
+
+    Raises:
+        BackupInvalid: the file exists, or something cannot be read or written; nothing is left.
+        ClientNodeError, PrivacyError: a file of the home is damaged, and would be worth nothing in a backup.
+    """
+    NodeIdentity.load(home)
+    Enrolment.load(home).ca_pem()
+    with staging(home) as folder:
+        for name, path in files_of(home, _BEFORE, but=(_RECORDS, _PEOPLE_KEY)):
+            hold(path, folder / name)
+        taken = files_of(folder, _BEFORE)
+        entries = _ledger_to(home, folder / _LEDGER)
+        if entries is not None:
+            taken.append((_LEDGER, folder / _LEDGER))
+        if known_units.KnownUnits(home).copy_to(folder / _PEOPLE):  # whose key is there before it
+            taken += [(_PEOPLE, folder / _PEOPLE), (_PEOPLE_KEY, home / _PEOPLE_KEY)]
+        taken += files_of(home, _AFTER)
+        contents = write_archive(file, "node", taken, passphrase)
+    known = {name.partition("/")[0] for name, _ in taken} | _LEFT_OUT
+    others = {each.name for each in home.iterdir() if not each.name.startswith(".")} - known
+    return NodeBackup(contents, entries, left_out=tuple(sorted(others)))
+
+
+def check(file: Path, passphrase: bytes | None = None) -> NodeBackup:
+    """Reads the backup of a node and compares all sums in it; writes nothing. Raises `BackupInvalid`."""
+    return NodeBackup(read_archive(file, "node", _may_hold, passphrase=passphrase), None)
+
+
+def restore(file: Path, home: Path, passphrase: bytes | None = None) -> NodeBackup:
+    """Makes the home of a node anew from its backup: in a new or empty folder, all of it or nothing.
+
+    Every entry of the ledger is verified. Rounds that it has charged and not settled are never drawn again.
+
+    Raises:
+        BackupInvalid: the backup is not whole, or does not hold a node; the folder holds files; nothing is left there.
+    """
+    with new_home(home) as making:
+        contents = read_archive(file, "node", _may_hold, into=making, passphrase=passphrase)
+        try:
+            identity, enrolment = NodeIdentity.load(making), Enrolment.load(making)
+            enrolment.ca_pem()
+            entries, open_rounds = _ledger_from(making, identity, enrolment)
+            standing = ledger_head.standing(making, identity.identity_hex)
+            if standing not in ("whole", "none yet"):
+                raise BackupInvalid(standing)
+            known_units.KnownUnits(making).accounts()
+        except (ClientNodeError, PrivacyError, OSError) as err:
+            said = str(err).replace(f"{making}/", "")
+            raise BackupInvalid(f"{file} does not hold a whole node: {said}. Nothing was restored") from err
+        move_in(making, last="enrolment.json")
+    return NodeBackup(contents, entries, open_rounds=open_rounds)
+
+
+def import_ledger(home: Path, file: Path) -> tuple[int, int]:
+    """Imports a ledger from a file, see `site_budget.import_ledger`; nothing is drawn again for rounds that are lost.
+
+    Those are charged, not settled, and what was sealed for them is not here.
+    """
+    added, total = site_budget.import_ledger(home, file)
+    identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
+    with charges.open_ledger(home, identity, enrolment, may_be_lost=True) as ledger:
+        _lose(home, ledger)  # also if nothing was added: an import that was killed is made again
+    return added, total
+
+
+def _lose(home: Path, ledger: Ledger) -> int:
+    outbox, rounds = Outbox(home), ledger.open_rounds()
+    lost = [each for each in rounds if outbox.get(*each) is None]
+    for run, number in lost:
+        outbox.lose(run, number)
+    return len(lost)
+
+
+def _ledger_to(home: Path, file: Path) -> int | None:
+    """Writes the ledger to a file, with every entry verified; returns how many there are, None without a ledger."""
+    ledger = charges.ledger_if_begun(home)
+    if ledger is None:
+        return None
+    with ledger:
+        if not ledger.entries(limit=1):
+            return None
+        return ledger_file.write(file, ledger.walk(), ledger.public_key).seq + 1
+
+
+def _ledger_from(making: Path, identity: NodeIdentity, enrolment: Enrolment) -> tuple[int | None, int]:
+    file = making / _LEDGER
+    if not file.exists():
+        return None, 0
+    path = making / charges.LEDGER_FILE
+    entries, _ = Ledger.restore(path, ledger_file.read(file), identity.signer, enrolment.name)
+    file.unlink()
+    with Ledger.open(path, identity.signer, enrolment.name, is_new=False) as ledger:
+        return entries, _lose(making, ledger)
+
+
+def _may_hold(name: str) -> bool:
+    return fits(name, (*_BEFORE, *_AFTER, _LEDGER, _PEOPLE)) and name != _RECORDS

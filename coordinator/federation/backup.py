@@ -1,0 +1,180 @@
+"""Backup of the coordinator's home and database as one file, also while it serves, and restoration to a new home.
+
+The database is seen as it is at one moment, and the files of runs are linked at once, before its rows are read. A
+driver may have gone on in between and have dropped a file that the database of that moment still names; then both are
+taken anew.
+
+The database stands in the file in a form of its own (`store.dump`). So the backup of one database restores into the
+other: that is how a federation moves from SQLite to PostgreSQL, and back.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import URL, Connection, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from ...client_node.errors import BackupInvalid, ClientNodeError
+from ...client_node.home_archive import (
+    Contents,
+    files_of,
+    fits,
+    hold,
+    move_in,
+    new_home,
+    read_archive,
+    staging,
+    write_archive,
+)
+from ..errors import CoordinatorError, StateDamaged
+from ..store import Store, dump, place
+from ..store.run_folder import state_file, total_file
+from ..store.states import RunState
+from ..store.tables import Round, Run
+from .home import load_settings
+from .pki import Pki
+
+_DATABASE, _SETTINGS = "database.jsonl", "settings.json"
+_FILES = (_SETTINGS, "pki/*", "studies/*.json")
+_OF_RUNS = ("runs/*/secret", "runs/*/state-*", "runs/*/total-*")
+_LEFT_OUT = {  # in the home, as docs/operator.md lists them
+    place.FILE, "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "runs", "flower", "turns", "serve.lock",
+    "serve.json", "lost+found",
+}  # fmt: skip
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class FederationBackup:
+    """A backup of a federation, made or read."""
+
+    contents: Contents
+    rows: dict[str, int]  # of each table of the database; empty if they were not looked at
+    left_out: tuple[str, ...] = ()  # names in the home that no backup knows
+    missing: tuple[str, ...] = ()  # files that the database names and that are not there
+
+
+def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> FederationBackup:
+    """Writes the federation at `home` to a new file. It holds its private keys, and only a passphrase seals them.
+
+    A database of an earlier version is taken as it is.
+
+    Raises:
+        BackupInvalid: the file exists, or something cannot be read or written; nothing is left.
+        CoordinatorError: there is no federation, its database cannot be used, or a file that it needs is damaged.
+    """
+    load_settings(home)
+    Pki.load(home)
+    store = Store.open(home)
+    try:
+        with staging(home) as folder:
+            rows, missing = _consistent(store, home, folder)
+            taken = [*files_of(home, _FILES), (_DATABASE, folder / _DATABASE), *files_of(folder, _OF_RUNS)]
+            contents = write_archive(file, "coordinator", taken, passphrase)
+    finally:
+        store.close()
+    known = {name.partition("/")[0] for name, _ in taken} | _LEFT_OUT
+    others = {each.name for each in home.iterdir() if not each.name.startswith(".")} - known
+    return FederationBackup(contents, rows, tuple(sorted(others)), missing)
+
+
+def check(file: Path, passphrase: bytes | None = None) -> FederationBackup:
+    """Reads the backup of a federation and compares all sums in it; writes nothing. Raises `BackupInvalid`."""
+    return FederationBackup(read_archive(file, "coordinator", _may_hold, passphrase=passphrase), {})
+
+
+def restore(
+    file: Path, home: Path, passphrase: bytes | None = None, *, database: str | None = None
+) -> FederationBackup:
+    """Makes a federation anew from its backup: in a new or empty folder and database, all of it or nothing.
+
+    Args:
+        database: the URL of an empty PostgreSQL database; None for SQLite in the home. It need not be what it was.
+
+    Raises:
+        BackupInvalid: the backup is not whole or does not hold a federation; the folder holds files; nothing is left.
+        Conflict: the database cannot be used, or a later version made the backup; nothing was changed.
+        StoreUnavailable: the database cannot be used just now; nothing was changed.
+    """
+    url = None if database is None else place.parse_database(database)
+    with new_home(home) as making:
+        contents = read_archive(file, "coordinator", _may_hold, into=making, passphrase=passphrase)
+        try:
+            load_settings(making)
+            Pki.load(making)
+        except (CoordinatorError, ClientNodeError, OSError) as err:
+            said = str(err).replace(f"{making}/", "")
+            raise BackupInvalid(f"{file} does not hold a whole federation: {said}. Nothing was restored") from err
+        rows = _fill(file, making, url)
+    return FederationBackup(contents, rows)
+
+
+def _consistent(store: Store, home: Path, folder: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Writes the database to `folder`, and links the files of runs there, both as they were at one moment.
+
+    Returns:
+        How many rows each table has, and which files are missing, though looked for several times.
+    """
+    store.require_tables()
+    for number in range(_TRIES):
+        with store.moment() as connection:
+            needed = _needed(connection)  # the first read: from here on the connection sees this moment
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+            for name, path in files_of(home, _OF_RUNS):
+                hold(path, folder / name)
+            missing = tuple(sorted(name for name in needed if not (folder / name).exists()))
+            if missing and number + 1 < _TRIES:
+                continue
+            with _new(folder / _DATABASE) as out:
+                rows = dump.write_dump(connection, out)
+        break
+    return rows, missing
+
+
+def _new(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def _needed(connection: Connection) -> set[str]:
+    """Names the files that runs cannot go on, or be exported, without."""
+    last: dict[str, tuple[int, str]] = {}
+    found = set()
+    rounds = select(Round.run, Round.number, Round.state_hash, Run.state).join(Run, Run.id == Round.run)
+    for run, number, state_hash, state in connection.execute(rounds.order_by(Round.run, Round.number)):
+        last[run] = number, state_hash
+        if not RunState(state).is_settled:  # a run that is over has dropped them
+            found.add(f"runs/{run}/{total_file(number)}")
+    return found | {f"runs/{run}/{state_file(*newest)}" for run, newest in last.items()}
+
+
+def _fill(file: Path, making: Path, url: URL | None) -> dict[str, int]:
+    """Fills the database and moves the home to its place.
+
+    PostgreSQL's rows count once the home is in its place; a file of SQLite moves with it, closed.
+    """
+    if url is not None:
+        place.note_database(making, url)
+    store = Store.open(making)
+    try:
+        store.require_empty()
+        with store.filling() as connection:
+            with (making / _DATABASE).open("rb") as lines:
+                rows = dump.load_dump(connection, lines)
+            (making / _DATABASE).unlink()
+            if url is not None:
+                move_in(making, last=_SETTINGS)
+    except (StateDamaged, SQLAlchemyError, OSError) as err:
+        said = str(err) if isinstance(err, StateDamaged) else type(err).__name__
+        raise BackupInvalid(f"{file} does not hold a whole database: {said}. Nothing was restored") from err
+    finally:
+        store.close()
+    if url is None:
+        move_in(making, last=_SETTINGS)
+    return rows
+
+
+def _may_hold(name: str) -> bool:
+    return fits(name, (*_FILES, *_OF_RUNS, _DATABASE))
