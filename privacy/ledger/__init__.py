@@ -2,7 +2,7 @@
 
 `ledger.Ledger` is the file of one site: open it, set a budget, `reserve` a charge before a round, `settle` it after.
 `charges` says what entries mean, `chain` how one follows from the other, `backup` how a copy leaves the machine;
-`standings` compares each account with its cap.
+`standings` compares each account with its cap. `log_chain` links what people did, of which digests alone are shown.
 
 A site opens its ledger and puts a cap on a data set. Who holds the entries and the site's public key can check them:
 
@@ -20,4 +20,4 @@ A site opens its ledger and puts a cap on a data set. Who holds the entries and 
 (['open', 'budget'], 1)
 """
 
-__all__ = ["backup", "canonical", "chain", "charges", "entry_store", "ledger", "standings", "tally"]
+__all__ = ["backup", "canonical", "chain", "charges", "entry_store", "ledger", "log_chain", "standings", "tally"]
