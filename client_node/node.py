@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
+from . import witness
 from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .diary import Diary
@@ -23,6 +24,7 @@ from .site import SiteRole
 from .study import Study
 from .training.warm_model import WarmModel
 from .usage import Usage
+from .wire.checkpoints import AuditAnswer, AuditOffer
 from .wire.messages import (
     AggregateOrder,
     Deposit,
@@ -111,6 +113,7 @@ class Node:
         message, study = self._admitted(packet, Prepare)
         study.require_start()
         self._usage.require_open()
+        audit = self._witnessed(message.audit)
         entries: tuple[Entry, ...] = ()
         evaluates = False
         if self._trains(study):
@@ -127,7 +130,7 @@ class Node:
         self._admission.count(message)  # only now: a run that did not fit has used nothing
         self._active.note(message.run, message.study)
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
-        return self._signed(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries))
+        return self._signed(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries, audit=audit))
 
     def _replay(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Replay)
@@ -208,7 +211,7 @@ class Node:
                 self._aggregator.rest(message.run)
         if message.final:
             self._diary.note("run %s is over", message.run)
-        return self._signed(Settled(request=packet.digest(), ledger=entries))
+        return self._signed(Settled(request=packet.digest(), ledger=entries, audit=self._witnessed(message.audit)))
 
     def _begin_round(self, plan: RoundPlan) -> None:
         """Counts a round among those of today; a run that has to wait for this node keeps its reservation."""
@@ -223,6 +226,13 @@ class Node:
         """Verifies and admits the message in `packet`; returns it with its approved study."""
         message = verify(packet, self._enrolment.coordinator, model)
         return message, self._admission.admit(message)
+
+    def _witnessed(self, offer: AuditOffer | None) -> AuditAnswer | None:
+        """Answers an offered checkpoint of the coordinator's audit log; a refusal stops no run."""
+        if offer is None:
+            return None
+        enrolled = self._enrolment
+        return witness.answer(self._home, enrolled.name, enrolled.coordinator, self._identity.signer, offer)
 
     def _signed(self, answer: Reply, blobs: dict[str, bytes] | None = None) -> Packet:
         return sign(answer, self._identity.signer, blobs)

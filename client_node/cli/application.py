@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any
@@ -65,11 +65,27 @@ DebugOption = Annotated[
 ]
 
 
-def application(purpose: str, *examples: str, errors: Sequence[type[Exception]] = ()) -> typer.Typer:
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", "-V", callback=lambda asked: _show_version(asked), is_eager=True, help="Show the version and stop."
+    ),
+]
+
+
+def application(
+    purpose: str,
+    *examples: str,
+    errors: Sequence[type[Exception]] = (),
+    options: Callable[..., None] | None = None,
+) -> typer.Typer:
     """Makes an application that turns our errors and `errors` into one message on stderr and an exit code.
 
     Of any other error it tells class and place alone: its message may quote a record or a key. Files that it writes can
     be read by their owner only.
+
+    Args:
+        options: takes the options before the command, in place of `common_options`, which it calls.
     """
     told = (ClientNodeError, ModelError, MpcError, PrivacyError, OSError, *errors)
 
@@ -88,7 +104,7 @@ def application(purpose: str, *examples: str, errors: Sequence[type[Exception]] 
         pretty_exceptions_enable=False,
         epilog=epilog(*examples, codes=tuple(EXIT_CODES)),
     )
-    app.callback()(_common_options)
+    app.callback()(options or common_options)
     return app
 
 
@@ -126,13 +142,7 @@ def _show_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-def _common_options(
-    debug: DebugOption = False,
-    version: Annotated[
-        bool,
-        typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and stop."),
-    ] = False,
-) -> None:
+def common_options(debug: DebugOption = False, version: VersionOption = False) -> None:
     """Common options."""
     os.umask(0o077)
 

@@ -8,10 +8,10 @@ import typer
 
 from . import backup, budget, chart, data, doctor, health, keys, policy, search, service, setup, site, study
 from .application import PROBLEMS, REFUSED, JsonOption, LogForm, LogFormOption, MonitorOption, application, epilog
-from .console import tell
-from .options import DEFAULT_HOME, HomeOption, YesOption
+from .console import agree, tell
+from .options import DEFAULT_HOME, ByOption, HomeOption, YesOption
 from .serving import serve_node
-from .tables import show_decisions, show_enrolment, show_facts
+from .tables import show_decisions, show_enrolment, show_facts, show_verified_decisions, show_witnessed
 
 app = application(
     "Take part in a federation: enrol, decide what may run, see what it cost.",
@@ -134,12 +134,41 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     show_facts("Node", daemon.status(home), as_json)
 
 
-@app.command(epilog=epilog("client-node decisions"))
-def decisions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+@app.command(epilog=epilog("client-node decisions", "client-node decisions --verify", codes=[PROBLEMS]))
+def decisions(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no line was changed or left out; exit code 3 if one was.")
+    ] = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
     """Show who decided what here and when: approvals, revocations, caps, confirmed sites."""
     from ..policy import decision_log
 
-    show_decisions(*decision_log.read(home), as_json)
+    if not verify:
+        return show_decisions(*decision_log.read(home), as_json)
+    found = decision_log.verify(home)
+    show_verified_decisions(found, as_json)
+    raise typer.Exit(PROBLEMS if found.problems else 0)
+
+
+@app.command(epilog=epilog("client-node witness", "client-node witness --json", "client-node witness --forget"))
+def witness(
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Begin anew with the coordinator's audit log; stands in the decision log.")
+    ] = False,
+    yes: YesOption = False,
+    by: ByOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which entry of the coordinator's audit log this node countersigned last, and whether it has refused one."""
+    from .. import witness as witnessing
+
+    if forget:
+        agree("The node could not tell any more that entries before were rewritten. Forget what it signed?", yes=yes)
+        witnessing.forget(home, by=by)
+    show_witnessed(witnessing.load(home), as_json)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..data import DataReport
     from ..enrolment import Enrolment
     from ..explanation import Explanation
-    from ..policy.decision_log import Entry
+    from ..policy.decision_log import Entry, Verified
     from ..step_audit import StepAudit
     from ..study import Study
+    from ..witness import Witnessed
 
 # what the headings of bounds on epsilon begin with; a cap is a person's number and stays as it was written
 _BOUNDS = ("guaranteed", "spent", "PLD", "RDP", "epsilon planned", "epsilon spent", "epsilon guaranteed")
@@ -230,6 +231,38 @@ def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: b
         out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
     if unread:
         tell(f"lines {', '.join(map(str, unread))} of the decision log, decisions.jsonl, cannot be read")
+
+
+def show_verified_decisions(found: "Verified", as_json: bool) -> None:
+    """Prints whether the decision log holds."""
+    if as_json:
+        return print_json(asdict(found))
+    covered = f", and {found.plain} older ones that the first of them covers" if found.plain else ""
+    told = [f"{found.entries} signed decisions{covered}; the newest is number {found.head.seq}, {found.head.hash}"]
+    if found.unread:
+        told.append(
+            f"lines {', '.join(map(str, found.unread))} are no decisions: a crash cut them, or they were changed"
+        )
+    for line in (*told, *(f"! {problem}" for problem in found.problems)):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    out.print("This log does not hold." if found.problems else "Everything holds.")
+
+
+def show_witnessed(found: "Witnessed", as_json: bool) -> None:
+    """Prints what this node has countersigned of the coordinator's audit log, and what it has refused since."""
+    if as_json:
+        return print_json(found.model_dump(mode="json"))
+    last, refused = found.last, found.refused
+    told = (
+        ["nothing countersigned yet"]
+        if last is None
+        else [f"countersigned: entry {last.seq} of {last.time}, {last.hash}"]
+    )
+    if refused is not None:
+        told.append(f"refused: entry {refused.checkpoint.seq} of {refused.checkpoint.time}; {refused.words}")
+        told.append("Ask the coordinator's people why. If a backup was put back: client-node witness --forget")
+    for line in told:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_cap_change(change: "CapChange") -> None:

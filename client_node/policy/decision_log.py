@@ -1,24 +1,43 @@
 """The decision log of a node's people: who decided what and when, a line each in `decisions.jsonl` under the home.
 
-It only grows, and a line is on disk before the decision counts. It is plain: whoever may write in the home also holds
-the node's keys, so a signature would say no more. What an observer can verify is the ledger.
+It only grows, and a line is on disk before the decision counts. Each line is an entry of a chain, as a ledger's
+(`privacy.ledger.chain`), that the node's identity key signs, so that a changed or missing line shows at its place. What
+was decided before the node had keys, or under a version that kept no chain, are plain lines at the beginning of the
+file; the chain begins with their digest, so it covers them too. A plain line after that is a decision that nobody
+signed, and reported.
+
+A file that was cut off at its end still hangs together. `decisions.head` names the newest entry, and each
+countersignature of the coordinator's audit log carries it away from this machine (`witness`).
 """
 
+import hashlib
 import json
+import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from ...models.strict import StrictModel
-from ...privacy.ledger import chain
-from ..errors import PolicyInvalid
+from ...models.strict import Digest, StrictModel
+from ...privacy.errors import LedgerBroken
+from ...privacy.ledger import canonical, chain
+from ...privacy.ledger.chain import Head
+from ..enrolment import NodeIdentity
+from ..errors import FileDamaged, IdentityMissing, PolicyInvalid
+from ..files import read_json, write_private
 from ..login import login_name
 
+logger = logging.getLogger(__name__)
+
 FILE = "decisions.jsonl"
+HEAD_FILE = "decisions.head"
 MOST_BYTES = 64 * 2**20  # of the whole decision log, when it is read
 MOST_LETTERS = 200  # of a person's name
+KIND = "decision"
+_BEGIN_DOMAIN = b"confide decisions 1\n"
+_HEAD_REMEDY = "It names the newest decision of this node's people: restore both files from a backup, or delete it"
 
 _Short = Annotated[str, Field(max_length=256)]
 
@@ -29,9 +48,28 @@ class Entry(StrictModel):
     at: _Short  # UTC
     by: _Short
     login: _Short
-    decision: Literal["approve", "revoke", "cap", "confirm", "remove", "accept", "propose"]
-    about: _Short  # the hash of a study, a data set and its unit, or a site
+    decision: Literal["approve", "revoke", "cap", "confirm", "remove", "accept", "propose", "forget"]
+    about: _Short  # the hash of a study, a data set and its unit, a site, or an entry of the coordinator's audit log
     detail: Annotated[str, Field(max_length=2000)]
+
+
+class _Kept(StrictModel):
+    seq: Annotated[int, Field(ge=0, lt=2**48)]
+    hash: Digest
+
+
+_HEAD_FORM = TypeAdapter(_Kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Findings of `verify`."""
+
+    entries: int  # that are chained and signed
+    plain: int  # lines before the chain, which its beginning covers
+    head: Head  # of the chain, by which a countersignature names it
+    problems: tuple[str, ...]  # empty if everything holds
+    unread: tuple[int, ...]  # numbers of lines that a crash has cut: nothing was decided by them
 
 
 def person(by: str | None) -> str:
@@ -49,32 +87,145 @@ def person(by: str | None) -> str:
 def write(home: Path, decision: str, about: str, detail: str, *, by: str | None = None) -> None:
     """Appends a decision of the person `by`, or else of the account that runs this process; durable at return.
 
-    A line that a crash has cut is left as it is, and the next one begins on a line of its own.
+    A line that a crash has cut is left as it is, and the next one begins on a line of its own. Callers hold the lock of
+    the decisions.
     """
     named = {"by": person(by), "login": login_name()}
     entry = Entry.model_validate({"at": chain.now(), "decision": decision, "about": about, "detail": detail} | named)
+    identity = _identity(home)
+    if identity is None:
+        return _append(home, entry.model_dump(mode="json"))
+    body = entry.model_dump(mode="json", exclude={"at"})
+    lines = _lines(home)
+    is_whole = _holds_kept(home, lines)
+    chained = chain.extend(_head_of(lines), identity.signer, entry.at, KIND, body)
+    _append(home, chained.model_dump(mode="json"))
+    if is_whole:  # else the file goes on naming what is missing, for `verify`
+        write_private(home / HEAD_FILE, json.dumps({"seq": chained.seq, "hash": chained.hash}).encode())
+
+
+def read(home: Path) -> tuple[list[Entry], list[int]]:
+    """Reads all decisions, oldest first, and the numbers of lines that cannot be read, from 1."""
+    entries, unread = [], []
+    for number, line in enumerate(_lines(home), 1):
+        try:
+            link = _chained(line)
+            found = (
+                Entry.model_validate_json(line) if link is None else Entry.model_validate({"at": link.time} | link.body)
+            )
+        except ValidationError:
+            unread.append(number)
+            continue
+        entries.append(found)
+    return entries, unread
+
+
+def head(home: Path) -> Head:
+    """Finds the head of the chain; before its first entry, the digest of the plain lines with number -1."""
+    return _head_of(_lines(home))
+
+
+def verify(home: Path, *, public: str | None = None) -> Verified:
+    """Checks the chain, its signatures and its kept head.
+
+    Args:
+        public: the key of the node's signatures, hex; None for that of the home.
+
+    Raises:
+        IdentityMissing: this node has no keys.
+        FileDamaged: the file of the kept head is damaged.
+    """
+    public = public or canonical.public_hex(NodeIdentity.load(home).signer)
+    lines = _lines(home)
+    links = [_chained(line) for line in lines]
+    first = next((place for place, link in enumerate(links) if link is not None), len(lines))
+    before, problems = _beginning(lines[:first]), []
+    known, hashes = before, {}
+    for place in range(first, len(lines)):
+        link = links[place]
+        if link is None:
+            if _is_plain(lines[place]):
+                problems.append(f"line {place + 1} is a decision outside the chain")
+            continue
+        try:
+            known = chain.check_extension(known, [link], public)
+        except LedgerBroken as err:
+            problems.append(f"line {place + 1}: {err}")
+            known = Head(link.seq, link.hash)  # what follows is judged by it
+        hashes[link.seq] = link.hash
+    kept = read_json(home / HEAD_FILE, _HEAD_FORM, remedy=_HEAD_REMEDY, max_bytes=2**16)
+    if kept is not None and hashes.get(kept.seq) != kept.hash:
+        problems.append(f"{HEAD_FILE} names entry {kept.seq}, which is not here: lines are missing at the end")
+    unread = tuple(place + 1 for place, line in enumerate(lines) if links[place] is None and not _is_plain(line))
+    plain = sum(_is_plain(line) for line in lines[:first])
+    return Verified(len(hashes), plain, known, tuple(problems), unread)
+
+
+def _head_of(lines: list[bytes]) -> Head:
+    for line in reversed(lines):
+        if (link := _chained(line)) is not None:
+            return Head(link.seq, link.hash)
+    return _beginning(lines)
+
+
+def _holds_kept(home: Path, lines: list[bytes]) -> bool:
+    """True unless the kept head names an entry that is not among the lines, or cannot be read."""
+    try:
+        kept = read_json(home / HEAD_FILE, _HEAD_FORM, remedy=_HEAD_REMEDY, max_bytes=2**16)
+    except FileDamaged as err:
+        logger.warning("%s", err)
+        return False
+    links = (_chained(line) for line in reversed(lines))
+    return kept is None or any(link is not None and (link.seq, link.hash) == (kept.seq, kept.hash) for link in links)
+
+
+def _identity(home: Path) -> NodeIdentity | None:
+    """Loads the node's keys; None if there are none that can be read: a study is revoked all the same."""
+    try:
+        return NodeIdentity.load(home)
+    except (IdentityMissing, FileDamaged) as err:
+        if any((home / "keys").glob("*.key")):
+            logger.warning("the decision counts, but is not signed: %s", err)
+        return None
+
+
+def _append(home: Path, fields: dict[str, Any]) -> None:
     descriptor = os.open(home / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(descriptor).st_size
         is_whole = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-        line = json.dumps(entry.model_dump(mode="json"), sort_keys=True) + "\n"
+        line = json.dumps(fields, sort_keys=True) + "\n"
         os.write(descriptor, (line if is_whole else "\n" + line).encode())
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def read(home: Path) -> tuple[list[Entry], list[int]]:
-    """Reads all decisions, oldest first, and the numbers of lines that cannot be read, from 1."""
+def _lines(home: Path) -> list[bytes]:
     try:
         with (home / FILE).open("rb") as source:
-            lines = source.read(MOST_BYTES).splitlines()
+            return source.read(MOST_BYTES).splitlines()
     except FileNotFoundError:
-        return [], []
-    entries, unread = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(Entry.model_validate_json(line))
-        except ValidationError:
-            unread.append(number)
-    return entries, unread
+        return []
+
+
+def _chained(line: bytes) -> chain.Entry | None:
+    """Reads a line of the chain; None for any other."""
+    try:
+        link = chain.Entry.parse(canonical.decode(line))
+    except (LedgerBroken, ValueError):
+        return None
+    return link if link.kind == KIND else None
+
+
+def _is_plain(line: bytes) -> bool:
+    try:
+        Entry.model_validate_json(line)
+    except ValidationError:
+        return False
+    return True
+
+
+def _beginning(lines: list[bytes]) -> Head:
+    """Computes what the chain's first entry follows: never the beginning of a ledger, which the same key signs."""
+    return Head(-1, hashlib.sha256(_BEGIN_DOMAIN + b"\n".join(lines)).hexdigest())

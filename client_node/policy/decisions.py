@@ -271,6 +271,12 @@ def remove_sites(home: Path, names: Collection[str], *, by: str | None = None) -
     _change(home, change, note)
 
 
+def note_forgotten(home: Path, digest: str, detail: str, *, by: str | None = None) -> None:
+    """Records that a person lets the node forget what it countersigned of the coordinator's audit log."""
+    with locked(home / FILE):
+        decision_log.write(home, "forget", digest, detail, by=by)
+
+
 def load_leases(home: Path) -> dict[str, Lease]:
     """Reads the study and the newest lease of each run whose messages this node has admitted.
 

@@ -24,6 +24,7 @@ from ...mpc.sharing.hpke import kem_of_public
 from ...privacy.ledger.chain import Entry
 from ..errors import MessageInvalid
 from ..study import Study
+from .checkpoints import AuditAnswer, AuditOffer
 
 MAX_BODY = 1 << 20  # bytes
 MAX_BLOBS = 4096
@@ -142,6 +143,7 @@ class Prepare(Request):
 
     kind: ClassVar[str] = "prepare"
     ledger_from: NonNegativeInt
+    audit: AuditOffer | None = None  # a checkpoint of the coordinator's audit log, to be countersigned
 
 
 class Ready(Reply):
@@ -151,6 +153,7 @@ class Ready(Reply):
     key: KeyCertificate | None = None  # from aggregators
     evaluates: bool = False  # from sites: true if their policy names held-out records
     ledger: tuple[Entry, ...] = ()  # from sites
+    audit: AuditAnswer | None = None  # to an offer
 
 
 class Replay(Request):
@@ -326,6 +329,7 @@ class Settle(Request):
     outcomes: tuple[Outcome, ...]
     final: bool
     ledger_from: NonNegativeInt
+    audit: AuditOffer | None = None
 
 
 class Settled(Reply):
@@ -333,6 +337,7 @@ class Settled(Reply):
 
     kind: ClassVar[str] = "settled"
     ledger: tuple[Entry, ...] = ()
+    audit: AuditAnswer | None = None
 
 
 M = TypeVar("M", bound=Message)

@@ -915,9 +915,10 @@ def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound, complete: names and
     # digests of sealed bytes. start: of public totals. total_digest: of a noised total, which the sites pay for.
     # replayed: how many public totals came. rejected: names, by the one bit of a site that a norm check opens. Updates,
-    # histograms and top-ups travel in blobs, sealed.
+    # histograms and top-ups travel in blobs, sealed. audit: the coordinator's own checkpoint, signed, with the number
+    # of decisions that people made here.
     assert {reply.kind: sorted(reply.model_fields) for reply in Reply.__subclasses__()} == {
-        "ready": ["evaluates", "key", "ledger", "request"],
+        "ready": ["audit", "evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run", "sealed"],
         "total": ["kept", "rejected", "request", "round", "run", "set_digest", "start", "study", "total_digest"],
         "bound": ["bound", "request", "round", "run"],
@@ -926,7 +927,7 @@ def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
         "fetched": ["request", "round", "run"],
         "deposited": ["held", "request", "round", "run"],
         "incomplete": ["complete", "outdated", "rejected", "request", "round", "run"],
-        "settled": ["ledger", "request"],
+        "settled": ["audit", "ledger", "request"],
     }
     assert set(Charge.__dataclass_fields__) == {
         "study", "run", "round", "dataset", "unit", "cohort", "release", "purpose", "relation", "sampler",

@@ -48,6 +48,14 @@ SOUND = {  # (file, damage, command): what is documented to go on; "" stands for
     (STUDY, "", "budget recover"),
     ("decisions.jsonl", "", ""),  # only added to: `decisions` tells which lines cannot be read
 }
+# A decision counts though it cannot be signed, so that a study is revoked all the same; the log warns, and
+# `decisions --verify` names the line.
+_DECIDING = ("witness --forget", "study revoke", "site confirm", "site remove")
+SOUND |= {
+    (file, "", words)
+    for file in ("keys/identity.key", "keys/transport.key", "keys/name.json", "decisions.head")
+    for words in _DECIDING
+} | {("decisions.head", "", words) for words in ("study approve", "budget set")}
 SOUND_AT_A_NODE = {  # file and damage
     ("aggregator/journal", "empty"),  # as if deleted: the other two aggregators still hold what it held
     ("aggregator/positions", "empty"),
