@@ -18,6 +18,8 @@ CoordinatorError
 ├── StoreUnavailable         the database cannot be used just now: the disk is full, or another process holds it
 ├── MessageRefused           a node's answer is forged, stale or malformed
 ├── ReplicaBroken            a site's ledger entries do not continue those it sent before
+├── TrailInvalid             a file is no exported audit log
+├── AccessRefused            the command needs an operator's token, or another one
 ├── DemoFailed               a process or command of the demo failed
 ├── RunStopped               an operator stopped the run
 └── RunFailed                a run cannot continue by itself
@@ -110,6 +112,14 @@ class MessageRefused(CoordinatorError):
 
 class ReplicaBroken(CoordinatorError):
     """Ledger entries of a site that do not continue those that it sent before."""
+
+
+class TrailInvalid(CoordinatorError):
+    """A file that is no exported audit log."""
+
+
+class AccessRefused(CoordinatorError):
+    """A command without a token of an operator whose role it takes; nothing was done."""
 
 
 class DemoFailed(CoordinatorError):

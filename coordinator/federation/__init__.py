@@ -28,12 +28,23 @@ from typing import TYPE_CHECKING
 from ...faces import lazy
 
 if TYPE_CHECKING:
-    from .home import Settings, create_home, load_settings, opened_store
+    from .home import Settings, create_home, is_founded, load_settings, opened_store
     from .pki import Pki
     from .register import Register
 else:
-    __getattr__ = lazy(__name__, home="Settings create_home load_settings opened_store", pki="Pki", register="Register")
+    __getattr__ = lazy(
+        __name__, home="Settings create_home is_founded load_settings opened_store", pki="Pki", register="Register"
+    )
 
 __all__ = [
-    "Pki", "Register", "Settings", "backup", "create_home", "load_settings", "members", "opened_store", "serving"
-]  # fmt: skip
+    "Pki",
+    "Register",
+    "Settings",
+    "backup",
+    "create_home",
+    "is_founded",
+    "load_settings",
+    "members",
+    "opened_store",
+    "serving",
+]

@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from ...client_node.files import read_json, write_private
 from ..errors import Conflict, NotFound, StateDamaged
-from ..store import Store, place
+from ..store import Store, audit_log, place
+from ..store.actions import plain
 from .pki import Pki
 
 _SETTINGS = "settings.json"
@@ -62,9 +63,21 @@ def create_home(home: Path, settings: Settings, database: str | None = None) -> 
         shown = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
         raise Conflict(f"{home} holds other files ({shown}); nothing was changed. Use a folder that is new or empty")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    Store.create(home, url).close()
-    Pki.create(home, [settings.address.rpartition(":")[0]])
+    store = Store.create(home, url)
+    try:
+        pki = Pki.create(home, [settings.address.rpartition(":")[0]])
+        with store.session() as session:
+            if audit_log.hold(session).seq < 0:  # else an `init` that was cut short had come so far
+                named = {"federation": plain(settings.federation), "coordinator": pki.identity_hex}
+                store.log_action(session, "federation.init", **named)
+    finally:
+        store.close()
     write_private(home / _SETTINGS, json.dumps(asdict(settings), indent=2).encode())
+
+
+def is_founded(home: Path) -> bool:
+    """True if `home` holds a federation, whole or damaged."""
+    return (home / _SETTINGS).exists()
 
 
 def load_settings(home: Path) -> Settings:

@@ -163,6 +163,11 @@ class Pki:
         return self.folder / "server.crt"
 
     @property
+    def certificate_ends(self) -> dt.datetime:
+        """The end of the server certificate."""
+        return _read_certificate(self.certificate_path).not_valid_after_utc
+
+    @property
     def key_path(self) -> Path:
         """Path of the server certificate's private key, PEM."""
         return self.folder / "server.key"

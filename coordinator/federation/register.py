@@ -44,7 +44,7 @@ class Register:
             node.roles = ",".join(roles)
             node.invite_digest, node.invite_expires = digest, time.time() + VALID_S
             node.revoked_at = None  # set here only if the last invitation was withdrawn
-            self._store.log_action(session, f"{name} invited to {node.roles}")
+            self._store.log_action(session, "site.invite", site=name, roles=node.roles)
         return code_text(address, secret, self._pki.ca_digest)
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
@@ -80,7 +80,8 @@ class Register:
             node.transport_key = request.transport_public.encode()
             node.party_address, node.party_certificate = request.party_address, request.party_certificate
             node.enrolled_at = time.time()
-            self._store.log_action(session, f"{node.name} enrolled with identity {request.identity}")
+            who = f"site:{node.name}"
+            self._store.log_action(session, "site.enrol", actor=who, site=node.name, identity=request.identity)
         logger.info("%s enrolled to %s", answer.name, " and ".join(answer.roles))
         return answer
 
@@ -115,7 +116,7 @@ class Register:
         turned_out = {"revoked_at": time.time(), "invite_digest": None}
         with self._store.alone(_ABOUT) as session:
             session.execute(update(NodeRow).where(NodeRow.name == node.name).values(**turned_out))
-            self._store.log_action(session, f"{name} revoked")
+            self._store.log_action(session, "site.revoke", site=node.name)
 
     def site_of(self, key: str) -> str | None:
         """Name of the enrolled, unrevoked node with this transport key fingerprint; None if there is none."""

@@ -1,7 +1,9 @@
 """Keeps the gate's certificate valid while `coordinator serve` runs."""
 
+import datetime as dt
 import logging
 import time
+from collections.abc import Callable
 
 from cryptography import x509
 
@@ -17,9 +19,13 @@ EVERY_S = 24 * 3600.0
 class CertificateKeeper:
     """Renews the gate's certificate when it is due, and warns once a day of one that is about to end."""
 
-    def __init__(self, pki: Pki) -> None:
-        """Renews at once, if need be: the gate that is opened next shows a valid certificate."""
-        self._pki = pki
+    def __init__(self, pki: Pki, noted: Callable[[dt.datetime], object] = lambda _: None) -> None:
+        """Renews at once, if need be: the gate that is opened next shows a valid certificate.
+
+        Args:
+            noted: is told the end of each renewed certificate.
+        """
+        self._pki, self._noted = pki, noted
         self._next = 0.0
         self._shown = b""  # the certificate that the gate shows
         self.check()
@@ -36,6 +42,7 @@ class CertificateKeeper:
         try:
             if self._pki.renew_if_due():
                 logger.info("the server certificate was renewed")
+                self._noted(self._pki.certificate_ends)
             found = self._pki.certificate_path.read_bytes()
             if gate is not None and found != self._shown:  # renewed now, by a command, or by a try that failed then
                 gate.show(self._pki.certificate_path, self._pki.key_path)

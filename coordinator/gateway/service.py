@@ -1,21 +1,25 @@
 """The service behind `coordinator serve`: gate, Flower's SuperLink as a child, the drivers of unfinished runs."""
 
+import datetime as dt
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import update
 
 from ... import __version__, log_lines
 from ...client_node.enrolment.protocol import RotateRequest
 from ...client_node.supervision import Monitor, Pulse, Supervisor
-from ..errors import StoreUnavailable, SuperLinkFailed
+from ..errors import StateDamaged, StoreUnavailable, SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..federation.serving import Serving, note_serving, only_server
+from ..oversight import checkpoints
 from ..store import Store, migrate
+from ..store.actor import SELF
 from ..store.tables import NodeRow
 from .crowd import Limits
 from .drivers import Drivers
@@ -27,6 +31,7 @@ from .superlink import SuperLink
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
+CHECKPOINT_S = 60.0  # between checkpoints of the audit log
 _REPEAT_S = 60.0  # a trouble that stays is logged so often
 _NOTE_S = 5.0
 _TICK_DUE_S = 120.0  # a database that is locked takes 20 s for each of a few statements
@@ -52,6 +57,7 @@ class Service:
         self._trouble = ("", 0.0)  # logged last, and when
         self._pulse = Pulse()
         self._logs_cut = 0.0
+        self._sign_next = 0.0
 
     def serve(self, stop: threading.Event, *, monitor: int | None = None, supervisor: Supervisor | None = None) -> None:
         """Serves until `stop` is set.
@@ -67,7 +73,12 @@ class Service:
         with only_server(self._home):
             self._store.require_tables()  # else an emptied database would become a new federation's
             migrate(self._store.url)
-            self._serve(stop, monitor, supervisor or Supervisor())
+            self._note_action("serve.start", version=__version__)
+            try:
+                self._serve(stop, monitor, supervisor or Supervisor())
+            finally:
+                self._note_end()
+                self._store.close()
 
     def _serve(self, stop: threading.Event, monitor: int | None, supervisor: Supervisor) -> None:
         gate = FleetGate(
@@ -80,7 +91,7 @@ class Service:
             secret=self._superlink.secret,
         )
         settings, pki = self._settings, self._pki
-        certificates = CertificateKeeper(pki)
+        certificates = CertificateKeeper(pki, self._note_renewal)
         server = serve_gate(
             gate, settings.listen, settings.port, pki.certificate_path, pki.key_path,
             limits=Limits(per_address=settings.strangers_per_address),
@@ -102,7 +113,6 @@ class Service:
             server.stop()
             self._drivers.stop()
             self._superlink.stop()
-            self._store.close()
 
     @contextmanager
     def _monitored(self, port: int | None, gate: FleetGate, server: GateServer) -> Iterator[None]:
@@ -143,6 +153,7 @@ class Service:
             if is_up:
                 self._sync_keys()
             self._drivers.tick()
+            self._sign_log()
         except (SuperLinkFailed, StoreUnavailable) as err:
             trouble = str(err)
         except OSError as err:
@@ -182,6 +193,31 @@ class Service:
             note_serving(self._home, serving)
         except OSError as err:
             self._complain(f"{err.filename or self._home} cannot be written ({err.strerror})")
+
+    def _sign_log(self) -> None:
+        """Signs the head of the audit log if it has moved, at most once a minute."""
+        if time.monotonic() < self._sign_next:
+            return
+        self._sign_next = time.monotonic() + CHECKPOINT_S
+        try:
+            checkpoints.make(self._store, self._pki.signer)
+        except StateDamaged as err:  # nothing else that the server does needs the log's signature
+            self._complain(str(err))
+
+    def _note_action(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
+        with self._store.session() as session:
+            self._store.log_action(session, action, actor=actor, **fields)
+
+    def _note_renewal(self, ends: dt.datetime) -> None:
+        self._note_action("certificate.renew", actor=SELF, until=f"{ends:%Y-%m-%dT%H:%M:%SZ}")
+
+    def _note_end(self) -> None:
+        """Notes the server's end; a disk that is full just now, which may have ended it, leaves a start without one."""
+        try:
+            self._note_action("serve.stop")
+            checkpoints.make(self._store, self._pki.signer)
+        except (StoreUnavailable, StateDamaged) as err:
+            logger.error("the audit log lacks this server's end: %s", err)
 
     def _complain(self, trouble: str) -> None:
         """Logs a trouble when it is new, and once a minute while it lasts."""

@@ -41,7 +41,7 @@ def deploy_adapter(
         request = model.kind.request(model.terms, model.reader)
         found.append(deploy(model.adapted, backbone, directory, card, request, target=target, weights=weights))
 
-    publish(store, home, run_id, write, override_audit)
+    publish(store, home, run_id, "adapter.deploy", directory, write, override_audit)
     return found[0]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ...privacy.ledger import charges
 from ...privacy.ledger.charges import Books, Spent
 from ..errors import Conflict
 from ..store import LedgerReplica, Store
+from ..store.actions import plain
 from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit
@@ -33,8 +34,8 @@ def export_adapter(
     """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica.
 
     Args:
-        override_audit: a person's reason to export without an audit that passed, stored in the audit log once the
-            adapter is written; None to require such an audit.
+        override_audit: a person's reason to export without an audit that passed, stored in the audit log; None to
+            require such an audit.
 
     Raises:
         AuditMissing: the study claims privacy, and no reason is given where `require_audit` refuses.
@@ -46,7 +47,7 @@ def export_adapter(
     def write(model: StudyModel, backbone: Path, card: ModelCard) -> None:
         export(model.adapted, backbone, directory, card, prototype)
 
-    return publish(store, home, run_id, write, override_audit)
+    return publish(store, home, run_id, "adapter.export", directory, write, override_audit)
 
 
 def merge_adapter(
@@ -61,19 +62,26 @@ def merge_adapter(
     def write(model: StudyModel, backbone: Path, card: ModelCard) -> None:
         save_merged(model.adapted, backbone, directory, card)
 
-    return publish(store, home, run_id, write, override_audit)
+    return publish(store, home, run_id, "adapter.merge", directory, write, override_audit)
 
 
 def publish(
     store: Store,
     home: Path,
     run_id: str,
+    action: Literal["adapter.export", "adapter.merge", "adapter.deploy"],
+    directory: Path,
     write: Callable[[StudyModel, Path, ModelCard], None],
     override_audit: str | None,
 ) -> ModelCard:
     """Writes a run's model by `write`, after checking its charges and its audit, and returns its model card.
 
-    Arguments and errors are those of `export_adapter`.
+    The entry in the audit log comes first: a model that leaves without one is worse than an entry of one that could not
+    be written. Arguments and errors are those of `export_adapter`.
+
+    Args:
+        action: of the audit log.
+        directory: what `write` writes, for the audit log.
     """
     if override_audit is not None and not override_audit.strip():
         raise Conflict("--override-audit needs a reason in words; nothing was written")
@@ -82,10 +90,10 @@ def publish(
     model = trained_model(store, home, run_id, unpacked=True)  # nothing can be added to a packed weight
     standing = require_audit(store, study, run_id, override_audit)
     card = _card(store, study, run_id, standing.card)
-    write(model, study_start(home, study).backbone, card)
-    if standing.override is not None:
+    if not directory.exists():  # else `write` refuses
         with store.session() as session:
-            store.log_action(session, standing.override)
+            store.log_action(session, action, run=run_id, folder=plain(directory), override=standing.override)
+    write(model, study_start(home, study).backbone, card)
     return card
 
 

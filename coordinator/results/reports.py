@@ -1,5 +1,6 @@
 """Builds budget reports over the ledgers that sites have replicated to the coordinator, and gives a ledger back."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...privacy.report.schema import membership_facts
 from ..errors import NotFound
 from ..federation import Pki, load_settings
 from ..store import LedgerReplica, Store
+from ..store.actions import plain
 from ..studies.catalogue import load_study
 from .privacy_audit import audits
 
@@ -48,4 +50,7 @@ def export_ledger(store: Store, site: str, file: Path) -> Head:
     entries = LedgerReplica(store).entries(site) if site in nodes else []
     if not entries:
         raise NotFound(f"no ledger of {site} is here; a site sends it when a run begins")
+    if not os.path.lexists(file):  # else it is refused
+        with store.session() as session:
+            store.log_action(session, "budget.export", site=site, file=plain(file))
     return backup.write(file, entries, nodes[site].identity or "")

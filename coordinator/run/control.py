@@ -34,7 +34,7 @@ def start_run(store: Store, study: str, *, again: bool = False) -> str:
         other = session.scalars(others.order_by(Run.created_at.desc()).limit(1)).first()
         if other is not None and not again:
             raise Conflict(_unfinished(row.name, other))
-        store.log_action(session, f"run {run_id} of study {row.hash} started")
+        store.log_action(session, "run.start", run=run_id, hash=row.hash)
     return run_id
 
 

@@ -3,7 +3,7 @@
 `Store` holds nodes, studies, runs and rounds. `RunFolder` holds the files of one run, each known by its SHA-256.
 `LedgerReplica` holds the signed entries that sites send. `place` says where the tables are, in SQLite or PostgreSQL,
 and `dump` writes their rows so that either can read them. `tables` has the rows, `states` the states of a run and the
-allowed changes between them.
+allowed changes between them. `audit_log` chains who did what: `actions` is its vocabulary, `actor` says who acts.
 
 A round's state is read back bit for bit; a damaged file is refused:
 
@@ -30,4 +30,17 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, ledger_replica="LedgerReplica", run_folder="RunFolder", store="Store migrate")
 
-__all__ = ["LedgerReplica", "RunFolder", "Store", "dump", "migrate", "place", "run_folder", "states", "tables"]
+__all__ = [
+    "LedgerReplica",
+    "RunFolder",
+    "Store",
+    "actions",
+    "actor",
+    "audit_log",
+    "dump",
+    "migrate",
+    "place",
+    "run_folder",
+    "states",
+    "tables",
+]

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session, sessionmaker
 
-from ...client_node.login import login_name
+from ...privacy.ledger.chain import Head
 from ..errors import (
     Conflict,
     LeaseLost,
@@ -41,6 +41,8 @@ from ..errors import (
     StoreUnavailable,
     TransitionRefused,
 )
+from . import audit_log
+from .actor import SELF, acting
 from .faults import remedy, turn_into_ours
 from .place import database_of, name_of, note_database
 from .states import BEGIN, RunState, Transition
@@ -48,7 +50,6 @@ from .tables import (
     MAX_ACTION,
     MAX_ERROR,
     MAX_STEP,
-    ActionRow,
     Base,
     Evaluation,
     LedgerRow,
@@ -61,7 +62,7 @@ from .tables import (
     StudyRow,
 )
 
-SCHEMA = "0005"  # the newest of the migrations
+SCHEMA = "0006"  # the newest of the migrations
 HELD_S = 20  # how long to wait for another process's write
 _TO_SERVER: dict[str, object] = {  # of libpq, where the URL says nothing: a server that is away is noticed in seconds
     "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
@@ -235,10 +236,14 @@ class Store:
     def _is_sqlite(self) -> bool:
         return self._engine.dialect.name == "sqlite"
 
-    def log_action(self, session: Session, what: str) -> None:
-        """Adds a line to the audit log inside `session`'s transaction, with the account that runs this process."""
-        by = f" (by {login_name()})"
-        session.add(ActionRow(at=time.time(), what=_fitting(what, MAX_ACTION - len(by)) + by))
+    def log_action(self, session: Session, action: str, *, actor: str | None = None, **fields: Any) -> Head:
+        """Appends an entry to the audit log inside `session`'s transaction, and returns the log's new head.
+
+        Args:
+            action: one of `actions.ACTIONS`, which has its fields.
+            actor: None for who acts in this process.
+        """
+        return audit_log.append(session, actor or acting(), action, fields)
 
     def nodes(self) -> list[NodeRow]:
         """Lists every invited or enrolled node, by name."""
@@ -398,7 +403,8 @@ class Store:
         """
         with self.session() as session:
             state = self._move(session, run_id, transition, lease, error)
-            self.log_action(session, f"run {run_id} is {state}" + (f": {error}" if error else ""))
+            who = SELF if transition.by == "driver" else None
+            self.log_action(session, f"run.{transition.name}", actor=who, run=run_id, state=state.value, error=error)
         return state
 
     def commit_round(self, row: Round | Prototype | Evaluation) -> None:
@@ -416,14 +422,13 @@ class Store:
             for site in sites:
                 if session.get(LeftOut, (run_id, number, site)) is None:
                     session.add(LeftOut(run=run_id, round=number, site=site))
-                    self.log_action(session, f"run {run_id}: round {number} without {site}, whose vector was too long")
+                    self.log_action(session, "run.toolong", actor=SELF, run=run_id, round=number, site=site)
 
     def note_outdated(self, run_id: str, lease: int, number: int, sites: Sequence[str]) -> None:
         """Stores in the audit log that sites are left out for their ledgers. Raises `LeaseLost`."""
         with self.session() as session:
             self._fenced(session, run_id, lease, {"heartbeat": time.time()})
-            names = ", ".join(sites)
-            self.log_action(session, f"run {run_id}: round {number} without {names}, whose ledger is an older copy")
+            self.log_action(session, "run.outdated", actor=SELF, run=run_id, round=number, sites=list(sites))
 
     def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
         """Lists by round the sites whose vectors were too long; only rounds with such sites."""
@@ -463,7 +468,7 @@ class Store:
         """Stores the result of a privacy test, with the line `said` in the audit log. No earlier result is replaced."""
         with self.session() as session:
             session.add(row)
-            self.log_action(session, said)
+            self.log_action(session, "audit.privacy", run=row.run, result=said)
 
     def privacy_tests(self, run_id: str, kind: Literal["audit", "membership"]) -> list[str]:
         """Lists the facts of every privacy test of that kind, oldest first."""

@@ -160,12 +160,63 @@ class LedgerRow(Base):
 
 
 class ActionRow(Base):
-    """A line of the audit log: an action of an operator or a node."""
+    """An entry of the audit log: what an operator, a node or the server did."""
 
-    __tablename__ = "audit"
-    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    at: Mapped[float]
-    what: Mapped[str] = mapped_column(String(MAX_ACTION))
+    __tablename__ = "audit_entry"
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    time: Mapped[str] = mapped_column(String(20), index=True)  # UTC
+    actor: Mapped[str] = mapped_column(String(80))
+    action: Mapped[str] = mapped_column(String(32))
+    fields: Mapped[str] = mapped_column(Text)  # JSON
+    salt: Mapped[str] = mapped_column(String(32))
+    contents: Mapped[str] = mapped_column(String(64))  # digest of all of the above but the number
+    previous: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class AuditHead(Base):
+    """The last entry of the audit log, in one row, which whoever appends locks."""
+
+    __tablename__ = "audit_head"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seq: Mapped[int]
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class CheckpointRow(Base):
+    """A head of the audit log that the coordinator has signed."""
+
+    __tablename__ = "audit_checkpoint"
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    log: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+    time: Mapped[str] = mapped_column(String(20))
+    signature: Mapped[str] = mapped_column(String(128))
+
+
+class CountersignatureRow(Base):
+    """A node's signature over a checkpoint, and over the head of its people's decisions."""
+
+    __tablename__ = "audit_countersignature"
+    site: Mapped[str] = mapped_column(String(63), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    time: Mapped[str] = mapped_column(String(20))  # of the checkpoint
+    decisions: Mapped[int]  # number of the newest decision of the node's people, -1 before the first
+    decisions_hash: Mapped[str] = mapped_column(String(64))
+    identity: Mapped[str] = mapped_column(String(64))  # Ed25519, hex: the key that signed
+    signature: Mapped[str] = mapped_column(String(128))
+
+
+class OperatorRow(Base):
+    """A person who may use commands, with a role and the hash of a token."""
+
+    __tablename__ = "operator"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    token: Mapped[str] = mapped_column(String(255))  # argon2id, in PHC's form
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
 
 
 class PrivacyTest(Base):

@@ -69,5 +69,5 @@ def store_study(store: Store, pki: Pki, home: Path, examined: Examination) -> St
                     created_at=time.time(),
                 )
             )
-            store.log_action(session, f"study {study.name} created as {study.study_hash}")
+            store.log_action(session, "study.create", study=study.name, hash=study.study_hash)
     return study

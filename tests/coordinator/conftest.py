@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from confide.coordinator.federation.pki import Pki
+from confide.coordinator.store import audit_log
 from confide.coordinator.store.place import SQLITE_FILE, note_database
 from confide.coordinator.store.states import RunState
 from confide.coordinator.store.store import Store
@@ -134,6 +135,12 @@ def federation(tmp_path: Path, empty_store: Store, pki: Pki, backbone: Path) -> 
     with empty_store.session() as session:
         session.add_all(enrolled_nodes())
     return Federation(tmp_path, empty_store, pki, backbone)
+
+
+def logged(store: Store) -> list[tuple[str, dict[str, object]]]:
+    """The audit log: actions with their fields, oldest first."""
+    with store.session() as session:
+        return [(each.action, dict(each.fields)) for each in audit_log.entries(session)]
 
 
 def enrolled_nodes() -> list[NodeRow]:

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sqlalchemy import select
 from typer.testing import CliRunner
 
 from confide.coordinator.cli.main import app
@@ -13,7 +12,7 @@ from confide.coordinator.results.export import export_adapter
 from confide.coordinator.results.privacy_audit import audit_run, audits, require_audit, summary
 from confide.coordinator.results.reports import budget_report
 from confide.coordinator.results.trained import trained_model
-from confide.coordinator.store.tables import ActionRow, NodeRow, PrivacyTest
+from confide.coordinator.store.tables import NodeRow, PrivacyTest
 from confide.privacy.accounting import epsilon_pld
 from confide.privacy.audit.canaries import AuditDesign
 from confide.privacy.audit.engine_checks import check_engine
@@ -24,6 +23,7 @@ from confide.privacy.report.verify import verify
 from ...client_node.conftest import key_of
 from ...privacy.sabotage import no_noise
 from ..audits import audit_facts, keep_audit, membership_facts
+from ..conftest import logged
 from .test_export import RUN, spend, with_run
 
 NO_PRIVACY = (('mode = "distributed"', 'mode = "none"'), ("noise_multiplier = 1.19\n", ""), ("delta = 1e-5\n", ""))
@@ -35,11 +35,6 @@ def few_canaries(monkeypatch):
     monkeypatch.setattr(
         AuditDesign, "within", lambda self, dim, sites: AuditDesign(canaries=60, canaries_per_step=20, guesses=20)
     )
-
-
-def log(store):
-    with store.session() as session:
-        return list(session.scalars(select(ActionRow.what).order_by(ActionRow.seq)))
 
 
 @pytest.mark.slow
@@ -55,7 +50,8 @@ def test_a_run_of_the_true_engine_passes_and_is_kept_with_all_figures(federation
     assert 0 <= facts.lower_bound < facts.claimed_epsilon
     assert 0.75 * facts.blocks <= facts.blocks_reached <= facts.blocks  # now and then one expert gets no random word
     assert facts.noise_multiplier == pytest.approx(1.19, rel=1e-3)  # the study's, for one colluding site
-    assert any(line.startswith(f"audit of run {RUN} at round 2 passed") for line in log(federation.store))
+    results = [fields["result"] for action, fields in logged(federation.store) if action == "audit.privacy"]
+    assert results[-1].startswith(f"audit of run {RUN} at round 2 passed")
     assert require_audit(federation.store, study, RUN, None).card == summary(facts)
 
 
@@ -133,7 +129,9 @@ def test_an_override_is_in_the_model_card_and_in_the_log(federation, tmp_path):
     (row,) = [line for line in card.splitlines() if line.startswith("| audit |")]
     assert "**overridden**" in row
     assert row.endswith(r"reason given: only to look \| at the format no release |")
-    assert reason in log(federation.store)[-1]
+    action, fields = logged(federation.store)[-1]
+    assert action == "adapter.export"
+    assert reason in fields["override"]
 
 
 def test_an_override_of_an_export_that_failed_is_not_in_the_log(federation, tmp_path):
@@ -141,7 +139,7 @@ def test_an_override_of_an_export_that_failed_is_not_in_the_log(federation, tmp_
     (tmp_path / "adapter").mkdir()
     with pytest.raises(FileExistsError):
         export_adapter(federation.store, federation.home, RUN, tmp_path / "adapter", override_audit="to look at it")
-    assert not any("overrides its audit" in line for line in log(federation.store))
+    assert not any(action == "adapter.export" for action, _ in logged(federation.store))
 
 
 def test_an_audit_that_passed_is_in_the_model_card(federation, tmp_path):

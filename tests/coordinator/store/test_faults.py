@@ -35,7 +35,7 @@ def full() -> Iterator[None]:
 def fill(store: Store) -> None:
     for _ in range(200):
         with store.session() as session:
-            store.log_action(session, "x" * 1500)
+            store.log_action(session, "budget.export", site="east", file="x" * 1500)
 
 
 @only_sqlite
@@ -75,12 +75,12 @@ def test_another_file_is_damage_to_every_use_of_it(tmp_path, data):
 
 def test_a_table_that_is_gone_is_damage(empty_store):
     with empty_store.session() as session:
-        session.execute(sa.text("DROP TABLE audit"))
+        session.execute(sa.text("DROP TABLE audit_head"))
     with (
-        pytest.raises(StateDamaged, match=r'no such table: audit|relation "audit" does not exist'),
+        pytest.raises(StateDamaged, match=r'no such table: audit_head|relation "audit_head" does not exist'),
         empty_store.session() as session,
     ):
-        empty_store.log_action(session, "x")
+        empty_store.log_action(session, "site.revoke", site="east")
 
 
 @only_sqlite

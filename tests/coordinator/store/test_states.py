@@ -4,7 +4,6 @@ import threading
 
 import pytest
 
-from confide.client_node.login import login_name
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, TransitionRefused
 from confide.coordinator.store.states import (
     ABANDON,
@@ -19,9 +18,9 @@ from confide.coordinator.store.states import (
     Transition,
 )
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import ActionRow, Run, StudyRow
+from confide.coordinator.store.tables import Run, StudyRow
 
-from ..conftest import put_in_state
+from ..conftest import logged, put_in_state
 
 RUN = "thyroid-0001"
 # What each change makes of a run, state by state, in the order of `RunState`; a dash where it is refused.
@@ -61,13 +60,6 @@ def make(store: Store, transition: Transition, lease: int, error: str | None = N
         store.move_run(RUN, transition, lease=lease if transition.by == "driver" else None, error=error)
 
 
-def audited(store: Store) -> list[str]:
-    with store.session() as session:
-        return [
-            row.what.removesuffix(f" (by {login_name()})") for row in session.query(ActionRow).order_by(ActionRow.seq)
-        ]
-
-
 @pytest.mark.parametrize(("transition", "state", "after"), PAIRS)
 def test_a_change_leads_where_the_table_says_or_is_refused_and_changes_nothing(store, transition, state, after):
     put_in_state(store, RUN, state, "as it was")
@@ -77,7 +69,7 @@ def test_a_change_leads_where_the_table_says_or_is_refused_and_changes_nothing(s
             make(store, transition, lease)
         assert refused.value.state is state
         assert (store.run(RUN).state, store.run(RUN).error) == (state, "as it was")
-        assert audited(store) == []
+        assert logged(store) == []
     else:
         make(store, transition, lease)
         run = store.run(RUN)
@@ -157,8 +149,8 @@ def test_of_an_order_to_stop_and_an_end_at_one_time_the_end_stands(store, tmp_pa
     store.move_run(RUN, FINISH, lease=lease)
     thread.join()
     assert store.run(RUN).state is RunState.DONE
-    first = [] if refused else [f"run {RUN} is stopping"]
-    assert audited(store) == [*first, f"run {RUN} is done"]
+    first = [] if refused else [("run.stop", {"run": RUN, "state": "stopping", "error": None})]
+    assert logged(store) == [*first, ("run.finish", {"run": RUN, "state": "done", "error": None})]
     assert refused in ([], [RunState.DONE])
 
 
@@ -167,6 +159,9 @@ def test_every_change_but_a_driver_s_beginning_is_audited_in_order(store):
     store.begin_driving(RUN, lease)
     store.move_run(RUN, FAIL, lease=lease, error="sites are missing")
     store.move_run(RUN, RESUME)
-    assert audited(store) == [f"run {RUN} is failed: sites are missing", f"run {RUN} is pending"]
+    assert logged(store) == [
+        ("run.fail", {"run": RUN, "state": "failed", "error": "sites are missing"}),
+        ("run.resume", {"run": RUN, "state": "pending", "error": None}),
+    ]
     run = store.run(RUN)
     assert (run.error, run.ended_at) == (None, None)

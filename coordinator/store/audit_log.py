@@ -1,0 +1,173 @@
+"""The audit log in the database: entries that are chained as they are written, checkpoints, and what sites signed.
+
+An entry is appended inside the transaction of its action. The one row of `AuditHead` is locked by an update first, and
+stays so until the transaction ends, so that two processes never write two entries of one number, in SQLite as in any
+database that locks rows.
+"""
+
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from ...privacy.ledger import chain, log_chain
+from ...privacy.ledger.chain import START, Head
+from ..errors import StateDamaged
+from .actions import fields_of
+from .tables import ActionRow, AuditHead, CheckpointRow, CountersignatureRow
+
+_LACKS = "the audit log in coordinator.db has no head. Restore the newest backup of coordinator.db"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Action:
+    """An entry of the audit log."""
+
+    seq: int
+    time: str  # UTC
+    actor: str
+    action: str
+    fields: Mapping[str, Any]
+    salt: str
+    previous: str
+    hash: str
+
+    @property
+    def digest(self) -> str:
+        """The digest of its contents."""
+        return contents(self.time, self.actor, self.action, self.fields, self.salt)
+
+
+def contents(time: str, actor: str, action: str, fields: Mapping[str, Any], salt: str) -> str:
+    """Computes the digest of an entry's contents."""
+    parts = {"time": time, "actor": actor, "action": action, "fields": dict(fields), "salt": salt}
+    return log_chain.contents_digest(parts)
+
+
+def append(session: Session, actor: str, action: str, fields: Mapping[str, Any]) -> Head:
+    """Appends an entry inside `session`'s transaction, and returns the new head."""
+    checked, time, salt = fields_of(action, fields), chain.now(), secrets.token_hex(16)
+    before = hold(session)
+    digest = contents(time, actor, action, checked, salt)
+    after = log_chain.link(before, digest)
+    session.add(
+        ActionRow(
+            seq=after.seq, time=time, actor=actor, action=action, fields=json.dumps(checked, sort_keys=True),
+            salt=salt, contents=digest, previous=before.hash, hash=after.hash,
+        )
+    )  # fmt: skip
+    session.execute(update(AuditHead).values(seq=after.seq, hash=after.hash))
+    session.flush()  # the next entry of this transaction sees this one
+    return after
+
+
+def hold(session: Session) -> Head:
+    """Locks the log until the transaction ends, and returns its head."""
+    held = update(AuditHead).where(AuditHead.id == 1).values(id=1).returning(AuditHead.seq, AuditHead.hash)
+    found = session.execute(held).one_or_none()
+    if found is None:
+        raise StateDamaged(_LACKS)
+    return Head(found.seq, found.hash)
+
+
+def head(session: Session) -> Head:
+    """Finds the head of the log."""
+    found = session.execute(select(AuditHead.seq, AuditHead.hash)).one_or_none()
+    if found is None:
+        raise StateDamaged(_LACKS)
+    return Head(found.seq, found.hash)
+
+
+def hash_at(session: Session, seq: int) -> str | None:
+    """Finds the hash of entry number `seq`, that before entry 0 for -1; None if there is none."""
+    return START.hash if seq == START.seq else session.scalar(select(ActionRow.hash).where(ActionRow.seq == seq))
+
+
+def digests(session: Session, since: int, most: int) -> list[str]:
+    """Lists the digests of at most `most` entries from number `since` on, in order."""
+    wanted = select(ActionRow.contents).where(ActionRow.seq >= since).order_by(ActionRow.seq).limit(most)
+    return list(session.scalars(wanted))
+
+
+def entries(
+    session: Session, *, since: str | None = None, actor: str | None = None, action: str | None = None
+) -> Iterator[Action]:
+    """Yields entries, oldest first.
+
+    Args:
+        since: only those of this time or later, UTC, as 2026-02-28T00:00:00Z.
+        actor: only those of this actor, whole or the name behind the colon.
+        action: only this action, or all of a noun, as `run`.
+    """
+    wanted = select(ActionRow).order_by(ActionRow.seq)
+    if since is not None:
+        wanted = wanted.where(ActionRow.time >= since)
+    if actor is not None:
+        wanted = wanted.where(
+            ActionRow.actor.in_([actor, *(f"{kind}:{actor}" for kind in ("operator", "login", "site"))])
+        )
+    if action is not None:
+        wanted = wanted.where((ActionRow.action == action) | ActionRow.action.startswith(f"{action}.", autoescape=True))
+    for row in session.scalars(wanted.execution_options(yield_per=1000)):
+        yield _action(row)
+
+
+def count(session: Session, action: str, since: str) -> int:
+    """Counts the entries of an action from a time on."""
+    return session.scalars(
+        select(func.count()).select_from(ActionRow).where(ActionRow.action == action, ActionRow.time >= since)
+    ).one()
+
+
+def newest_checkpoint(session: Session) -> CheckpointRow | None:
+    """Finds the newest checkpoint; None before the first."""
+    return session.scalars(select(CheckpointRow).order_by(CheckpointRow.seq.desc()).limit(1)).first()
+
+
+def checkpoints(session: Session) -> Sequence[CheckpointRow]:
+    """Lists all checkpoints, in order."""
+    return session.scalars(select(CheckpointRow).order_by(CheckpointRow.seq)).all()
+
+
+def countersignatures(session: Session) -> Sequence[CountersignatureRow]:
+    """Lists all that nodes have countersigned, by node and in order."""
+    order = CountersignatureRow.site, CountersignatureRow.seq
+    return session.scalars(select(CountersignatureRow).order_by(*order)).all()
+
+
+def countersigned(session: Session, site: str) -> int:
+    """Finds the number of the newest entry that `site` has countersigned; -1 before the first."""
+    newest = select(func.max(CountersignatureRow.seq)).where(CountersignatureRow.site == site)
+    found = session.scalar(newest)
+    return START.seq if found is None else found
+
+
+def links_of(actions: Iterable[Action]) -> Iterator[tuple[Action, str | None]]:
+    """Yields each entry with what is wrong about it: a number, a link or contents that do not fit; None if it fits."""
+    before = START
+    for entry in actions:
+        after = log_chain.link(before, entry.digest)
+        problem = None
+        if entry.seq != after.seq:
+            problem = f"entry {after.seq} is missing or out of order: found entry {entry.seq} in its place"
+        elif entry.previous != before.hash:
+            problem = f"entry {entry.seq} does not follow entry {before.seq}: its previous hash is another"
+        elif entry.hash != after.hash:
+            problem = f"entry {entry.seq} was changed: its contents do not give its hash"
+        yield entry, problem
+        before = Head(entry.seq, entry.hash)
+
+
+def _action(row: ActionRow) -> Action:
+    try:
+        fields = json.loads(row.fields)
+    except ValueError as err:
+        raise StateDamaged(f"entry {row.seq} of the audit log in coordinator.db is no JSON") from err
+    return Action(
+        seq=row.seq, time=row.time, actor=row.actor, action=row.action, fields=fields, salt=row.salt,
+        previous=row.previous, hash=row.hash,
+    )  # fmt: skip
