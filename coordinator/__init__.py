@@ -1,8 +1,9 @@
 """The operator's side of a federation: who belongs to it, its studies and runs, and what comes of them.
 
 `cli` is the command `coordinator`; `gateway` serves the federation; `run` drives a round from top to bottom, which is
-the place to read. `federation`, `studies` and `store` keep what it works on, `fleet` reaches the nodes, `results` is
-what comes of a run, and `comparison` what simpler means would give. docs/operator.md is the page for operators.
+the place to read. `oversight` says who may do what, and who did what. `federation`, `studies` and `store` keep what it
+works on, `fleet` reaches the nodes, `results` is what comes of a run, and `comparison` what simpler means would give.
+docs/operator.md is the page for operators.
 
 A federation is founded in a folder, with keys, certificates and an empty store:
 
@@ -22,7 +23,19 @@ A federation is founded in a folder, with keys, certificates and an empty store:
 ([], [], [])
 """
 
-__all__ = ["cli", "comparison", "demo", "federation", "fleet", "gateway", "results", "run", "store", "studies"]
+__all__ = [
+    "cli",
+    "comparison",
+    "demo",
+    "federation",
+    "fleet",
+    "gateway",
+    "oversight",
+    "results",
+    "run",
+    "store",
+    "studies",
+]
 
 if "." not in __name__:
     raise ImportError(

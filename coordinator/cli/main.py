@@ -16,7 +16,8 @@ from ...client_node.cli.application import (
     epilog,
 )
 from ..errors import CoordinatorError
-from . import adapter, audit, backbone, backup, budget, doctor, run, site, space, study
+from . import adapter, audit, backbone, backup, budget, doctor, operator, run, site, space, study
+from .guard import guard, options
 from .options import DEFAULT_HOME, DatabaseOption, HomeOption
 from .serving import serve_federation
 from .tables import here, show_made, show_status
@@ -26,6 +27,7 @@ app = application(
     "coordinator init --host fed.example.org",
     "coordinator site invite svi",
     errors=[CoordinatorError],
+    options=options,
 )
 app.add_typer(site.app, name="site")
 app.add_typer(study.app, name="study")
@@ -35,6 +37,7 @@ app.add_typer(backbone.app, name="backbone")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(space.app, name="space")
 app.add_typer(audit.app, name="audit")
+app.add_typer(operator.app, name="operator")
 app.command("health", epilog=epilog("coordinator health 9445", codes=[PROBLEMS]))(health.health)
 app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
 
@@ -141,3 +144,6 @@ def demo(
         own = "" if example == _FIRST_EXAMPLE and not smoke else f"{example}{'-smoke' if smoke else ''}"
         directory = Path("confide-demo", own)
     raise typer.Exit(run_demo(example, directory.resolve(), rounds=rounds, is_smoke=smoke, as_json=as_json))
+
+
+guard(app)  # the last line: commands that come after it would be open to everybody

@@ -1,5 +1,6 @@
 """Prints sites, studies, runs and costs for the `coordinator` command: tables for people, JSON for programs."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,9 +29,11 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ...privacy.report.schema import AuditFacts
     from ..federation import Settings
     from ..federation.members import Invitation, Member
+    from ..oversight.trail import Verified
     from ..results.metrics import Measurement
     from ..run.glance import Glance
     from ..run.overview import OpenedRounds, RunStanding
+    from ..store.audit_log import Action
     from ..store.tables import StudyRow
     from ..studies.summary import StudySummary
 
@@ -287,6 +290,41 @@ def show_audit(facts: "AuditFacts", as_json: bool) -> None:
         return print_json(facts.model_dump(mode="json") | {"passed": facts.passed})
     out.print(table_of(f"Audit of {facts.run}, round {facts.round}", audit_rows(facts)))
     out.print("The claim stands." if facts.passed else "[bold red]The claim does not stand.[/]")
+
+
+def show_actions(actions: "Sequence[Action]", as_json: bool) -> None:
+    """Prints entries of the audit log, one a line and nothing wrapped."""
+    if as_json:
+        return print_json([asdict(each) for each in actions])
+    if not actions:
+        tell("Audit log: no such entry")
+    for each in actions:
+        said = " ".join(f"{name}={_plain(value)}" for name, value in each.fields.items() if value is not None)
+        line = f"{each.seq:>6}  {each.time}  {each.actor}  {each.action}  {said}"
+        out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+
+def show_trail(found: "Verified", as_json: bool) -> None:
+    """Prints what the verification of an audit log found."""
+    if as_json:
+        return print_json(asdict(found) | {"ok": found.ok})
+    signed = f"signed up to entry {found.signed}" if found.checkpoints else "not signed yet"
+    told = [f"{found.federation}: {found.entries} entries, {signed}; the coordinator's key is from {found.key_from}"]
+    told += [
+        f"{each.site} has countersigned up to entry {each.seq}, on {each.time}, with {each.decisions + 1} decisions"
+        for each in found.witnesses
+    ]
+    if not found.witnesses:
+        told.append("no node has countersigned yet: alone, the coordinator could still write another log")
+    for line in (*told, *(f"! {problem}" for problem in found.problems)):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    out.print("Everything holds." if found.ok else "This log does not hold.")
+
+
+def _plain(value: Any) -> str:
+    """Writes a field's value as JSON, or as it is if that is one plain word."""
+    is_word = isinstance(value, str) and value.isascii() and value.isprintable() and not {*value} & set(' "')
+    return value if is_word else json.dumps(value)
 
 
 def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:

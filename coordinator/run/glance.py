@@ -12,7 +12,8 @@ from ..errors import CoordinatorError
 from ..federation import Pki, load_settings, members
 from ..federation.members import Member
 from ..federation.serving import SeenNode, Serving, read_serving
-from ..store import Store
+from ..oversight import access
+from ..store import Store, audit_log
 from ..store.states import RunState
 from ..store.tables import Run
 from .overview import RunStanding, is_silent, run_standings
@@ -51,6 +52,7 @@ def look(store: Store, home: Path) -> Glance:
     seen: Mapping[str, SeenNode] = {} if serving is None else serving.nodes
     standings = [_standing(member, serving, seen.get(member.name)) for member in members.members(store)]
     worries = [*_of_server(store, serving, home), *_of_runs(store, serving, standings), *_of_versions(standings)]
+    worries += [*access.warnings(store), *_of_witnesses(store)]
     return Glance(
         federation=load_settings(home).federation,
         serving=serving,
@@ -125,3 +127,15 @@ def _of_versions(standings: Sequence[MemberStanding]) -> Iterator[str]:
     for each in standings:
         if each.version not in ("", __version__):
             yield f"{each.name} runs confide {each.version}, this is {__version__}: versions cannot be mixed"
+
+
+def _of_witnesses(store: Store) -> Iterator[str]:
+    """Names the nodes that have refused to countersign the audit log since they last did so."""
+    with store.session() as session:
+        refused = {each.fields["site"]: each for each in audit_log.entries(session, action="log.refused")}
+        for name, entry in sorted(refused.items()):
+            if entry.seq > audit_log.countersigned(session, name):
+                yield (
+                    f"{name} does not countersign the audit log since {entry.time} ({entry.fields['reason']}): it "
+                    f"signed entry {entry.fields['held']} of another state of it (docs/operators.md)"
+                )

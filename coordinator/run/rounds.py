@@ -24,6 +24,7 @@ from ..store.states import FINISH, LEAVE
 from ..store.tables import Evaluation, Prototype, Round
 from . import questions
 from .aggregation import aggregate, opened_total
+from .auditing import answered, offered
 from .collection import collect_updates
 from .context import Keys, RoundContext, RunContext
 from .questions import ask_until
@@ -101,10 +102,11 @@ def prepare(run: RunContext) -> Prepared:
 
     def request(name: str) -> Packet:
         since = run.replica.length(name) if name in run.sites else 0
-        return sign(Prepare(**run.addressed(name), ledger_from=since), run.signer)
+        return sign(Prepare(**run.addressed(name), ledger_from=since, audit=offered(run, name)), run.signer)
 
     def accept(name: str, answer: Ready, _: Packet) -> None:
         run.accept_ledger(name, answer.ledger)
+        answered(run, name, answer.audit)
         if len(answer.ledger) >= ENTRIES_A_MESSAGE:
             behind.add(name)
         if not answer.evaluates:
@@ -235,11 +237,13 @@ def settle(run: RunContext, *, final: bool) -> None:
             outcomes=run.untold_outcomes(name) if is_site else (),
             final=final,
             ledger_from=run.replica.length(name) if is_site else 0,
+            audit=offered(run, name),
         )
         return sign(message, run.signer)
 
     def accept(name: str, answer: Settled, _: Packet) -> None:
         run.accept_ledger(name, answer.ledger)
+        answered(run, name, answer.audit)
 
     nodes = tuple(dict.fromkeys((*run.sites, *run.parties)))
     needed, patience = (len(nodes), FAREWELL_S) if final else (0, 0.0)

@@ -47,7 +47,6 @@ from .faults import remedy, turn_into_ours
 from .place import database_of, name_of, note_database
 from .states import BEGIN, RunState, Transition
 from .tables import (
-    MAX_ACTION,
     MAX_ERROR,
     MAX_STEP,
     Base,

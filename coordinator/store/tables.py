@@ -16,7 +16,7 @@ from .states import RunState
 
 T = TypeVar("T")
 
-MAX_STEP, MAX_ERROR, MAX_ACTION = 255, 2000, 2000  # characters
+MAX_STEP, MAX_ERROR = 255, 2000  # characters
 _TEXTS, _NUMBERS = TypeAdapter(tuple[str, ...]), TypeAdapter(tuple[float, ...])  # as JSON in a column
 _RESTORE = "Restore the newest backup of coordinator.db"
 

@@ -7,13 +7,16 @@ at every question. What it leaves out is records, models, and the parties' own p
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.client_node import witness
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.following import beginning, follow, round_start, total_bytes
 from confide.client_node.study.study import PlannedRound, Study
+from confide.client_node.wire.checkpoints import AuditAnswer
 from confide.client_node.wire.evidence import require_evidence, signed_total
 from confide.client_node.wire.messages import (
     ENTRIES_A_MESSAGE,
@@ -125,6 +128,7 @@ class FakeFleet:
     keys: dict[str, tuple[bytes, bytes]] = field(default_factory=lambda: {name: new_keypair() for name in PARTIES})
     ended: set[str] = field(default_factory=set)  # parties whose key of the run is gone
     abstaining: tuple[str, ...] = ()  # sites that hold no records out
+    homes: Path | None = None  # in which nodes keep what they countersigned; None if none countersigns
 
     def trust(self, site_of: Callable[[str], str | None]) -> None: ...
 
@@ -146,6 +150,11 @@ class FakeFleet:
             self.after(kind, name)
             yield name, answer
 
+    def witness(self, name: str, message: Prepare | Settle) -> AuditAnswer | None:
+        if self.homes is None or message.audit is None:
+            return None
+        return witness.answer(self.homes / name, name, self.study.coordinator, key_of(name), message.audit)
+
     def _prepare(self, name: str, packet: Packet) -> Packet:
         message = verify(packet, self.study.coordinator, Prepare)
         key = None
@@ -159,7 +168,12 @@ class FakeFleet:
             )
         entries = self._entries(name, message.ledger_from)
         evaluates = name in SITES and name not in self.abstaining
-        return self._sign(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries), name)
+        return self._sign(
+            Ready(
+                request=packet.digest(), key=key, evaluates=evaluates, ledger=entries, audit=self.witness(name, message)
+            ),
+            name,
+        )
 
     def _replay(self, name: str, packet: Packet) -> Packet:
         """Takes totals as a site does, but in memory: `tests/client_node/replay` tests the files."""
@@ -266,7 +280,8 @@ class FakeFleet:
         self._settle_outcomes(name, message.run, message.outcomes)
         if message.final and name in PARTIES:
             self.ended.add(name)
-        return self._sign(Settled(request=packet.digest(), ledger=self._entries(name, message.ledger_from)), name)
+        entries = self._entries(name, message.ledger_from)
+        return self._sign(Settled(request=packet.digest(), ledger=entries, audit=self.witness(name, message)), name)
 
     def _settle_outcomes(self, name: str, run: str, outcomes: tuple[Outcome, ...]) -> None:
         for outcome in outcomes:

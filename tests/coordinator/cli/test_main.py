@@ -54,7 +54,8 @@ COMMANDS = (
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
     "adapter+merge adapter+deploy adapter+choose adapter+combine adapter+carry adapter+ask adapter+serve "
     "adapter+evaluate adapter+routing "
-    "space+build audit+privacy demo"
+    "space+build audit+log audit+verify audit+export audit+privacy "
+    "operator+add operator+list operator+renew operator+revoke operator+recover demo"
 )
 
 

@@ -1,0 +1,81 @@
+"""Lets an operator through whose token and role are enough: the one place that decides, for commands and for pages.
+
+As long as no operator was ever added, whoever may read the home may do everything. From the first one on, what changes
+or shows something takes a token. What this cannot stop is an account that reads the home itself: docs/operators.md says
+how to keep people from it.
+"""
+
+import math
+import time
+from typing import get_args
+
+from ..errors import AccessRefused
+from ..store import Store, audit_log
+from ..store.actor import SELF
+from .operators import WARN_DAYS, Operator, any_operator, find, lasting_admins, secret_fits
+from .roles import Role
+
+MOST_REFUSALS = 20  # in the log, an hour
+_TOKEN_PLACES = "set CONFIDE_TOKEN, or name a file: coordinator --token-file FILE ..."  # noqa: S105 (no token)
+
+
+def require(store: Store, token: str | None, role: Role, *, command: str) -> Operator | None:
+    """Returns the operator whose token it is; None as long as no operator was ever added.
+
+    A wrong name takes as long as a wrong secret. A refusal stands in the audit log, at most 20 an hour.
+
+    Args:
+        token: as `operator add` printed it; None if there is none.
+        role: the least one that is enough.
+        command: what is asked for, for the audit log.
+
+    Raises:
+        AccessRefused: the token is missing, wrong, expired or revoked, or its role is not enough.
+    """
+    if not any_operator(store):
+        return None
+    if not token:
+        raise _refused(store, None, "missing", command, f"`{command}` takes the token of an operator: {_TOKEN_PLACES}")
+    operator = find(store, token)
+    known = None if operator is None else operator.name
+    if not secret_fits(operator, token) or operator is None:
+        raise _refused(store, known, "wrong", command, "this token is no operator's; nothing was done")
+    if operator.revoked_at is not None:
+        raise _refused(store, known, "revoked", command, f"the token of {operator.name} was revoked; nothing was done")
+    if operator.expires_at is not None and operator.expires_at <= time.time():
+        raise _refused(
+            store, known, "expired", command,
+            f"the token of {operator.name} has expired; an admin renews it: coordinator operator renew {operator.name}",
+        )  # fmt: skip
+    ranks = get_args(Role)
+    if ranks.index(operator.role) < ranks.index(role):
+        raise _refused(
+            store, known, "role", command,
+            f"`{command}` takes the role {role}, and {operator.name} is {operator.role}; nothing was done",
+        )  # fmt: skip
+    return operator
+
+
+def warnings(store: Store) -> list[str]:
+    """Tells, in words for operators, if soon nobody is an admin any more."""
+    if not any_operator(store):
+        return []
+    lasting, now = lasting_admins(store), time.time()
+    last = max((math.inf if each.expires_at is None else each.expires_at for each in lasting), default=0.0)
+    if last <= now:
+        return ["no admin's token is valid any more: coordinator operator recover NAME (docs/operators.md)"]
+    days = (last - now) / 86_400
+    if days > WARN_DAYS:
+        return []
+    return [f"in {math.ceil(days)} days no admin's token is valid any more: coordinator operator renew NAME"]
+
+
+def _refused(store: Store, operator: str | None, reason: str, command: str, text: str) -> AccessRefused:
+    hour = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 3600))
+    with store.session() as session:
+        audit_log.hold(session)
+        found = audit_log.count(session, "access.refused", hour)
+        if found < MOST_REFUSALS:
+            why = reason if found < MOST_REFUSALS - 1 else f"{reason}; further ones of this hour are not listed"
+            store.log_action(session, "access.refused", actor=SELF, operator=operator, reason=why, command=command)
+    return AccessRefused(text)

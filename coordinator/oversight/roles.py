@@ -1,0 +1,84 @@
+"""The least role that each command takes, and the action by which it stands in the audit log.
+
+A command that is not in the table is refused: a new one is decided upon before anybody can use it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ..errors import AccessRefused
+
+Role = Literal["viewer", "operator", "admin"]
+ANYONE: Final = "anyone"  # no home, or one that needs no operator: what it does stands in the log all the same
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Describes the role that a command takes, and its action in the audit log; None if it changes nothing."""
+
+    role: Role | Literal["anyone"]
+    action: str | None = None
+
+
+COMMANDS: Mapping[str, Access] = {
+    "init": Access(ANYONE, "federation.init"),
+    "serve": Access(ANYONE, "serve.start"),
+    "demo": Access(ANYONE),
+    "status": Access("viewer"),
+    "doctor": Access("viewer"),
+    "site invite": Access("admin", "site.invite"),
+    "site list": Access("viewer"),
+    "site revoke": Access("admin", "site.revoke"),
+    "study init": Access(ANYONE),
+    "study check": Access("viewer"),
+    "study compare": Access(ANYONE),
+    "study create": Access("operator", "study.create"),
+    "study list": Access("viewer"),
+    "study show": Access("viewer"),
+    "run start": Access("operator", "run.start"),
+    "run list": Access("viewer"),
+    "run rounds": Access("viewer"),
+    "run watch": Access("viewer"),
+    "run stop": Access("operator", "run.stop"),
+    "run abandon": Access("operator", "run.abandon"),
+    "run resume": Access("operator", "run.resume"),
+    "run metrics": Access("viewer"),
+    "budget report": Access("viewer"),
+    "budget export": Access("operator", "budget.export"),
+    "budget verify": Access(ANYONE),
+    "backbone build": Access(ANYONE),
+    "backbone import": Access(ANYONE),
+    "backbone list": Access(ANYONE),
+    "backbone moments": Access(ANYONE),
+    "backbone compress": Access(ANYONE),
+    "backbone routing": Access(ANYONE),
+    "backbone show": Access(ANYONE),
+    "adapter export": Access("operator", "adapter.export"),
+    "adapter merge": Access("operator", "adapter.merge"),
+    "adapter deploy": Access("operator", "adapter.deploy"),
+    "adapter choose": Access("viewer"),
+    "adapter combine": Access(ANYONE),
+    "adapter carry": Access(ANYONE),
+    "adapter ask": Access(ANYONE),
+    "adapter serve": Access(ANYONE),
+    "adapter evaluate": Access("viewer"),
+    "adapter routing": Access("viewer"),
+    "space build": Access(ANYONE),
+    "audit privacy": Access("operator", "audit.privacy"),
+    "audit log": Access("viewer"),
+    "audit verify": Access("viewer"),
+    "audit export": Access("operator", "log.export"),
+    "operator add": Access("admin", "operator.add"),
+    "operator list": Access("viewer"),
+    "operator renew": Access("admin", "operator.renew"),
+    "operator revoke": Access("admin", "operator.revoke"),
+    "operator recover": Access(ANYONE, "operator.recover"),  # takes a file that only the home's account can write
+}
+
+
+def least_role(command: str) -> Role | Literal["anyone"]:
+    """Finds the least role for a command, as `site invite`. Raises AccessRefused for one that is not in the table."""
+    if command not in COMMANDS:
+        raise AccessRefused(f"no role is known for `{command}`, so nobody may use it")
+    return COMMANDS[command].role

@@ -1,0 +1,350 @@
+"""The audit log for whoever checks it: verified where it is, and exported to a file that holds all it takes.
+
+A file is lines of JSON: a head with the coordinator's key, the CA's digest and the keys of the nodes, then the entries,
+the checkpoints and the countersignatures. Who wrote the file wrote the keys in it too, so a checker who knows keys
+from elsewhere names them; and a node can say for itself what it countersigned (`client-node witness --json`).
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, ValidationError
+from sqlalchemy.orm import Session
+
+from ...client_node.wire.checkpoints import Checkpoint, DecisionsHead, is_countersigned
+from ...models.strict import StrictModel
+from ...privacy.ledger import canonical
+from ...privacy.ledger.chain import Hex64, Hex128, Time
+from ..errors import Conflict, StateDamaged, TrailInvalid
+from ..federation import Pki, load_settings
+from ..store import Store, audit_log
+from ..store.actions import ACTIONS, fields_of, plain
+from ..store.audit_log import Action
+from . import checkpoints
+
+FORMAT: Final = 1
+MOST_LINE = 1 << 16  # bytes
+MOST_LINES = 10_000_000
+_PROBLEMS = 20  # that are told
+
+_Seq = Annotated[int, Field(ge=0, lt=2**48)]
+_Name = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class _Header(StrictModel):
+    format: Literal[1]
+    federation: Annotated[str, Field(max_length=2000)]
+    coordinator: Hex64
+    ca: Hex64  # SHA-256 of the CA's certificate, which invitations pin
+    nodes: Annotated[dict[_Name, Hex64], Field(max_length=10_000)]  # Ed25519 keys
+
+
+class _Entry(StrictModel):
+    seq: _Seq
+    time: Time
+    actor: Annotated[str, Field(min_length=1, max_length=80)]
+    action: Annotated[str, Field(max_length=32)]
+    fields: dict[str, Any]
+    salt: Annotated[str, Field(max_length=32)]
+    previous: Hex64
+    hash: Hex64
+
+
+class _Countersignature(StrictModel):
+    site: _Name
+    seq: _Seq
+    decisions: DecisionsHead
+    identity: Hex64
+    signature: Hex128
+
+
+class _Line(StrictModel):
+    header: _Header | None = None
+    entry: _Entry | None = None
+    checkpoint: Checkpoint | None = None
+    countersignature: _Countersignature | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Witness:
+    """A node that has countersigned the log."""
+
+    site: str
+    seq: int  # the newest entry that it has countersigned
+    time: str  # of that checkpoint
+    decisions: int  # number of the newest decision of its people then, -1 for none
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """Findings about an audit log."""
+
+    federation: str
+    entries: int
+    checkpoints: int
+    signed: int  # the newest entry that a checkpoint covers, -1 for none
+    witnesses: tuple[Witness, ...]
+    problems: tuple[str, ...]  # the first ones; empty if everything holds
+    key_from: str  # where the coordinator's key comes from, for people
+
+    @property
+    def ok(self) -> bool:
+        """True if everything holds."""
+        return not self.problems
+
+
+def actions(
+    store: Store, *, since: str | None = None, actor: str | None = None, action: str | None = None
+) -> list[Action]:
+    """Lists entries of the log, oldest first; arguments are those of `audit_log.entries`.
+
+    Args:
+        since: a day or a moment, UTC: 2026-03-01 or 2026-03-01T12:00:00Z.
+
+    Raises:
+        Conflict: `since` is neither, or there is no such action.
+    """
+    if since is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", since):
+        raise Conflict(f"{since!r} is no time; write 2026-03-01, or 2026-03-01T12:00:00Z, in UTC")
+    if action is not None and not any(name == action or name.startswith(f"{action}.") for name in ACTIONS):
+        nouns = sorted({name.partition(".")[0] for name in ACTIONS})
+        raise Conflict(f"no action is called {action!r}; the log has those of {', '.join(nouns)}")
+    with store.session() as session:
+        return list(audit_log.entries(session, since=since, actor=actor, action=action))
+
+
+def known_keys(pairs: Sequence[str]) -> dict[str, str]:
+    """Parses NAME=KEY texts. Raises TrailInvalid if one is none."""
+    keys = {}
+    for pair in pairs:
+        name, _, key = pair.partition("=")
+        if not name:
+            raise TrailInvalid(f"{pair!r} is not NAME=KEY")
+        keys[name] = _key(key)
+    return keys
+
+
+def verify(store: Store, home: Path) -> Verified:
+    """Verifies the federation's own log, against the keys in its home."""
+    with store.session() as session:
+        return _check(_lines(store, home, session), "pki/signing.key of this home")
+
+
+def verify_file(
+    path: Path, *, coordinator: str | None = None, nodes: Mapping[str, str] | None = None, held: Path | None = None
+) -> Verified:
+    """Verifies an exported log on any machine.
+
+    Args:
+        coordinator: the coordinator's key, hex, known from elsewhere; None takes the one in the file.
+        nodes: keys of nodes known from elsewhere.
+        held: what a node says it countersigned last, the output of `client-node witness --json`.
+
+    Raises:
+        TrailInvalid: the file is no exported audit log.
+    """
+    if coordinator is not None:
+        _key(coordinator)
+    last = None if held is None else _held(held)
+    source = "the command line" if coordinator else "the file itself"
+    return _check(_read(path), source, coordinator=coordinator, nodes=nodes or {}, held=last)
+
+
+def export(store: Store, home: Path, path: Path) -> int:
+    """Writes the log to a new file, with a checkpoint of its head; returns the number of its entries.
+
+    Raises:
+        Conflict: `path` exists.
+    """
+    if os.path.lexists(path):
+        raise Conflict(f"{path} exists already; nothing was written. Name a new file")
+    with store.session() as session:
+        store.log_action(session, "log.export", file=plain(path))
+    checkpoints.make(store, Pki.load(home).signer)
+    count = 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as out, store.session() as session:
+            for line in _lines(store, home, session):
+                count += line.entry is not None
+                out.write(json.dumps(line.model_dump(mode="json", exclude_none=True, exclude_unset=True)) + "\n")
+    except BaseException:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        raise
+    return count
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise TrailInvalid(f"{text[:80]!r} is no key of 64 hexadecimal digits")
+    return text
+
+
+def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
+    """Reads the lines of an export from the store, the header first."""
+    pki = Pki.load(home)
+    nodes = {node.name: node.identity for node in store.nodes() if node.identity is not None}
+    # In this order: what other processes append meanwhile leaves no signature without its entry.
+    countersigned, signed = audit_log.countersignatures(session), audit_log.checkpoints(session)
+    try:
+        yield _Line(
+            header=_Header(
+                format=FORMAT, federation=plain(load_settings(home).federation), coordinator=pki.identity_hex,
+                ca=pki.ca_digest.hex(), nodes=nodes,
+            )
+        )  # fmt: skip
+        for entry in audit_log.entries(session):
+            yield _Line(entry=_Entry(**asdict(entry)))
+        for row in signed:
+            yield _Line(checkpoint=checkpoints.checkpoint_of(row))
+        for each in countersigned:
+            yield _Line(
+                countersignature=_Countersignature(
+                    site=each.site, seq=each.seq, identity=each.identity, signature=each.signature,
+                    decisions=DecisionsHead(seq=each.decisions, hash=each.decisions_hash),
+                )
+            )  # fmt: skip
+    except ValidationError as err:
+        where = ".".join(str(part) for part in err.errors(include_input=False)[0]["loc"])
+        raise StateDamaged(f"the audit log in coordinator.db holds what is none: {where}") from err
+
+
+def _read(path: Path) -> Iterator[_Line]:
+    with path.open("rb") as source:
+        for number in range(1, MOST_LINES + 1):
+            line = source.readline(MOST_LINE + 1)
+            if not line:
+                return
+            if len(line) > MOST_LINE:
+                raise TrailInvalid(f"{path}: line {number} has more than {MOST_LINE} bytes")
+            try:
+                canonical.decode(line)  # no name twice
+                yield _Line.model_validate_json(line)
+            except ValueError as err:
+                raise TrailInvalid(f"{path}: line {number} is no line of an exported audit log") from err
+    raise TrailInvalid(f"{path} has more than {MOST_LINES} lines")
+
+
+def _held(path: Path) -> Checkpoint | None:
+    with path.open("rb") as source:
+        text = source.read(MOST_LINE)
+    try:
+        last = json.loads(text)["last"]
+        return None if last is None else Checkpoint.model_validate(last)
+    except (ValueError, KeyError, TypeError) as err:
+        raise TrailInvalid(f"{path} is not what `client-node witness --json` prints") from err
+
+
+def _check(
+    lines: Iterable[_Line],
+    key_from: str,
+    *,
+    coordinator: str | None = None,
+    nodes: Mapping[str, str] | None = None,
+    held: Checkpoint | None = None,
+) -> Verified:
+    """Recomputes the chain, and checks every signature against it."""
+    problems: list[str] = []
+    rest = iter(lines)
+    first = next(rest, None)
+    if first is None or first.header is None:
+        raise TrailInvalid("the file does not begin as an exported audit log")
+    header = first.header
+    key = coordinator or header.coordinator
+    if coordinator is not None and coordinator != header.coordinator:
+        problems.append("the coordinator's key in the file is another than the one given")
+    known = header.nodes | dict(nodes or {})
+    problems += [
+        f"the key of {name} in the file is another than the one given"
+        for name, given in (nodes or {}).items()
+        if header.nodes.get(name) != given
+    ]
+    hashes: list[str] = []
+    tail: list[_Line] = []
+
+    def entries() -> Iterator[Action]:
+        for line in rest:
+            if line.entry is None:
+                tail.append(line)
+                return
+            yield Action(**line.entry.model_dump())
+
+    for entry, problem in audit_log.links_of(entries()):
+        hashes.append(entry.hash)
+        if problem is not None:
+            problems.append(problem)
+        try:
+            fields_of(entry.action, entry.fields)
+        except StateDamaged as err:
+            problems.append(f"entry {entry.seq}: {err}")
+
+    def hash_at(seq: int) -> str | None:
+        return hashes[seq] if 0 <= seq < len(hashes) else None
+
+    signed: dict[int, Checkpoint] = {}
+    witnesses: dict[str, Witness] = {}
+    for line in (*tail, *rest):
+        if line.checkpoint is not None:
+            signed[line.checkpoint.seq] = line.checkpoint
+            problems += _about_checkpoint(line.checkpoint, key, hash_at)
+        elif line.countersignature is not None:
+            problems += _about_witness(line.countersignature, signed, known, witnesses)
+        else:
+            problems.append("entries or heads stand where signatures belong")
+    if held is not None:
+        problems += [f"what the node countersigned: {told}" for told in _about_checkpoint(held, key, hash_at)]
+    if len(problems) > _PROBLEMS:
+        problems = [*problems[:_PROBLEMS], f"and {len(problems) - _PROBLEMS} more"]
+    return Verified(
+        federation=header.federation,
+        entries=len(hashes),
+        checkpoints=len(signed),
+        signed=max(signed, default=-1),
+        witnesses=tuple(witnesses[name] for name in sorted(witnesses)),
+        problems=tuple(problems),
+        key_from=key_from,
+    )
+
+
+def _about_checkpoint(checkpoint: Checkpoint, key: str, hash_at: Callable[[int], str | None]) -> list[str]:
+    found = []
+    if not checkpoint.is_signed_by(key):
+        found.append(f"checkpoint {checkpoint.seq} is not signed by the coordinator's key")
+    if hash_at(0) != checkpoint.log:
+        found.append(f"checkpoint {checkpoint.seq} is of another log")
+    if (there := hash_at(checkpoint.seq)) is None:
+        found.append(f"checkpoint {checkpoint.seq} names an entry that is gone: the log was cut off")
+    elif there != checkpoint.hash:
+        found.append(f"checkpoint {checkpoint.seq} names another entry: the log was rewritten")
+    return found
+
+
+def _about_witness(
+    each: _Countersignature,
+    signed: Mapping[int, Checkpoint],
+    known: Mapping[str, str],
+    witnesses: dict[str, Witness],
+) -> list[str]:
+    place = f"the countersignature of {each.site} at entry {each.seq}"
+    checkpoint = signed.get(each.seq)
+    if checkpoint is None:
+        return [f"{place} belongs to no checkpoint"]
+    if known.get(each.site) != each.identity:
+        return [f"{place} was given by a key that is not that node's"]
+    if not is_countersigned(
+        checkpoint, site=each.site, identity=each.identity, decisions=each.decisions, signature=each.signature
+    ):
+        return [f"{place} does not verify"]
+    before = witnesses.get(each.site)
+    if before is None or each.seq > before.seq:
+        witnesses[each.site] = Witness(site=each.site, seq=each.seq, time=checkpoint.time, decisions=each.decisions.seq)
+    if before is not None and each.seq > before.seq and each.decisions.seq < before.decisions:
+        return [f"{place} names fewer decisions of its people than one before: its decision log was cut off"]
+    return []

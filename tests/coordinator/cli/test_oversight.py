@@ -1,0 +1,272 @@
+"""Who may use which command, and that whatever changes something stands in the audit log."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+
+from confide.client_node.cli.application import application, group
+from confide.coordinator.cli.guard import TOKEN_VARIABLE, commands, guard
+from confide.coordinator.cli.main import app
+from confide.coordinator.errors import CoordinatorError
+from confide.coordinator.oversight.roles import ANYONE, COMMANDS
+from confide.coordinator.store import audit_log
+from confide.coordinator.store.store import Store
+from confide.privacy.audit.canaries import AuditDesign
+
+from ...privacy.ledgers import ledger_with
+from ..conftest import logged
+from .test_main import (
+    FAILED,
+    UNVERIFIED,
+    _new_home,
+    call,
+    home,
+    invoke,
+    lined,
+    report,
+    run,
+    store,
+    study,
+    trained,
+)
+
+__all__ = ["_new_home", "call", "home", "ledger_with", "report", "run", "store", "study", "trained"]  # fixtures
+
+HELP = ("--help",)
+OPENED = {name for name, access in COMMANDS.items() if access.role == ANYONE}
+
+
+def actions(store):
+    return [action for action, _ in logged(store)]
+
+
+@pytest.fixture
+def token(call, monkeypatch):
+    """The token of the first admin, in the environment."""
+    found = json.loads(call("operator", "add", "anna", "--role", "admin", "--json").stdout)["token"]
+    monkeypatch.setenv(TOKEN_VARIABLE, found)
+    return found
+
+
+def test_every_command_is_in_the_table_of_roles_and_no_other():
+    assert {*commands(app)} == {*COMMANDS}
+
+
+def test_a_command_that_nobody_put_in_the_table_is_refused_to_everybody(tmp_path):
+    ran = []
+    federation = application("x", "coordinator new", errors=[CoordinatorError])
+    federation.command("new")(lambda: ran.append("new"))
+    federation.command("other")(lambda: ran.append("other"))
+    site = group("x", "coordinator site praise")
+    site.command("praise")(lambda: ran.append("praise"))
+    federation.add_typer(site, name="site")
+    guard(federation)
+    for words in (["new"], ["site", "praise"]):
+        result = typer.testing.CliRunner().invoke(federation, words)
+        assert result.exit_code == FAILED
+        assert "no role is known" in lined(result.stderr)
+    assert ran == []
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - OPENED))
+def test_without_a_token_no_command_of_the_table_does_anything(call, store, command, monkeypatch, tmp_path):
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    before = actions(store)
+    words = {
+        "site invite": ["north"], "site revoke": ["svi", "--yes"], "study check": [tmp_path / "s"],
+        "study create": [tmp_path / "s"], "study show": ["s"], "run start": ["s"], "run rounds": ["r"],
+        "run watch": ["r"], "run stop": ["r"], "run abandon": ["r", "--yes"], "run resume": ["r"],
+        "run metrics": ["r"], "budget export": ["svi", tmp_path / "f"], "adapter export": ["r", tmp_path / "f"],
+        "adapter merge": ["r", tmp_path / "f"], "adapter deploy": ["r", tmp_path / "f", "--target", "torch"],
+        "adapter choose": ["r", "--clients", "2"], "adapter evaluate": ["r"], "adapter routing": ["r"],
+        "audit privacy": ["r"], "audit export": [tmp_path / "f"], "operator add": ["eve", "--role", "admin"],
+        "operator renew": ["anna"], "operator revoke": ["anna", "--yes"],
+    }  # fmt: skip
+    result = call(*command.split(), *words.get(command, []), code=FAILED)
+    assert "AccessRefused" in result.stderr
+    assert "takes the token of an operator" in lined(result.stderr)
+    assert result.stdout == ""
+    assert actions(store) == [*before, "access.refused"]
+
+
+def test_a_token_lets_its_role_through_from_the_environment_or_a_file_alone(call, home, store, token, tmp_path):
+    call("site", "list")
+    viewer = json.loads(call("operator", "add", "bob", "--role", "viewer", "--json").stdout)["token"]
+    file = tmp_path / "token"
+    file.write_text(viewer + "\n")
+    file.chmod(0o600)
+    invoke("--token-file", file, "site", "list", "--home", home)
+    refused = invoke("--token-file", file, "site", "invite", "north", "--home", home, code=FAILED)
+    assert "takes the role admin, and bob is viewer" in lined(refused.stderr)
+    file.chmod(0o644)
+    assert "can be read by others" in lined(invoke("--token-file", file, "site", "list", "--home", home, code=1).stderr)
+    missing = invoke("--token-file", tmp_path / "none", "site", "list", "--home", home, code=FAILED)
+    assert "is missing; it should hold an operator's token" in lined(missing.stderr)
+    assert token not in refused.output + missing.output
+    call("site", "invite", "north")
+    with store.session() as session:
+        by = {each.action: each.actor for each in audit_log.entries(session)}
+    assert by["site.invite"] == by["operator.add"] == "operator:anna"
+
+
+def test_doctor_speaks_where_the_database_that_has_the_roles_is_damaged(call, home, token, monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    call("doctor", code=FAILED)
+    for name in ("coordinator.db", "coordinator.db-wal", "coordinator.db-shm"):
+        (home / name).unlink(missing_ok=True)
+    (home / "coordinator.db").write_bytes(b"[1]\n" * 2000)
+    assert "coordinator.db" in lined(call("doctor", code=FAILED).stdout)
+    assert "damaged" in lined(call("site", "list", code=FAILED).stderr)
+
+
+def test_the_log_is_shown_verified_and_exported_and_a_change_has_its_exit_code(call, home, store, tmp_path):
+    call("site", "invite", "north")
+    shown = json.loads(call("audit", "log", "--json").stdout)
+    assert [each["action"] for each in shown] == ["federation.init", "site.invite"]
+    assert "site.invite  roles=train site=north" in call("audit", "log", "--action", "site").stdout
+    assert "no such entry" in lined(call("audit", "log", "--since", "2999-01-01").stderr)
+    assert "is no time" in lined(call("audit", "log", "--since", "now", code=FAILED).stderr)
+    assert "Everything holds." in call("audit", "verify").stdout
+    call("audit", "export", tmp_path / "log.jsonl")
+    key = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["header"]["coordinator"]
+    elsewhere = ("audit", "verify", tmp_path / "log.jsonl", "--home", tmp_path / "nothing")
+    found = json.loads(invoke(*elsewhere, "--issuer", key, "--json").stdout)
+    assert (found["ok"], found["entries"], found["signed"]) == (True, 3, 2)
+    invoke(*elsewhere, "--issuer", "ab" * 32, code=UNVERIFIED)
+    text = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(text.replace('"north"', '"south"'))
+    assert "entry 1 was changed" in invoke(*elsewhere, code=UNVERIFIED).stdout
+
+
+def test_status_tells_that_admins_run_out(call, token):
+    call("operator", "add", "eve", "--role", "admin", "--expires", "3")
+    assert "no admin's token" not in lined(call("status").stderr)
+    call("operator", "revoke", "anna", "--yes", code=0)
+    assert "AccessRefused" in call("status", code=FAILED).stderr  # the token of the environment is anna's
+
+
+CHANGES = {}
+
+
+def change(command):
+    def keep(recipe):
+        CHANGES[command] = recipe
+        return recipe
+
+    return keep
+
+
+def simple(*words):
+    return lambda made: made.call(*(str(word).format(out=made.tmp, run=made.run) for word in words))
+
+
+CHANGES |= {
+    "site invite": simple("site", "invite", "north"),
+    "site revoke": simple("site", "revoke", "rest", "--yes"),
+    "run start": simple("run", "start", "thyroid", "--again"),
+    "run stop": simple("run", "stop", "{run}"),
+    "run abandon": simple("run", "abandon", "{run}", "--yes"),
+    "audit export": simple("audit", "export", "{out}/log.jsonl"),
+    "operator add": simple("operator", "add", "eve", "--role", "viewer"),
+    "operator renew": simple("operator", "renew", "bob"),
+    "operator revoke": simple("operator", "revoke", "bob", "--yes"),
+    "adapter export": simple("adapter", "export", "{run}", "{out}/a", "--override-audit", "to look"),
+    "adapter merge": simple("adapter", "merge", "{run}", "{out}/b", "--override-audit", "to look"),
+    "adapter deploy": simple("adapter", "deploy", "{run}", "{out}/c", "--target", "torch", "--override-audit", "no"),
+    "audit privacy": simple("audit", "privacy", "{run}"),
+}
+
+
+@change("init")
+def _init(made):
+    invoke("init", "--home", made.tmp / "new")
+    made.store.close()
+    made.store = Store.open(made.tmp / "new")
+
+
+@change("study create")
+def _create(made):
+    draft = made.home / "study.toml"
+    draft.write_text(draft.read_text().replace('name = "thyroid"', 'name = "again"'))
+    made.call("study", "create", draft)
+
+
+@change("run resume")
+def _resume(made):
+    made.call("run", "stop", made.run)
+    made.call("run", "resume", made.run)
+
+
+@change("budget export")
+def _export(made):
+    made.call("budget", "export", "svi", made.tmp / "svi.jsonl")
+
+
+@change("operator recover")
+def _recover(made):
+    (made.home / "recover").write_text("carl")
+    made.call("operator", "recover", "carl")
+
+
+@change("serve")
+def _serve(made):
+    with (made.tmp / "serve.log").open("w") as out:
+        script = "from confide.coordinator.cli.main import app; app()"
+        words = [sys.executable, "-c", script, "serve", "--home", made.home]
+        server = subprocess.Popen(words, stdout=out, stderr=out)
+    deadline = time.monotonic() + 120
+    while "serve.start" not in actions(made.store):
+        assert server.poll() is None, (made.tmp / "serve.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(server.pid, signal.SIGTERM)
+    assert server.wait(timeout=120) == 0
+    assert actions(made.store)[-1] == "serve.stop"
+    with made.store.session() as session:
+        assert audit_log.newest_checkpoint(session).seq == audit_log.head(session).seq
+
+
+class Made:
+    def __init__(self, call, home, store, run, tmp):
+        self.call, self.home, self.store, self.run, self.tmp = call, home, store, run, tmp
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.usefixtures("report")
+@pytest.mark.parametrize("command", sorted(name for name, access in COMMANDS.items() if access.action is not None))
+def test_a_command_that_changes_something_makes_its_entry_in_the_log(
+    call, home, store, trained, token, tmp_path, monkeypatch, command
+):
+    """A command without a recipe here, or without its entry, fails: a new one has to be added with both."""
+    monkeypatch.setattr(
+        AuditDesign, "within", lambda self, dim, sites: AuditDesign(canaries=60, canaries_per_step=20, guesses=20)
+    )
+    call("operator", "add", "bob", "--role", "viewer")
+    made = Made(call, home, store, trained, tmp_path)
+    before = len(actions(store))
+    CHANGES[command](made)
+    after = actions(made.store) if command == "init" else actions(made.store)[before:]
+    assert COMMANDS[command].action in after
+    with made.store.session() as session:
+        assert [problem for _, problem in audit_log.links_of(audit_log.entries(session)) if problem] == []
+        entry = [each for each in audit_log.entries(session) if each.action == COMMANDS[command].action][-1]
+    assert entry.actor.startswith("login:" if COMMANDS[command].role == ANYONE else "operator:anna")
+
+
+@pytest.mark.usefixtures("report")
+def test_reading_leaves_the_log_as_it_is(call, store, trained, token):
+    before = actions(store)
+    for words in (
+        "status", "site list", "study list", "study show thyroid", "run list", f"run rounds {trained}", "audit log",
+        "budget report --json", "audit verify", "operator list", f"adapter choose {trained} --clients 2",
+    ):  # fmt: skip
+        call(*words.split())
+    assert actions(store) == before
