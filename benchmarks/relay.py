@@ -28,7 +28,8 @@ from confide.client_node.wire.chunks import PART_BYTES, read_part
 from confide.client_node.wire.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.relay import Delivery, Intake, Load
-from confide.coordinator.store import LedgerReplica, RunFolder, Store
+from confide.coordinator.store import LedgerReplica, Store
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.sharing import Ring, ShareContext
 from confide.mpc.sharing.position import Position

@@ -25,11 +25,15 @@ from .shares import Outbox
 
 _LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_units.KEY_FILE)  # paths in the archive
 _BEFORE = ("enrolment.json", "ca.crt", "site.toml", "keys/*", "party/*")
-_AFTER = ("decisions.json", "decisions.jsonl", "leases.json", "aggregator/journal", "aggregator/positions")
+_AFTER = (  # the head of a log before the log, which only grows
+    "decisions.json", "decisions.head", "decisions.jsonl", "peers.json", "witness.json", "leases.json",
+    "aggregator/journal", "aggregator/positions",
+)  # fmt: skip
 _RECORDS = str(kept_files.KEY_FILE)  # opens states of records, which are no part of a backup
 _LEFT_OUT = {  # in the home, as docs/site.md lists them
     "ledger.db", "ledger.db-wal", "ledger.db-shm", "units.db-wal", "units.db-shm", "aggregator", "spool", "holds.json",
     "batch-shapes.json", "answer-times.json", "kept-states", "outbox", "replay", "studies", "daemon.lock",
+    "pending.json", "usage.json",
 }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def admitted(command: str, home: Path | None) -> Iterator[None]:
     from ..errors import AccessRefused, CoordinatorError
     from ..federation import is_founded, opened_store
     from ..oversight import access
-    from ..store.actor import acting_as
+    from ..store.actions import acting_as
 
     if home is None:
         raise AccessRefused(f"`{command}` takes the role {role}, and names no home whose operators could be asked")

@@ -31,6 +31,7 @@ from ...client_node.home_archive import (
 )
 from ..errors import CoordinatorError, StateDamaged
 from ..store import Store, dump, place
+from ..store.actions import plain
 from ..store.run_folder import state_file, total_file
 from ..store.states import RunState
 from ..store.tables import Round, Run
@@ -60,7 +61,7 @@ class FederationBackup:
 def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> FederationBackup:
     """Writes the federation at `home` to a new file. It holds its private keys, and only a passphrase seals them.
 
-    A database of an earlier version is taken as it is.
+    The audit log says so before the file is there. A database of an earlier version is taken as it is, without that.
 
     Raises:
         BackupInvalid: the file exists, or something cannot be read or written; nothing is left.
@@ -70,6 +71,9 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> Federati
     Pki.load(home)
     store = Store.open(home)
     try:
+        if store.is_current():
+            with store.session() as session:
+                store.log_action(session, "federation.backup", file=plain(file))
         with staging(home) as folder:
             rows, missing = _consistent(store, home, folder)
             taken = [*files_of(home, _FILES), (_DATABASE, folder / _DATABASE), *files_of(folder, _OF_RUNS)]

@@ -107,7 +107,7 @@ class Register:
             if session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first() is not None:
                 raise EnrolmentInvalid("this transport key is registered under another name")
             node.fingerprint, node.transport_key = key, request.transport_public.encode()
-            self._store.log_action(session, f"{node.name} has a new transport key, {key}")
+            self._store.log_action(session, "site.rotate", actor=f"site:{node.name}", site=node.name, key=key)
         return old
 
     def revoke(self, name: str) -> None:

@@ -19,7 +19,7 @@ from ..federation import Pki, Register, load_settings
 from ..federation.serving import Serving, note_serving, only_server
 from ..oversight import checkpoints
 from ..store import Store, migrate
-from ..store.actor import SELF
+from ..store.actions import SELF
 from ..store.tables import NodeRow
 from .crowd import Limits
 from .drivers import Drivers

@@ -11,7 +11,7 @@ from typing import get_args
 
 from ..errors import AccessRefused
 from ..store import Store, audit_log
-from ..store.actor import SELF
+from ..store.actions import SELF
 from .operators import WARN_DAYS, Operator, any_operator, find, lasting_admins, secret_fits
 from .roles import Role
 

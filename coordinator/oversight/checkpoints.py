@@ -10,7 +10,7 @@ from ...privacy.ledger import canonical, chain
 from ...privacy.ledger.chain import Head
 from ..errors import StateDamaged
 from ..store import Store, audit_log
-from ..store.actor import SELF
+from ..store.actions import SELF
 from ..store.tables import CheckpointRow, CountersignatureRow
 
 logger = logging.getLogger(__name__)

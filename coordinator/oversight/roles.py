@@ -26,6 +26,9 @@ COMMANDS: Mapping[str, Access] = {
     "serve": Access(ANYONE, "serve.start"),
     "demo": Access(ANYONE),
     "status": Access("viewer"),
+    "health": Access(ANYONE),  # asks a port of this machine, and opens no home
+    "backup": Access("admin", "federation.backup"),  # the file holds every private key
+    "restore": Access(ANYONE),  # makes a home; whoever has the file has all that is in it
     "doctor": Access("viewer"),
     "site invite": Access("admin", "site.invite"),
     "site list": Access("viewer"),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ...client_node.training.study_model import StudyModel, load_study_model
 from ..errors import Conflict
-from ..store import RunFolder, Store
+from ..store import Store
+from ..store.run_folder import RunFolder
 from ..studies.catalogue import load_study, study_start
 
 

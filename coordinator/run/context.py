@@ -15,7 +15,8 @@ from ...mpc.sharing import ShareContext
 from ...privacy.ledger.chain import Entry
 from ..errors import MessageRefused, RunStopped
 from ..fleet import Fleet
-from ..store import LedgerReplica, RunFolder, Store
+from ..store import LedgerReplica, Store
+from ..store.run_folder import RunFolder
 from ..store.states import RunState
 
 OUTCOMES_A_MESSAGE = 64

@@ -23,7 +23,8 @@ from ...privacy.errors import PrivacyError
 from ..errors import CoordinatorError, LeaseLost, RunStopped, StoreUnavailable, SuperLinkFailed, TransitionRefused
 from ..federation import Pki, Register
 from ..fleet import Fleet
-from ..store import LedgerReplica, RunFolder, Store
+from ..store import LedgerReplica, Store
+from ..store.run_folder import RunFolder
 from ..store.states import FAIL, HALT, RunState
 from ..studies.catalogue import load_study, study_start
 from .context import RunContext

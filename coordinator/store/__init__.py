@@ -1,9 +1,9 @@
 """Storage of the coordinator: tables in SQL, vectors and envelopes of a run in files, replicas of ledgers.
 
-`Store` holds nodes, studies, runs and rounds. `RunFolder` holds the files of one run, each known by its SHA-256.
+`Store` holds nodes, studies, runs and rounds. `run_folder` holds the files of one run, each known by its SHA-256.
 `LedgerReplica` holds the signed entries that sites send. `place` says where the tables are, in SQLite or PostgreSQL,
 and `dump` writes their rows so that either can read them. `tables` has the rows, `states` the states of a run and the
-allowed changes between them. `audit_log` chains who did what: `actions` is its vocabulary, `actor` says who acts.
+allowed changes between them. `audit_log` chains who did what: `actions` is its vocabulary and says who acts.
 
 A round's state is read back bit for bit; a damaged file is refused:
 
@@ -11,7 +11,7 @@ A round's state is read back bit for bit; a damaged file is refused:
 >>> from tempfile import TemporaryDirectory
 >>> import numpy as np
 >>> from confide.client_node.replay import Checkpoint
->>> from confide.coordinator.store import RunFolder
+>>> from confide.coordinator.store.run_folder import RunFolder
 >>> with TemporaryDirectory() as home:
 ...     folder = RunFolder(Path(home), "run")
 ...     digest = folder.save(Checkpoint.beginning(np.array([0.5, -1.0], np.float32)))
@@ -25,17 +25,14 @@ from ...faces import lazy
 
 if TYPE_CHECKING:
     from .ledger_replica import LedgerReplica
-    from .run_folder import RunFolder
     from .store import Store, migrate
 else:
-    __getattr__ = lazy(__name__, ledger_replica="LedgerReplica", run_folder="RunFolder", store="Store migrate")
+    __getattr__ = lazy(__name__, ledger_replica="LedgerReplica", store="Store migrate")
 
 __all__ = [
     "LedgerReplica",
-    "RunFolder",
     "Store",
     "actions",
-    "actor",
     "audit_log",
     "dump",
     "migrate",

@@ -1,19 +1,28 @@
-"""The closed vocabulary of the audit log: what an action is called, and which fields say what was done.
+"""The closed vocabulary of the audit log: what an action is called, which fields say what was done, and who acts.
+
+Who acts is the operator whose token a command has shown, or else the account that runs the process.
 
 No field depends on a record: names, numbers of runs and rounds, hashes, states, and words that a person typed. What a
 run failed of is the text that stands in its row already.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
+from ...client_node.login import login_name
 from ...privacy.ledger.chain import Hex64 as Digest
 from ..errors import StateDamaged
 from .states import RunState
 
 MOST_TEXT = 2000  # characters
+SELF = "coordinator"  # what the server and its drivers do by themselves
+MOST_LETTERS = 80
+
+_ACTING: ContextVar[str | None] = ContextVar("acting", default=None)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
@@ -28,8 +37,10 @@ _Model = {"run": Short, "folder": Text, "override": Text | None}
 
 ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "federation.init": {"federation": Text, "coordinator": Digest},
+    "federation.backup": {"file": Text},
     "site.invite": {"site": Name, "roles": Short},
     "site.enrol": {"site": Name, "identity": Digest},
+    "site.rotate": {"site": Name, "key": Digest},  # fingerprint of its new transport key
     "site.revoke": {"site": Name},
     "study.create": {"study": Short, "hash": Digest},
     "run.start": {"run": Short, "hash": Digest},
@@ -86,3 +97,18 @@ def fields_of(action: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 def plain(text: object) -> str:
     """Returns text for a field: at most 2,000 characters, and a path's bytes that are no UTF-8 as question marks."""
     return str(text).encode("utf-8", "replace").decode()[:MOST_TEXT]
+
+
+def acting() -> str:
+    """Names who acts, for the audit log: `operator:NAME`, or `login:NAME` where no operators are."""
+    return _ACTING.get() or f"login:{login_name()}"[:MOST_LETTERS]
+
+
+@contextmanager
+def acting_as(operator: str | None) -> Iterator[None]:
+    """Lets all actions inside be those of an operator; None leaves them to the account."""
+    token = _ACTING.set(None if operator is None else f"operator:{operator}")
+    try:
+        yield
+    finally:
+        _ACTING.reset(token)

@@ -42,7 +42,7 @@ from ..errors import (
     TransitionRefused,
 )
 from . import audit_log
-from .actor import SELF, acting
+from .actions import SELF, acting
 from .faults import remedy, turn_into_ours
 from .place import database_of, name_of, note_database
 from .states import BEGIN, RunState, Transition
@@ -171,6 +171,14 @@ class Store:
             )
         if version > SCHEMA:
             raise Conflict(f"{name} is a later version's; install that version again. Nothing was changed")
+
+    def is_current(self) -> bool:
+        """True if the database has this version's schema."""
+        try:
+            self.require_schema()
+        except Conflict:
+            return False
+        return True
 
     def require_tables(self) -> None:
         """Raises StateDamaged if the database holds no schema at all: it was emptied, or is another one."""
@@ -403,6 +411,7 @@ class Store:
         with self.session() as session:
             state = self._move(session, run_id, transition, lease, error)
             who = SELF if transition.by == "driver" else None
+            error = None if error is None else _fitting(error, MAX_ERROR)
             self.log_action(session, f"run.{transition.name}", actor=who, run=run_id, state=state.value, error=error)
         return state
 

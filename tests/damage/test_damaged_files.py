@@ -25,7 +25,8 @@ from confide.client_node.files import file_digest
 from confide.coordinator.cli.main import app as coordinator_app
 from confide.coordinator.errors import StateDamaged
 from confide.coordinator.run.driver import drive
-from confide.coordinator.store import RunFolder, Store
+from confide.coordinator.store import Store
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.states import RunState
 from confide.coordinator.studies.catalogue import load_study, study_start
 from confide.mpc.errors import MpcError

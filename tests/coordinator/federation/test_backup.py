@@ -10,7 +10,8 @@ from sqlalchemy import text
 from confide.client_node.replay import Checkpoint
 from confide.coordinator.errors import Conflict
 from confide.coordinator.federation import Settings, backup, create_home
-from confide.coordinator.store import RunFolder, Store, migrate
+from confide.coordinator.store import Store, migrate
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.tables import LedgerRow, Run, StudyRow
 
 from ..conftest import committed_round

@@ -9,8 +9,7 @@ import sqlalchemy as sa
 
 from confide.coordinator.errors import StateDamaged
 from confide.coordinator.store import audit_log
-from confide.coordinator.store.actions import ACTIONS, fields_of, plain
-from confide.coordinator.store.actor import acting, acting_as
+from confide.coordinator.store.actions import ACTIONS, acting, acting_as, fields_of, plain
 from confide.coordinator.store.store import Store, migrate
 from confide.coordinator.store.tables import ActionRow
 

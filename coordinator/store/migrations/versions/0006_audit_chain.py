@@ -1,5 +1,6 @@
 """The audit log as a hash chain, checkpoints of it, and operators."""
 
+import calendar
 import hashlib
 import json
 import secrets
@@ -64,6 +65,26 @@ def upgrade() -> None:
     op.drop_table("audit")
 
 
+def downgrade() -> None:
+    """Writes the chain as plain lines again, and drops it with its signatures and the operators."""
+    op.create_table(
+        "audit",
+        sa.Column("seq", sa.Integer(), primary_key=True, autoincrement=True),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("what", sa.String(2000), nullable=False),
+    )
+    connection = op.get_bind()
+    plain = sa.table("audit", sa.column("at"), sa.column("what"))
+    query = "SELECT time, actor, action, fields FROM audit_entry ORDER BY seq"
+    for moment, actor, action, fields in connection.execute(sa.text(query)).fetchall():
+        said = {"at": moment, "what": f"{action} {fields} (by {actor})"}
+        said = json.loads(fields) if action == "log.earlier" else said
+        line = {"at": _seconds(said["at"]), "what": said["what"][:2000].replace("\0", "\N{REPLACEMENT CHARACTER}")}
+        connection.execute(plain.insert().values(**line))
+    for name in ("operator", "audit_countersignature", "audit_checkpoint", "audit_head", "audit_entry"):
+        op.drop_table(name)
+
+
 def _carry_over() -> None:
     """Chains the plain lines by the rules of this version, which are written out here: later ones may be others."""
     connection = op.get_bind()
@@ -87,6 +108,10 @@ def _carry_over() -> None:
 def _digest(domain: str, value: dict[str, object]) -> str:
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(domain.encode() + b"\n" + canonical.encode("ascii")).hexdigest()
+
+
+def _seconds(moment: str) -> float:
+    return float(calendar.timegm(time.strptime(moment, "%Y-%m-%dT%H:%M:%SZ")))
 
 
 def _moment(seconds: float) -> str:
