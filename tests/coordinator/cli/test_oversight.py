@@ -87,7 +87,7 @@ def test_without_a_token_no_command_of_the_table_does_anything(call, store, comm
         "adapter merge": ["r", tmp_path / "f"], "adapter deploy": ["r", tmp_path / "f", "--target", "torch"],
         "adapter choose": ["r", "--clients", "2"], "adapter evaluate": ["r"], "adapter routing": ["r"],
         "audit privacy": ["r"], "audit export": [tmp_path / "f"], "operator add": ["eve", "--role", "admin"],
-        "operator renew": ["anna"], "operator revoke": ["anna", "--yes"],
+        "operator renew": ["anna"], "operator revoke": ["anna", "--yes"], "backup": [tmp_path / "f"],
     }  # fmt: skip
     result = call(*command.split(), *words.get(command, []), code=FAILED)
     assert "AccessRefused" in result.stderr
@@ -168,6 +168,7 @@ def simple(*words):
 
 
 CHANGES |= {
+    "backup": simple("backup", "{out}/federation.backup"),
     "site invite": simple("site", "invite", "north"),
     "site revoke": simple("site", "revoke", "rest", "--yes"),
     "run start": simple("run", "start", "thyroid", "--again"),
