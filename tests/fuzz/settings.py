@@ -8,6 +8,7 @@ from typing import Any
 from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
+    BackupInvalid,
     FileDamaged,
     NotEnrolled,
     PolicyInvalid,
@@ -16,6 +17,7 @@ from confide.client_node.errors import (
     StudyInvalid,
     StudyOutdated,
 )
+from confide.client_node.home_archive import read_archive, write_archive
 from confide.client_node.ledger_head import kept_head
 from confide.client_node.policy import decision_log
 from confide.client_node.policy.decisions import load_decisions, load_leases
@@ -47,6 +49,17 @@ def _canonical() -> list[bytes]:
     draft.write_text(STUDY_TOML)
     names = ("other", "svi", "svhc", "rest", "agg-a", "agg-b", "agg-c")
     return [build_study(draft, {name: identity_of(name) for name in names}).canonical()]
+
+
+def _backup() -> list[bytes]:
+    folder = scratch("to-back-up")
+    files = {"enrolment.json": b"{}", "keys/identity.key": bytes(range(256)), "party/empty": b""}
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "made").unlink(missing_ok=True)
+    write_archive(folder / "made", "node", [(name, folder / name) for name in files])
+    return [(folder / "made").read_bytes()]
 
 
 def _json(*values: Any) -> Callable[[], list[bytes]]:
@@ -176,6 +189,13 @@ TARGETS = (
         made=_json(_SERVING),
         read=_at_home("serve.json", _read_served),
         refusals=(),
+    ),
+    Target(
+        name="backup of a node",
+        sender="people",
+        made=_backup,
+        read=from_file("node.backup", lambda path: read_archive(path, "node", lambda _: True)),
+        refusals=(BackupInvalid,),
     ),
     Target(
         name="data dictionary",

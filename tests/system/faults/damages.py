@@ -103,8 +103,7 @@ def damage(bench: Bench, planned: Outcome, *, first: int = 0) -> Outcome:
         raise Stuck(f"{pattern} was gone already")
     path = paths[-1]
     kept = bench.folder / "kept"
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(home, kept, symlinks=True)  # as a backup of this moment
+    _copy(home, kept)  # as a backup of this moment
     HOW[planned.fault](path)
     logs = _log_sizes(bench, asked.owner)
     start = time.monotonic()
@@ -128,6 +127,18 @@ def damage(bench: Bench, planned: Outcome, *, first: int = 0) -> Outcome:
         problems.append("a traceback is in a log")
     problems += checks.look(bench).problems
     return replace(planned, seconds=seconds, told=told, mended=mended, problems=problems)
+
+
+def _copy(home: Path, kept: Path) -> None:
+    for _ in range(20):
+        shutil.rmtree(kept, ignore_errors=True)
+        try:
+            shutil.copytree(home, kept, symlinks=True)
+        except shutil.Error:  # children of what was killed end a moment later, and still write
+            time.sleep(0.3)
+        else:
+            return
+    raise Stuck(f"{home} is still written")
 
 
 def _restart(bench: Bench, owner: str) -> None:
