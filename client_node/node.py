@@ -17,7 +17,7 @@ from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity
-from .errors import ChargeRefused, LedgerOutdated, MessageInvalid, ModelUnusable, SiteAway
+from .errors import ChargeRefused, FileDamaged, LedgerOutdated, MessageInvalid, ModelUnusable, SiteAway
 from .own_faults import told_as_refusals
 from .shares import AggregatorRole, described
 from .site import SiteRole
@@ -228,11 +228,15 @@ class Node:
         return message, self._admission.admit(message)
 
     def _witnessed(self, offer: AuditOffer | None) -> AuditAnswer | None:
-        """Answers an offered checkpoint of the coordinator's audit log; a refusal stops no run."""
+        """Answers an offered checkpoint of the coordinator's audit log; whatever comes of it stops no run."""
         if offer is None:
             return None
         enrolled = self._enrolment
-        return witness.answer(self._home, enrolled.name, enrolled.coordinator, self._identity.signer, offer)
+        try:
+            return witness.answer(self._home, enrolled.name, enrolled.coordinator, self._identity.signer, offer)
+        except (FileDamaged, MessageInvalid, OSError) as err:
+            self._diary.note("the coordinator's audit log is not countersigned: %s", err, level=logging.ERROR)
+            return None
 
     def _signed(self, answer: Reply, blobs: dict[str, bytes] | None = None) -> Packet:
         return sign(answer, self._identity.signer, blobs)

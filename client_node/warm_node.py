@@ -17,7 +17,7 @@ from ..privacy.errors import LedgerUnavailable
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
-from .errors import ClientNodeError, SiteAway
+from .errors import ClientNodeError, CoordinatorUnreachable, SiteAway
 from .flower import Connection, Question, Session, Undelivered, failure_text, pack, unpack
 from .vitals import Vitals
 from .wire.messages import Packet
@@ -89,16 +89,20 @@ class WarmNode:
                     delay = _RETRY_S[0]
                     self._serve(session, stop)
                 except Exception as err:  # a daemon outlives whatever Flower raises
-                    if reason := _refusal(err):
-                        if reason == "unknown" and (renewed := self._renewed()):
+                    reason = _refusal(err)
+                    trouble = self._trouble(err) if reason is None else ""
+                    if reason == "unknown":
+                        renewed, trouble = self._renewed()
+                        if renewed is not None:
                             connection.close()
                             self._identity = renewed
-                            connection = Connection(renewed, self._enrolment, Hello.of(renewed.home))
+                            connection = Connection(renewed, self._enrolment, Hello.of(renewed.home), vitals.sent)
                             self._changes.note("%s has a new transport key", renewed.name)
                             continue
+                    if reason is not None and not trouble:
                         logger.error("%s", _REFUSALS.get(reason, _REFUSALS["unknown"]) % self._enrolment.address)
                         return REFUSED
-                    vitals.disconnected(trouble := self._trouble(err))
+                    vitals.disconnected(trouble)
                     self._troubles.note("%s: %s; trying again", self._enrolment.address, trouble, level=logging.WARNING)
                 finally:
                     session.close()
@@ -111,14 +115,16 @@ class WarmNode:
             connection.close()
         return STOPPED
 
-    def _renewed(self) -> NodeIdentity | None:
-        """The node's keys, if the transport key has been rotated since this daemon read it."""
+    def _renewed(self) -> tuple[NodeIdentity | None, str]:
+        """The node's keys, if the transport key has been rotated since this daemon read it; else why to try again."""
         try:
             found = protocol.complete_rotation(self._identity.home)
+        except CoordinatorUnreachable as err:
+            return None, f"the rotation of the transport key is not completed: {err}"
         except ClientNodeError as err:
             logger.warning("the rotation of the transport key is not completed: %s", err)
-            return None
-        return found if found.transport_fingerprint != self._identity.transport_fingerprint else None
+            return None, ""
+        return (found if found.transport_fingerprint != self._identity.transport_fingerprint else None), ""
 
     def _leave(self, stop: threading.Event) -> None:
         """Tells the coordinator that this node stops: at once if it waits for a question, else when that is answered.
@@ -226,7 +232,8 @@ def _refusal(err: Exception) -> str | None:
 
 _REFUSALS: Mapping[str, str] = {
     "revoked": "the coordinator at %s has revoked this node; ask its operator, and enrol anew with a new code",
-    "unknown": "the coordinator at %s does not know this node's key; enrol this node, or check which home it uses",
+    "unknown": "the coordinator at %s does not know this node's key; check which home this is. If the key was rotated, "
+    "and the coordinator restored from an older backup since: client-node keys rotate. Else enrol this node",
     "signature": "the coordinator at %s cannot verify this node's signature; restore its keys from a backup",
 }
 _AGAIN: Mapping[str, str] = {

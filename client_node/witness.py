@@ -78,6 +78,9 @@ def answer(home: Path, site: str, coordinator: str, signer: Ed25519PrivateKey, o
     checkpoint = offer.checkpoint
     if not checkpoint.is_signed_by(coordinator):
         raise MessageInvalid("a checkpoint of the audit log is not signed by the coordinator")
+    decided = decision_log.verify(home, public=canonical.public_hex(signer))
+    if decided.problems:  # the signature shows it to whoever verifies the log
+        logger.error("%s: %s; see client-node decisions --verify", home / decision_log.FILE, decided.problems[0])
     with locked(home / FILE):
         known = load(home)
         refusal = checkpoint.why_not_after(known.last, offer.digests)
@@ -89,9 +92,6 @@ def answer(home: Path, site: str, coordinator: str, signer: Ed25519PrivateKey, o
             _store(home, Witnessed(last=known.last, refused=Refused(reason=refusal, checkpoint=checkpoint)))
     if refusal is not None:
         return AuditAnswer(refusal=refusal, last=known.last)
-    decided = decision_log.verify(home, public=canonical.public_hex(signer))
-    if decided.problems:  # the signature shows it to whoever verifies the log
-        logger.error("%s: %s; see client-node decisions --verify", home / decision_log.FILE, decided.problems[0])
     head = DecisionsHead(seq=decided.head.seq, hash=decided.head.hash)
     return countersign(checkpoint, site=site, decisions=head, signer=signer)
 

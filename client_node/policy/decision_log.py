@@ -191,12 +191,17 @@ def _identity(home: Path) -> NodeIdentity | None:
 
 def _append(home: Path, fields: dict[str, Any]) -> None:
     descriptor = os.open(home / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    size = os.fstat(descriptor).st_size
     try:
-        size = os.fstat(descriptor).st_size
         is_whole = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
         line = json.dumps(fields, sort_keys=True) + "\n"
-        os.write(descriptor, (line if is_whole else "\n" + line).encode())
+        left = (line if is_whole else "\n" + line).encode()
+        while left:  # a disk that becomes full takes a part, and refuses the rest
+            left = left[os.write(descriptor, left) :]
         os.fsync(descriptor)
+    except OSError as err:
+        os.ftruncate(descriptor, size)  # no decision counts whose line is not whole
+        raise OSError(err.errno, err.strerror, str(home / FILE)) from err
     finally:
         os.close(descriptor)
 

@@ -1,23 +1,26 @@
 """The federation's register: invited, enrolled and revoked nodes, with their keys."""
 
 import base64
+import datetime as dt
 import logging
 import time
 from typing import get_args
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from ...client_node.enrolment import Role
 from ...client_node.enrolment.identity import fingerprint
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateRequest
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store
-from ..store.tables import NodeRow
+from ..store.tables import ActionRow, NodeRow
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki
 
 logger = logging.getLogger(__name__)
 
+MOST_ROTATIONS = 5  # of one node in an hour
 _ABOUT = "the register"
 
 
@@ -94,7 +97,8 @@ class Register:
             The fingerprint of the key before.
 
         Raises:
-            EnrolmentInvalid: the key is or was another node's, or the node is not enrolled, or not any more.
+            EnrolmentInvalid: the key is another node's, the node is not enrolled or not any more, or it has had five
+                new keys within the hour: each is an entry of the audit log.
         """
         key = fingerprint(request.transport_public.encode())
         with self._store.alone(_ABOUT) as session:
@@ -106,9 +110,19 @@ class Register:
                 return old
             if session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first() is not None:
                 raise EnrolmentInvalid("this transport key is registered under another name")
+            if self._rotations(session, node.name) >= MOST_ROTATIONS:
+                raise EnrolmentInvalid(f"this node has had {MOST_ROTATIONS} new transport keys within the hour; wait")
             node.fingerprint, node.transport_key = key, request.transport_public.encode()
             self._store.log_action(session, "site.rotate", actor=f"site:{node.name}", site=node.name, key=key)
         return old
+
+    def _rotations(self, session: Session, name: str) -> int:
+        """Counts a node's rotations of the last hour; entries of a clock that was ahead do not count."""
+        now = dt.datetime.now(dt.UTC)
+        since, until = ((now - ago).strftime("%Y-%m-%dT%H:%M:%SZ") for ago in (dt.timedelta(hours=1), dt.timedelta()))
+        of_node = (ActionRow.action == "site.rotate") & (ActionRow.actor == f"site:{name}")
+        in_time = (ActionRow.time >= since) & (ActionRow.time <= until)
+        return session.scalar(select(func.count()).select_from(ActionRow).where(of_node, in_time)) or 0
 
     def revoke(self, name: str) -> None:
         """Revokes a node and its invitation code: the gate refuses its next request."""

@@ -40,6 +40,7 @@ from confide.client_node.training import warm_model
 from confide.client_node.training.public_time import LEAST_S, PublicTimes
 from confide.client_node.training.trainer import Trainer
 from confide.client_node.training.warm_model import WarmModel
+from confide.client_node.wire.checkpoints import AuditOffer
 from confide.client_node.wire.messages import (
     KeyCertificate,
     Message,
@@ -68,6 +69,7 @@ from confide.privacy.ledger.ledger import Ledger
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
 from .conftest import PATIENTS_CSV, Site, key_of, of_model
+from .wire.test_checkpoints import HONEST, checkpoint
 
 RUN = "thyroid-0001"
 
@@ -908,6 +910,16 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
     ready = verify(prepare(desk), desk.site.identity.identity_hex, Ready)
     assert ready.key is None
     assert {entry.kind for entry in ready.ledger} == {"open", "budget"}
+
+
+@pytest.mark.parametrize("file", ["witness.json", "decisions.head"])
+def test_a_damaged_file_of_an_audit_stops_no_run(desk, caplog, file):
+    (desk.site.home / file).write_text("{")
+    offer = AuditOffer(checkpoint=checkpoint(HONEST, 0), digests=tuple(HONEST[:1]))
+    message = Prepare(to="svi", study=desk.study.study_hash, run=RUN, lease=1, ledger_from=0, audit=offer)
+    ready = verify(desk.ask("prepare", message), desk.site.identity.identity_hex, Ready)
+    assert ready.audit is None
+    assert file in caplog.text
 
 
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():

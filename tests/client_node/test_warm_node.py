@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from confide.client_node.enrolment import Enrolment
-from confide.client_node.errors import SiteAway
+from confide.client_node.enrolment import Enrolment, protocol
+from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, SiteAway
 from confide.client_node.flower import pack
 from confide.client_node.usage import Usage
 from confide.client_node.warm_node import WarmNode
@@ -68,3 +68,14 @@ def test_after_the_last_byte_of_a_day_not_even_a_refusal_leaves(site, asked, cap
 def test_where_the_policy_cannot_be_read_the_coordinator_is_told_all_the_same(site, asked):
     site.write(("threads = 1", "threads = 0"))
     assert len(asked(2, SiteAway("away"))) == 2
+
+
+@pytest.mark.parametrize(("error", "tries_again"), [(CoordinatorUnreachable, True), (CoordinatorRefused, False)])
+def test_a_rotation_that_cannot_be_completed_just_now_is_tried_again(site, monkeypatch, error, tries_again):
+    def complete(home):
+        raise error("503")
+
+    monkeypatch.setattr(protocol, "complete_rotation", complete)
+    found, trouble = WarmNode(site.identity, Enrolment.load(site.home), lambda *_: Packet(b""))._renewed()
+    assert found is None
+    assert bool(trouble) == tries_again

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -25,10 +24,11 @@ from confide.client_node.enrolment.protocol import (
 )
 from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, IdentityMissing
 from confide.coordinator.federation.pki import Pki
-from confide.coordinator.federation.register import Register
+from confide.coordinator.federation.register import MOST_ROTATIONS, Register
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import ActionRow
+
+from ...coordinator.conftest import logged
 
 pytestmark = pytest.mark.slow
 
@@ -87,9 +87,7 @@ def test_a_new_key_takes_the_place_of_the_old_one_and_the_identity_stays(federat
     assert federation.register.revoked_site(before.transport_fingerprint) is None  # so its daemon looks for a new key
     assert NodeIdentity.load(tmp_path / "north").transport_fingerprint == after.transport_fingerprint
     assert not next_path(tmp_path / "north").exists()
-    with federation.store.session() as session:
-        said = list(session.scalars(sa.select(ActionRow.what)))
-    assert any(f"north has a new transport key, {after.transport_fingerprint}" in line for line in said)
+    assert ("site.rotate", {"site": "north", "key": after.transport_fingerprint}) in logged(federation.store)
     assert rotate(tmp_path / "north").transport_fingerprint != after.transport_fingerprint  # and once more
 
 
@@ -177,6 +175,15 @@ def test_a_revoked_node_gets_no_new_key(federation, tmp_path):
     with pytest.raises(CoordinatorRefused):
         rotate(tmp_path / "north")
     assert federation.register.revoked_site(before.transport_fingerprint) == "north"
+
+
+def test_a_node_has_five_new_keys_an_hour_and_its_last_one_stays(federation, tmp_path):
+    federation.join(tmp_path / "north")
+    keys = [rotate(tmp_path / "north") for _ in range(MOST_ROTATIONS)]
+    with pytest.raises(CoordinatorRefused, match="within the hour"):
+        rotate(tmp_path / "north")
+    assert federation.name_of(keys[-1]) == "north"
+    assert NodeIdentity.load(tmp_path / "north").transport_fingerprint == keys[-1].transport_fingerprint
 
 
 def test_a_damaged_next_key_is_told(federation, tmp_path):

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,3 +162,22 @@ def test_a_study_is_revoked_though_the_keys_are_damaged(site):
     (site.home / "keys" / "identity.key").write_bytes(b"no key")
     decided(site, "revoke")
     assert decisions.load_decisions(site.home).verdict(HASH) == "revoked"
+
+
+def test_on_a_disk_that_becomes_full_no_half_line_counts_and_the_chain_stays_whole(site, monkeypatch):
+    decided(site, "approve")
+    before = (site.home / decision_log.FILE).read_bytes()
+    write = os.write
+
+    def room_for_a_part(descriptor, data):
+        if len(data) <= 100:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:100])
+
+    monkeypatch.setattr(os, "write", room_for_a_part)
+    with pytest.raises(OSError, match=r"No space left on device.*decisions\.jsonl"):
+        decided(site, "revoke")
+    monkeypatch.undo()
+    assert (site.home / decision_log.FILE).read_bytes() == before
+    decided(site, "revoke")
+    assert decision_log.verify(site.home).problems == ()
