@@ -112,3 +112,15 @@ def test_a_burst_keeps_its_newest_lines(tmp_path):
     assert (tmp_path / "log.1").read_text().endswith("line 0999\n")
     assert (tmp_path / "log.1").stat().st_size == 100
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_a_process_goes_on_in_the_new_file_after_another_has_made_it_the_older_one(logger, tmp_path):
+    handler = log_lines.log_file(tmp_path / "log")
+    logger.addHandler(handler)
+    logger.warning("before")
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    (tmp_path / "log").write_text("")
+    logger.warning("after")
+    assert "before" in (tmp_path / "log.1").read_text()
+    assert "after" in (tmp_path / "log").read_text()
+    assert "after" not in (tmp_path / "log.1").read_text()

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,10 +91,11 @@ def of_database(path: Path) -> Metric:
 
 
 def of_certificates(found: Mapping[tuple[str, str], bytes]) -> Metric:
-    """Tells when certificates end; `found` has those (PEM) that can be read, by kind and name of their owner."""
-    ends: dict[tuple[str, ...], float] = {
-        label: x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp() for label, pem in found.items()
-    }
+    """Tells when certificates (PEM) end, by kind and name of their owner; what is none is left out."""
+    ends: dict[tuple[str, ...], float] = {}
+    for label, pem in found.items():
+        with suppress(ValueError, x509.InvalidVersion):
+            ends[label] = x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
     told = "When a certificate ends, Unix time."
     return gauges("certificate_expiry_timestamp_seconds", told, ("certificate", "name"), ends)
 

@@ -89,7 +89,7 @@ class AuditOffer(StrictModel):
 class DecisionsHead(StrictModel):
     """The head of a node's chain of decisions; seq -1 before the first."""
 
-    seq: Annotated[int, Field(ge=-1, lt=2**48)]
+    seq: Annotated[int, Field(ge=-1, lt=2**31)]  # as a database of the coordinator's holds it
     hash: Hex64
 
 

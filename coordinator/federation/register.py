@@ -6,6 +6,7 @@ import logging
 import time
 from typing import get_args
 
+from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
@@ -74,14 +75,16 @@ class Register:
             answer = EnrolAnswer(name=node.name, roles=_roles(node), coordinator=self._pki.identity_hex)
             if is_repeat:
                 return answer
-            if "aggregate" in answer.roles and not (request.party_address and request.party_certificate):
+            aggregates = "aggregate" in answer.roles
+            if aggregates and not (request.party_address and _is_certificate(request.party_certificate)):
                 raise EnrolmentInvalid("an aggregator names where the other two reach it: --party-address HOST:PORT")
             taken = select(NodeRow).where((NodeRow.fingerprint == key) | (NodeRow.identity == request.identity))
             if session.scalars(taken).first() is not None:
                 raise EnrolmentInvalid("these keys are registered under another name; enrol from a fresh home")
             node.identity, node.fingerprint = request.identity, key
             node.transport_key = request.transport_public.encode()
-            node.party_address, node.party_certificate = request.party_address, request.party_certificate
+            if aggregates:
+                node.party_address, node.party_certificate = request.party_address, request.party_certificate
             node.enrolled_at = time.time()
             who = f"site:{node.name}"
             self._store.log_action(session, "site.enrol", actor=who, site=node.name, identity=request.identity)
@@ -156,6 +159,13 @@ class Register:
             {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
             for row in self._store.studies()
         ]
+
+
+def _is_certificate(pem: str | None) -> bool:
+    try:
+        return pem is not None and bool(load_pem_x509_certificate(pem.encode()))
+    except (ValueError, InvalidVersion):
+        return False
 
 
 def _roles(node: NodeRow) -> tuple[Role, ...]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from ...client_node.files import has_room
 from ...client_node.supervision import Answers, Pulse, Verdict, exposition
-from ..errors import CoordinatorError
+from ...privacy.errors import PrivacyError
+from ..errors import CoordinatorError, ReplicaBroken
 from ..federation import Pki
 from ..federation.members import members
 from ..federation.serving import ONLINE_S
@@ -220,13 +221,13 @@ class Ledgers:
             length = self._replica.length(node.name)
             if length == self._lengths.get(node.name, 0):
                 continue
-            self._lengths[node.name] = length
             try:
                 self._standings[node.name] = standings(self._replica.books(node.name))
                 self._readable[node.name] = True
-            except CoordinatorError as err:
+            except (ReplicaBroken, PrivacyError) as err:
                 self._readable[node.name] = False
                 logger.warning("the budget of %s is not told by the monitor: %s", node.name, err)
+            self._lengths[node.name] = length  # a database that is away is asked again at the next look
 
     def _follow(self) -> None:
         while True:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -53,9 +54,21 @@ def log_to_stderr(level: int = logging.INFO, *, alone: bool = False) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=alone)
 
 
+class _Rotating(RotatingFileHandler):
+    """Writes to the file of its name, also after another process has made that the older one."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool | int:
+        """Opens the file anew if it is another one by now; True if it is full."""
+        with suppress(FileNotFoundError):
+            if self.stream is not None and os.fstat(self.stream.fileno()).st_ino != os.stat(self.baseFilename).st_ino:
+                self.stream.close()
+                self.stream = self._open()
+        return super().shouldRollover(record)
+
+
 def log_file(path: Path, most_bytes: int = MOST_BYTES) -> logging.Handler:
-    """Opens a log file that one process writes; it and the older one have at most `most_bytes` each, or one line."""
-    handler = RotatingFileHandler(path, maxBytes=most_bytes, backupCount=1)
+    """Opens a log file of one process, and of its successor while it ends; two files of `most_bytes` each at most."""
+    handler = _Rotating(path, maxBytes=most_bytes, backupCount=1)
     handler.setFormatter(formatter())
     return handler
 

@@ -14,6 +14,7 @@ from confide.coordinator.federation.register import Register
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import NodeRow, StudyRow
 
+from ...client_node.conftest import certificate_of
 from ..conftest import logged
 
 ADDRESS = "fed.example:9443"
@@ -187,19 +188,21 @@ def test_keys_serve_one_name(office):
     assert office.enrol(code, office.south).name == "south"  # the refusal did not use the code up
 
 
-@pytest.mark.parametrize("party", [{}, {"party_address": "agg:7000"}, {"party_certificate": "PEM"}], ids=str)
+@pytest.mark.parametrize(
+    "party", [{}, {"party_address": "agg:7000"}, {"party_address": "agg:7000", "party_certificate": "PEM\0"}], ids=str
+)
 def test_an_aggregator_without_address_or_certificate_is_refused_and_may_try_again(office, party):
     code = office.invite("agg-a", "aggregate")
     with pytest.raises(EnrolmentInvalid, match="--party-address HOST:PORT"):
         office.enrol(code, **party)
-    office.enrol(code, party_address="agg:7000", party_certificate="PEM")
+    office.enrol(code, party_address="agg:7000", party_certificate=certificate_of("agg"))
     node = office.store.node("agg-a")
-    assert (node.party_address, node.party_certificate) == ("agg:7000", "PEM")
+    assert (node.party_address, node.party_certificate) == ("agg:7000", certificate_of("agg"))
 
 
 def test_roles_come_from_the_invitation_in_one_order(office):
     code = office.invite("both", "aggregate", "train")
-    answer = office.enrol(code, party_address="agg:7000", party_certificate="PEM")
+    answer = office.enrol(code, party_address="agg:7000", party_certificate=certificate_of("agg"))
     assert answer.roles == ("train", "aggregate")
 
 

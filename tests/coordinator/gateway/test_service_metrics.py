@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import delete
 
 from confide.client_node.supervision import Pulse
+from confide.client_node.supervision.exposition import of_certificates
+from confide.coordinator.errors import StoreUnavailable
 from confide.coordinator.federation.serving import SeenNode
 from confide.coordinator.gateway.service_metrics import Ledgers, ServiceMetrics
 from confide.coordinator.store.ledger_replica import LedgerReplica
@@ -19,7 +21,7 @@ from confide.coordinator.store.states import RunState
 from confide.coordinator.store.tables import LedgerRow, NodeRow, Run
 from confide.privacy.ledger.standings import standings
 
-from ...client_node.conftest import identity_of, key_of
+from ...client_node.conftest import certificate_of, identity_of, key_of
 from ...privacy.ledgers import budget, charge
 from ..conftest import PARTIES, SITES, Federation, committed_round
 
@@ -169,6 +171,28 @@ def test_budgets_are_those_of_the_replicated_ledgers(metrics, federation, tmp_pa
         assert found["confide_epsilon_cap", "thyroid", "svi", "patient"] == 8.0
         assert found["confide_ledger_readable", "svi"] == 1
         assert standings(metrics.ledgers._replica.books("svi")) == ledger.standings()
+
+
+def test_a_database_that_was_away_for_a_moment_hides_no_budget(federation, monkeypatch):
+    ledgers = Ledgers(federation.store)
+    asked = []
+
+    def books(name):
+        asked.append(name)
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(ledgers._replica, "length", lambda name: 3)
+    monkeypatch.setattr(ledgers._replica, "books", books)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            ledgers.look()
+    assert len(asked) == 2
+
+
+def test_a_party_s_certificate_that_is_none_is_left_out():
+    pem = certificate_of("agg-a").encode()
+    found = of_certificates({("party", "agg-a"): pem, ("party", "agg-b"): b"not a certificate"})
+    assert [sample.labels["name"] for sample in found.samples] == ["agg-a"]
 
 
 def test_a_replica_that_somebody_changed_is_told(metrics, federation, tmp_path):
