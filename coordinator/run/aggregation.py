@@ -20,7 +20,7 @@ from ...mpc.sharing.shares import set_name
 from ...mpc.sharing.tags import verify_total
 from ..errors import AggregationFailed, TotalRefused
 from ..fleet import NodeFailure
-from ..store.run_folder import Envelopes
+from ..store.run_folder import Envelopes, require_unchanged
 from . import questions
 from .collection import top_up
 from .context import RoundContext, RunContext
@@ -95,6 +95,7 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
             return agreed
         summed = _next_set(round_, summed, updates, replies, told)
         logger.warning("run %s: %s not aggregated, asking again (%s)", run.id, round_.title, problems)
+        require_unchanged({site: updates[site] for site in summed})  # else all would ask in vain
         if time.monotonic() > deadline:
             raise AggregationFailed(
                 f"{round_.title} was not aggregated in {questions.PATIENCE_S:.0f} s: {problems}; sealed shares are kept"

@@ -169,6 +169,26 @@ class RunFolder:
         return self.path / f"topups-{round_number}"
 
 
+def require_unchanged(envelopes: Envelopes) -> None:
+    """Compares accepted shares with their digests, which reads all of them.
+
+    Raises:
+        StateDamaged: one is not what its site has sent: the disk has changed it.
+    """
+    for sealed in envelopes.values():
+        for incoming in sealed:
+            if file_digest(incoming.path) != incoming.digest:
+                remedy = _remedy_of_shares(incoming.path.parent)
+                raise damaged(incoming.path, "is not the share that was accepted", remedy=remedy, error=StateDamaged)
+
+
+def _remedy_of_shares(folder: Path) -> str:
+    return (
+        f"Its site keeps the shares until their round is settled: delete {folder} and resume the run, and it is asked "
+        "again; once others have added noise, the round goes on without it"
+    )
+
+
 class Inbox:
     """Sealed shares of many sites for one purpose; a site's folder counts once all three files are complete."""
 
@@ -203,10 +223,7 @@ class Inbox:
         return {mark.parent.name: self._accepted(mark) for mark in sorted(self._path.glob(f"*/{_COMPLETE}"))}
 
     def _accepted(self, mark: Path) -> Sealed:
-        remedy = (
-            f"Its site keeps the shares until their round is settled: delete {mark.parent} and resume the run, and it "
-            "is asked again; once others have added noise, the round goes on without it"
-        )
+        remedy = _remedy_of_shares(mark.parent)
         described = read_json(mark, _MARK_FORM, remedy=remedy, error=StateDamaged)
         if described is None:
             raise damaged(mark, "is missing", remedy=remedy, error=StateDamaged)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.coordinator.errors import StateDamaged
-from confide.coordinator.store.run_folder import Inbox, RunFolder
+from confide.coordinator.store.run_folder import Inbox, RunFolder, require_unchanged
 
 DIM = 7
 ENVELOPES = (b"first", b"second", b"third")
@@ -196,3 +196,16 @@ def test_the_last_state_stays_whatever_follows_the_last_update(tmp_path):
     hashes = {number: folder.save(checkpoint(number)) for number in (1, 2)}
     folder.prune(4, updates=2)  # prototype and evaluation are committed
     assert folder.load(2, hashes[2]).round == 2
+
+
+def test_a_share_that_the_disk_has_changed_is_named_with_what_to_do(folder):
+    keep(folder.envelopes(1), "svi")
+    kept = folder.envelopes(1).read()
+    require_unchanged(kept)
+    path = kept["svi"][1].path
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    assert folder.envelopes(1).read() == kept  # its length alone is looked at there
+    with pytest.raises(StateDamaged, match=rf"{path.name} is not the share.*delete .*svi and resume the run"):
+        require_unchanged(kept)
