@@ -84,13 +84,17 @@ def postgresql() -> Iterator["Cluster"]:
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.process)])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path, _empty_database: bytes) -> Iterator[Store]:
     """A new store of the federation at `tmp_path`, on each of the databases."""
-    if request.param == "sqlite":
+    server = None if request.param == "sqlite" else request.getfixturevalue("postgresql")
+    url = None if server is None else server.url()
+    if url is None:
         (tmp_path / SQLITE_FILE).write_bytes(_empty_database)
     else:
-        note_database(tmp_path, request.getfixturevalue("postgresql").url())
+        note_database(tmp_path, url)
     store = Store.open(tmp_path)
     yield store
     store.close()
+    if server is not None:
+        server.drop(url)  # a hundred of them are a gigabyte
 
 
 @pytest.fixture(scope="session")
