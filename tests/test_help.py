@@ -62,7 +62,7 @@ def test_every_example_parses(example):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["coordinator run start", "coordinator run watch RUN --fast", "client-node data check", "coordinator go"]
+    "wrong", ["coordinator run start", "coordinator run watch RUN --fast", "client-node chart read", "coordinator go"]
 )
 def test_an_example_that_is_wrong_would_be_noticed(wrong):
     with pytest.raises(Exception, match=r"Missing|No such"):

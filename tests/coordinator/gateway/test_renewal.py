@@ -66,6 +66,7 @@ def test_new_connections_get_the_renewed_certificate_and_old_ones_go_on(
     before = serial_at(pki)
     keeper = object.__new__(CertificateKeeper)  # one that was made when nothing was due
     keeper._pki, keeper._next, keeper._shown = pki, 0.0, pki.certificate_path.read_bytes()
+    keeper._noted = lambda _: None
     trusting = outbound.trusting(pki.ca_path.read_text())
     with outbound.open_client("x", trusting, None, 5) as old, outbound.open_client("x", trusting, None, 5) as new:
         assert asked(old, server) == before
@@ -106,6 +107,7 @@ def test_a_renewed_certificate_that_could_not_be_shown_is_shown_at_the_next_look
 ) -> None:
     keeper = object.__new__(CertificateKeeper)
     keeper._pki, keeper._next, keeper._shown = pki, 0.0, pki.certificate_path.read_bytes()
+    keeper._noted = lambda _: None
     with monkeypatch.context() as patched:
 
         def fail(*_: object) -> None:
@@ -125,6 +127,7 @@ def test_a_key_that_others_can_read_ends_no_server(
     (pki.folder / "ca.key").chmod(0o644)
     keeper = object.__new__(CertificateKeeper)
     keeper._pki, keeper._next, keeper._shown = pki, 0.0, pki.certificate_path.read_bytes()
+    keeper._noted = lambda _: None
     keeper.check(server)
     assert "the server certificate cannot be renewed" in caplog.text
     assert "chmod" in caplog.text

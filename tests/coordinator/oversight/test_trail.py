@@ -195,6 +195,6 @@ def test_a_time_that_is_none_is_refused_with_words(fed, since):
 
 
 def test_an_action_that_does_not_exist_is_refused_with_the_nouns(fed):
-    with pytest.raises(Conflict, match="access, adapter, budget"):
+    with pytest.raises(Conflict, match="access, adapter, audit, budget"):
         trail.actions(fed.store, action="sites")
     assert len(trail.actions(fed.store, action="federation")) == 1

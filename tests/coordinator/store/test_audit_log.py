@@ -132,7 +132,7 @@ def test_no_action_has_a_field_for_what_a_record_could_tell():
     # Names, hashes, roles, states, numbers of rounds and entries, times; words that people typed or a run failed of.
     assert sorted({field for fields in ACTIONS.values() for field in fields}) == [
         "at", "command", "coordinator", "error", "expires", "federation", "file", "folder", "hash", "held", "identity",
-        "operator", "override", "reason", "result", "role", "roles", "round", "run", "site", "sites", "state", "study",
+        "key",        "operator", "override", "reason", "result", "role", "roles", "round", "run", "site", "sites", "state", "study",
         "until", "version", "what",
     ]  # fmt: skip
 
@@ -172,16 +172,8 @@ def test_entries_are_found_by_time_actor_and_action(empty_store):
 
 
 def test_lines_of_a_plain_log_become_the_first_entries(tmp_path):
-    from alembic import command
-    from alembic.config import Config
-
-    from confide.coordinator.store import store as module
-
     store = Store.open(tmp_path)
-    config = Config()
-    config.set_main_option("script_location", str(module.Path(module.__file__).resolve().parent / "migrations"))
-    config.set_main_option("sqlalchemy.url", store.url)
-    command.upgrade(config, "0005")
+    migrate(store.url, "0005")
     lines = [(1.0, "svi invited to train (by root)"), (1767225600.5, 'study "s" \u00fc created')]
     with store.session() as session:
         for at, what in lines:

@@ -107,7 +107,7 @@ def test_what_a_server_says_of_its_disk_is_one_error_of_ours(empty_store, code, 
     raising = f"BEGIN RAISE EXCEPTION ''no'' USING ERRCODE = ''{code}''; END"
     with empty_store.session() as session:
         session.execute(sa.text(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS '{raising}'"))
-        each = "BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION refuse()"
+        each = "BEFORE INSERT ON audit_entry FOR EACH ROW EXECUTE FUNCTION refuse()"
         session.execute(sa.text(f"CREATE TRIGGER refusing {each}"))
     with pytest.raises(StoreUnavailable, match=f"the database t[0-9]+ at .* cannot be used just now: {why}"):
         fill(empty_store)
@@ -120,7 +120,7 @@ def test_another_connection_that_holds_a_table_is_named_as_such(empty_store):
         session.execute(sa.text("SET SESSION lock_timeout = '50ms'"))
     holder = sa.create_engine(empty_store.url)
     with holder.connect() as connection:
-        connection.execute(sa.text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+        connection.execute(sa.text("LOCK TABLE audit_entry IN EXCLUSIVE MODE"))
         with pytest.raises(StoreUnavailable, match="another process has held it"):
             fill(empty_store)
     holder.dispose()
@@ -129,7 +129,7 @@ def test_another_connection_that_holds_a_table_is_named_as_such(empty_store):
 @only_postgresql
 def test_a_server_that_is_away_is_passing_trouble_and_each_use_finds_it_again(empty_store, postgresql):
     with empty_store.session() as session:
-        empty_store.log_action(session, "before")
+        empty_store.log_action(session, "serve.stop")
     postgresql.stop()
     try:
         for use in (empty_store.nodes, empty_store.require_schema, lambda: migrate(empty_store.url)):
@@ -146,7 +146,7 @@ def test_a_server_that_is_away_is_passing_trouble_and_each_use_finds_it_again(em
 def test_a_server_that_restarts_within_a_change_takes_all_of_it_back(empty_store, postgresql):
     def restart_within() -> None:
         with empty_store.session() as session:
-            empty_store.log_action(session, "lost")
+            empty_store.log_action(session, "serve.stop")
             session.flush()
             postgresql.restart()
 

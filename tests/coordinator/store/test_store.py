@@ -145,7 +145,8 @@ def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
         newer = ("evaluation", "privacy_test", "left_out", "prototype", "operator")
         for table in (*newer, *(f"audit_{name}" for name in ("entry", "head", "checkpoint", "countersignature"))):
             connection.execute(sa.text(f"DROP TABLE {table}"))
-        connection.execute(sa.text("CREATE TABLE audit (seq INTEGER PRIMARY KEY, at DOUBLE, what VARCHAR(2000))"))
+        plain = sa.Column("at", sa.Double()), sa.Column("what", sa.String(2000))
+        sa.Table("audit", sa.MetaData(), sa.Column("seq", sa.Integer(), primary_key=True), *plain).create(connection)
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
     engine.dispose()
     migrate(store.url)
