@@ -2,6 +2,7 @@
 
 import functools
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from ...client_node.cli.console import tell
 TOKEN_VARIABLE = "CONFIDE_TOKEN"  # noqa: S105 (a name)
 _WITHOUT_STORE = {"doctor"}  # says what is damaged, which it must be able to where nobody's role can be read
 _MOST_BYTES = 1024
+_OWN = ("pki", "settings.json", "coordinator.db", "database.json")  # which make a home what it is
 
 
 def options(
@@ -56,11 +58,14 @@ def admitted(command: str, home: Path | None) -> Iterator[None]:
     """Runs a command as the operator whose token was given.
 
     Raises:
-        AccessRefused: the command takes a role, and nobody showed a token whose role is enough.
+        AccessRefused: the command takes a role, and nobody showed a token whose role is enough; or the home, or a part
+            of it, is a link or belongs to another account.
     """
     from ..oversight import roles
 
     role = roles.least_role(command)
+    if home is not None:
+        _require_own(home)
     if role == "anyone":
         yield
         return
@@ -94,6 +99,27 @@ def _guarded(command: str, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(**values)
 
     return called
+
+
+def _require_own(home: Path) -> None:
+    """Refuses a home that others made, whose database has no operators but whose `pki` is a link to real keys."""
+    from ..errors import AccessRefused
+
+    us = os.geteuid()
+    real = Path(os.path.realpath(home))
+    # A home may be the root of a volume, which the machine's administrator made.
+    for part, owners in ((real, {0, us}), *((real / name, {us}) for name in _OWN)):
+        try:
+            found = part.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # the command says that there is no federation, or makes one
+        if stat.S_ISLNK(found.st_mode):
+            raise AccessRefused(f"{part} is a link; nothing was done. Put what it leads to in its place")
+        if found.st_uid not in owners:
+            raise AccessRefused(
+                f"{part} belongs to account {found.st_uid}, and this is account {us}; nothing was done. Run "
+                "`coordinator` as the account to which its home belongs"
+            )
 
 
 def _token() -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,55 @@ def test_a_token_lets_its_role_through_from_the_environment_or_a_file_alone(call
     with store.session() as session:
         by = {each.action: each.actor for each in audit_log.entries(session)}
     assert by["site.invite"] == by["operator.add"] == "operator:anna"
+
+
+@pytest.fixture
+def borrowed(home, token, tmp_path):
+    """A home with a database of its own, in which nobody is an operator, and with the keys of `home` by a link."""
+    made = tmp_path / "borrowed"
+    invoke("init", "--home", made)
+    shutil.rmtree(made / "pki")
+    (made / "pki").symlink_to(home / "pki")
+    return made
+
+
+@pytest.mark.parametrize("command", ["audit export {}", "site invite eve", "status", "serve", "init", "doctor"])
+def test_a_home_of_one_s_own_with_the_keys_of_another_is_refused(borrowed, command, monkeypatch, tmp_path):
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    result = invoke(*command.format(tmp_path / "log.jsonl").split(), "--home", borrowed, code=FAILED)
+    assert f"{borrowed / 'pki'} is a link; nothing was done" in lined(result.stderr)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_keys_are_not_linked_into_a_home_that_is_to_be_made(home, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "pki").symlink_to(home / "pki")
+    assert "is a link" in lined(invoke("init", "--home", tmp_path / "new", code=FAILED).stderr)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["pki"]
+
+
+@pytest.mark.parametrize("part", ["settings.json", "coordinator.db", "database.json"])
+def test_no_part_of_a_home_is_a_link(call, home, tmp_path, part):
+    (home / part).touch()
+    (home / part).rename(tmp_path / part)
+    (home / part).symlink_to(tmp_path / part)
+    assert f"{home / part} is a link" in lined(call("status", code=FAILED).stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("part", ["", "pki", "settings.json", "coordinator.db", "database.json"])
+def test_a_home_of_another_account_is_refused(call, home, part):
+    (home / part).exists() or (home / part).touch()
+    os.chown(home / part, 4321, -1)
+    result = call("audit", "verify", code=FAILED)
+    assert f"{home / part} belongs to account 4321, and this is account 0" in lined(result.stderr)
+
+
+def test_a_link_to_a_whole_home_is_that_home(home, token, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(home)
+    invoke("site", "list", "--home", tmp_path / "link")
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    assert "takes the token" in lined(invoke("site", "list", "--home", tmp_path / "link", code=FAILED).stderr)
 
 
 def test_doctor_speaks_where_the_database_that_has_the_roles_is_damaged(call, home, token, monkeypatch):
