@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -30,6 +31,7 @@ from . import checkpoints
 
 FORMAT: Final = 1
 MOST_LINE = 1 << 16  # bytes
+MOST_HEADER = 1 << 21  # bytes of the first line, which names every node
 MOST_LINES = 10_000_000
 _PROBLEMS = 20  # that are told
 
@@ -133,7 +135,8 @@ def known_keys(pairs: Sequence[str]) -> dict[str, str]:
 def verify(store: Store, home: Path) -> Verified:
     """Verifies the federation's own log, against the keys in its home."""
     with store.session() as session:
-        return _check(_lines(store, home, session), "pki/signing.key of this home")
+        kept = list(audit_log.kept_wrongly(session))
+        return _check(_lines(store, home, session), "pki/signing.key of this home", problems=kept)
 
 
 def verify_file(
@@ -219,11 +222,12 @@ def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
 def _read(path: Path) -> Iterator[_Line]:
     with path.open("rb") as source:
         for number in range(1, MOST_LINES + 1):
-            line = source.readline(MOST_LINE + 1)
+            most = MOST_HEADER if number == 1 else MOST_LINE
+            line = source.readline(most + 1)
             if not line:
                 return
-            if len(line) > MOST_LINE:
-                raise TrailInvalid(f"{path}: line {number} has more than {MOST_LINE} bytes")
+            if len(line) > most:
+                raise TrailInvalid(f"{path}: line {number} has more than {most} bytes")
             try:
                 canonical.decode(line)  # no name twice
                 yield _Line.model_validate_json(line)
@@ -249,9 +253,10 @@ def _check(
     coordinator: str | None = None,
     nodes: Mapping[str, str] | None = None,
     held: Checkpoint | None = None,
+    problems: Sequence[str] = (),
 ) -> Verified:
-    """Recomputes the chain, and checks every signature against it."""
-    problems: list[str] = []
+    """Recomputes the chain, and checks every signature against it; `problems` are those found before."""
+    problems = list(problems)
     rest = iter(lines)
     first = next(rest, None)
     if first is None or first.header is None:
@@ -289,15 +294,23 @@ def _check(
         return hashes[seq] if 0 <= seq < len(hashes) else None
 
     signed: dict[int, Checkpoint] = {}
-    witnesses: dict[str, Witness] = {}
+    given: dict[str, list[tuple[Checkpoint, DecisionsHead]]] = {}  # by node
     for line in (*tail, *rest):
         if line.checkpoint is not None:
             signed[line.checkpoint.seq] = line.checkpoint
             problems += _about_checkpoint(line.checkpoint, key, hash_at)
         elif line.countersignature is not None:
-            problems += _about_witness(line.countersignature, signed, known, witnesses)
+            problems += _about_witness(line.countersignature, signed, known, given)
         else:
             problems.append("entries or heads stand where signatures belong")
+    for name in sorted(given):
+        given[name].sort(key=lambda each: (each[0].seq, each[1].seq))
+        problems += _about_decisions(name, given[name])
+    problems += [
+        f"{name} was named, and no countersignature of that node is here: it was never asked, or they were taken out"
+        for name in nodes or {}
+        if name not in given
+    ]
     if held is not None:
         problems += [f"what the node countersigned: {told}" for told in _about_checkpoint(held, key, hash_at)]
     if len(problems) > _PROBLEMS:
@@ -307,7 +320,7 @@ def _check(
         entries=len(hashes),
         checkpoints=len(signed),
         signed=max(signed, default=-1),
-        witnesses=tuple(witnesses[name] for name in sorted(witnesses)),
+        witnesses=tuple(_witness(name, *given[name][-1]) for name in sorted(given)),
         problems=tuple(problems),
         key_from=key_from,
     )
@@ -330,7 +343,7 @@ def _about_witness(
     each: _Countersignature,
     signed: Mapping[int, Checkpoint],
     known: Mapping[str, str],
-    witnesses: dict[str, Witness],
+    given: dict[str, list[tuple[Checkpoint, DecisionsHead]]],
 ) -> list[str]:
     place = f"the countersignature of {each.site} at entry {each.seq}"
     checkpoint = signed.get(each.seq)
@@ -342,9 +355,19 @@ def _about_witness(
         checkpoint, site=each.site, identity=each.identity, decisions=each.decisions, signature=each.signature
     ):
         return [f"{place} does not verify"]
-    before = witnesses.get(each.site)
-    if before is None or each.seq > before.seq:
-        witnesses[each.site] = Witness(site=each.site, seq=each.seq, time=checkpoint.time, decisions=each.decisions.seq)
-    if before is not None and each.seq > before.seq and each.decisions.seq < before.decisions:
-        return [f"{place} names fewer decisions of its people than one before: its decision log was cut off"]
+    given.setdefault(each.site, []).append((checkpoint, each.decisions))
     return []
+
+
+def _about_decisions(site: str, given: Sequence[tuple[Checkpoint, DecisionsHead]]) -> Iterator[str]:
+    """Compares the decisions that a node's countersignatures name, in their order: they only ever grow."""
+    for (_, before), (checkpoint, after) in pairwise(given):
+        place = f"the countersignature of {site} at entry {checkpoint.seq}"
+        if after.seq < before.seq:
+            yield f"{place} names fewer decisions of its people than one before: its decision log was cut off"
+        elif after.seq == before.seq and after.hash != before.hash:
+            yield f"{place} names other decisions of its people than one before: its decision log was rewritten"
+
+
+def _witness(site: str, checkpoint: Checkpoint, decisions: DecisionsHead) -> Witness:
+    return Witness(site=site, seq=checkpoint.seq, time=checkpoint.time, decisions=decisions.seq)
