@@ -116,11 +116,10 @@ def entries(
         yield _action(row)
 
 
-def count(session: Session, action: str, since: str) -> int:
-    """Counts the entries of an action from a time on."""
-    return session.scalars(
-        select(func.count()).select_from(ActionRow).where(ActionRow.action == action, ActionRow.time >= since)
-    ).one()
+def count(session: Session, action: str, since: str, until: str) -> int:
+    """Counts the entries of an action from a time on and up to another one, both included."""
+    is_meant = ActionRow.action == action, ActionRow.time >= since, ActionRow.time <= until
+    return session.scalars(select(func.count()).select_from(ActionRow).where(*is_meant)).one()
 
 
 def newest_checkpoint(session: Session) -> CheckpointRow | None:
@@ -146,6 +145,12 @@ def countersigned(session: Session, site: str) -> int:
     return START.seq if found is None else found
 
 
+def all_countersigned(session: Session) -> dict[str, int]:
+    """Finds the number of the newest entry that each node has countersigned; without those that never did."""
+    newest = select(CountersignatureRow.site, func.max(CountersignatureRow.seq)).group_by(CountersignatureRow.site)
+    return {row[0]: row[1] for row in session.execute(newest)}
+
+
 def links_of(actions: Iterable[Action]) -> Iterator[tuple[Action, str | None]]:
     """Yields each entry with what is wrong about it: a number, a link or contents that do not fit; None if it fits."""
     before = START
@@ -160,6 +165,18 @@ def links_of(actions: Iterable[Action]) -> Iterator[tuple[Action, str | None]]:
             problem = f"entry {entry.seq} was changed: its contents do not give its hash"
         yield entry, problem
         before = Head(entry.seq, entry.hash)
+
+
+def kept_wrongly(session: Session) -> Iterator[str]:
+    """Tells where what is kept beside the entries differs from them: the digests for nodes, and the head."""
+    last = session.scalar(select(func.max(ActionRow.seq)))  # before the head, which others may move meanwhile
+    found = head(session)
+    if found.seq < (START.seq if last is None else last) or hash_at(session, found.seq) != found.hash:
+        yield f"the head of the log, entry {found.seq}, is not its last entry: the log was cut off, or its head changed"
+    wanted = select(ActionRow).order_by(ActionRow.seq).execution_options(yield_per=1000)
+    for row in session.scalars(wanted):
+        if row.contents != _action(row).digest:
+            yield f"entry {row.seq} has another digest beside it than that of its contents: nodes refuse what follows"
 
 
 def _action(row: ActionRow) -> Action:

@@ -8,6 +8,7 @@ from confide.coordinator.errors import AccessRefused, Conflict, NotFound, StateD
 from confide.coordinator.oversight import access, operators
 from confide.coordinator.oversight.roles import COMMANDS, least_role
 from confide.coordinator.store.tables import OperatorRow
+from confide.privacy.ledger import chain
 
 from ..conftest import logged
 
@@ -226,6 +227,18 @@ def test_a_hash_that_is_damaged_opens_nothing(store, admin):
         session.execute(sa.update(OperatorRow).values(token="confide"))
     with pytest.raises(AccessRefused):
         require(store, admin)
+
+
+def test_refusals_of_a_clock_that_was_ahead_silence_none(store, admin, monkeypatch):
+    with monkeypatch.context() as ahead:
+        ahead.setattr(chain, "now", lambda: "2999-01-01T00:00:00Z")
+        for _ in range(25):
+            with pytest.raises(AccessRefused):
+                require(store, None)
+    before = len(refusals(store))
+    with pytest.raises(AccessRefused):
+        require(store, admin[:-43] + "A" * 43)
+    assert refusals(store)[before:] == [{"operator": "anna", "reason": "wrong", "command": "site list"}]
 
 
 def test_a_command_that_is_not_in_the_table_is_refused():
