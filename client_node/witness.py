@@ -86,7 +86,8 @@ def answer(home: Path, site: str, coordinator: str, signer: Ed25519PrivateKey, o
         refusal = checkpoint.why_not_after(known.last, offer.digests)
         if refusal is None:
             _store(home, Witnessed(last=checkpoint))
-        elif refusal != "unproved":  # of which the coordinator is told how much is missing
+        elif refusal != "unproved" and not _is_overtaken(refusal, checkpoint, known.last):
+            # Of "unproved", the coordinator is told how much is missing.
             if known.refused is None or known.refused.reason != refusal:
                 Diary(logger).note("the coordinator's audit log is not countersigned: %s", _WORDS[refusal])
             _store(home, Witnessed(last=known.last, refused=Refused(reason=refusal, checkpoint=checkpoint)))
@@ -94,6 +95,14 @@ def answer(home: Path, site: str, coordinator: str, signer: Ed25519PrivateKey, o
         return AuditAnswer(refusal=refusal, last=known.last)
     head = DecisionsHead(seq=decided.head.seq, hash=decided.head.hash)
     return countersign(checkpoint, site=site, decisions=head, signer=signer)
+
+
+def _is_overtaken(refusal: Refusal, checkpoint: Checkpoint, last: Checkpoint | None) -> bool:
+    """True if an older checkpoint was signed before the last one here: a newer offer of another run came first.
+
+    A log that was put back is signed anew as soon as it grows, which it does by this very refusal.
+    """
+    return refusal == "older" and last is not None and checkpoint.time <= last.time
 
 
 def forget(home: Path, *, by: str | None = None) -> Checkpoint | None:

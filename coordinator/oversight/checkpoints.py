@@ -56,6 +56,8 @@ def take(
 ) -> int | None:
     """Stores a node's countersignature, or in the audit log that it refuses.
 
+    An offer that another driver's newer one has overtaken is no refusal of the log: the node holds what stands in it.
+
     Args:
         identity: the node's Ed25519 key, hex.
         checkpoint: the one that it was offered.
@@ -79,27 +81,35 @@ def take(
     held = answer.last
     is_ours = held is None or held.is_signed_by(canonical.public_hex(signer))
     with store.session() as session:
-        if answer.refusal == "unproved" and is_ours:
+        if is_ours and answer.refusal in ("unproved", "older"):
             at = -1 if held is None else held.seq
             if held is None or audit_log.hash_at(session, at) == held.hash:
                 return at
-        _note_refusal(store, session, site, answer)
+        _note_refusal(store, session, site, answer, held if is_ours else None)
     return None
 
 
-def _note_refusal(store: Store, session: Session, site: str, answer: AuditAnswer) -> None:
-    """Writes a refusal in the log, unless it is the newest one of that node already."""
+def _note_refusal(store: Store, session: Session, site: str, answer: AuditAnswer, held: Checkpoint | None) -> None:
+    """Writes a refusal in the log, unless it is the newest one of that node already; `held` is one of our own key."""
     reason = "forked" if answer.refusal == "unproved" else str(answer.refusal)
-    fields = {"site": site, "reason": reason, "held": -1 if answer.last is None else answer.last.seq}
+    at = -1 if held is None else held.seq
+    fields = {"site": site, "reason": reason, "held": at}
     refusals = [each for each in audit_log.entries(session, action="log.refused") if each.fields.get("site") == site]
     if refusals and dict(refusals[-1].fields) == fields:
         return
     logger.warning(
-        "%s does not countersign the audit log (%s): it has signed entry %s of another state of it. Was an older "
-        "copy of coordinator.db put back? Its people can let it begin anew: client-node witness --forget",
-        site, reason, fields["held"],
+        "%s does not countersign the audit log (%s): %s. Was an older copy of coordinator.db put back? Its people "
+        "can let it begin anew: client-node witness --forget",
+        site, reason, held_words(at),
     )  # fmt: skip
     store.log_action(session, "log.refused", actor=SELF, **fields)
+
+
+def held_words(held: int) -> str:
+    """Tells of the entry that a refusing node holds; -1 if it shows none that this coordinator signed."""
+    if held < 0:
+        return "it shows no entry that this coordinator signed"
+    return f"it has signed entry {held} of another state of it"
 
 
 def _signed(session: Session, signer: Ed25519PrivateKey, head: Head) -> Checkpoint:

@@ -1,11 +1,15 @@
+import logging
+
 import pytest
 
 from confide.client_node import witness
 from confide.client_node.errors import FileDamaged, MessageInvalid
 from confide.client_node.policy import decision_log, decisions
-from confide.client_node.wire.checkpoints import AuditOffer, DecisionsHead, countersigned_by
+from confide.client_node.wire.checkpoints import AuditOffer, Checkpoint, DecisionsHead, countersigned_by
+from confide.privacy.ledger.chain import START
+from confide.privacy.ledger.log_chain import follow
 
-from .conftest import identity_of
+from .conftest import identity_of, key_of
 from .wire.test_checkpoints import HONEST, checkpoint
 
 
@@ -44,7 +48,6 @@ def test_a_signature_names_the_newest_decision_of_the_people_here(site):
 @pytest.mark.parametrize(
     ("rewritten", "seq", "since", "reason"),
     [
-        (HONEST, 1, -1, "older"),
         (HONEST, 6, 5, "unproved"),
         ([*HONEST[:2], "ff" * 32, *HONEST[3:]], 6, 3, "forked"),
         ([*HONEST[:3], "ff" * 32], 3, 3, "forked"),
@@ -61,6 +64,25 @@ def test_a_refusal_keeps_what_was_signed_and_tells_it(site, rewritten, seq, sinc
     assert (refused is None) == (reason == "unproved")  # of which the coordinator is told how much to send
     assert ask(site, HONEST, 6).signature is not None
     assert witness.load(site.home).refused is None
+
+
+def test_an_older_state_is_told_only_if_it_was_signed_after_the_last_one(site, caplog):
+    """One that was signed before is an offer of another run, which a newer one has overtaken."""
+    caplog.set_level(logging.INFO)
+    ask(site, HONEST, 3)
+    answer = ask(site, HONEST, 1)
+    assert (answer.signature, answer.refusal, answer.last) == (None, "older", checkpoint(HONEST, 3))
+    assert witness.load(site.home).refused is None
+    assert caplog.text == ""
+    head, log = follow(START, HONEST[:2]), follow(START, HONEST[:1]).hash
+    later = Checkpoint.issue(log=log, head=head, time="2999-01-01T00:00:00Z", signer=key_of("coordinator"))
+    offer = AuditOffer(checkpoint=later, digests=tuple(HONEST[:2]))
+    answer = witness.answer(site.home, "svi", identity_of("coordinator"), site.identity.signer, offer)
+    assert answer.refusal == "older"
+    assert witness.load(site.home) == witness.Witnessed(
+        last=checkpoint(HONEST, 3), refused=witness.Refused(reason="older", checkpoint=later)
+    )
+    assert "an older state was put back" in caplog.text
 
 
 def test_a_checkpoint_of_another_key_is_no_message_of_the_coordinator(site):

@@ -163,3 +163,21 @@ def test_a_node_that_claims_to_hold_what_the_coordinator_never_signed_is_not_bel
     forged = offer.checkpoint.model_copy(update={"seq": 1})
     answer = wire.AuditAnswer(refusal="unproved", last=forged)
     assert checkpoints.take(empty_store, pki.signer, "svi", node.identity_hex, offer.checkpoint, answer) is None
+    assert logged(empty_store)[-1] == ("log.refused", {"site": "svi", "reason": "forked", "held": -1})
+    older = wire.AuditAnswer(refusal="older", last=offer.checkpoint.model_copy(update={"signature": "ab" * 64}))
+    assert checkpoints.take(empty_store, pki.signer, "svi", node.identity_hex, offer.checkpoint, older) is None
+    assert logged(empty_store)[-1] == ("log.refused", {"site": "svi", "reason": "older", "held": -1})
+
+
+def test_an_offer_that_a_newer_one_of_another_driver_overtakes_is_no_refusal(empty_store, pki, node, caplog):
+    note(empty_store, 3)
+    first = checkpoints.offer(empty_store, pki.signer, "svi")  # of one run's driver
+    note(empty_store, 2)
+    assert ask(empty_store, pki, node) is None  # of another's, which is quicker
+    before = logged(empty_store)
+    late = witness.answer(node.home, "svi", pki.identity_hex, node.signer, first)
+    assert late.refusal == "older"
+    assert checkpoints.take(empty_store, pki.signer, "svi", node.identity_hex, first.checkpoint, late) == 4
+    assert logged(empty_store) == before
+    assert witness.load(node.home).refused is None
+    assert caplog.text == ""
