@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...client_node.replay import Checkpoint as StateCheckpoint
 from ...client_node.study import PlannedRound, Study
-from ...client_node.wire.checkpoints import Checkpoint
+from ...client_node.wire.checkpoints import AuditOffer
 from ...client_node.wire.messages import KeyCertificate, Outcome, start_hash
 from ...mpc.sharing import ShareContext
 from ...privacy.ledger.chain import Entry
@@ -39,7 +39,7 @@ class RunContext:
     start: StateCheckpoint  # round 0, used when nothing is committed yet
     seen: dict[str, int] = field(default_factory=dict)  # by site: ledger entries that all aggregators have seen of it
     standings: dict[str, int] = field(default_factory=dict)  # site -> the last round whose total it has, as it says
-    offered: dict[str, Checkpoint] = field(default_factory=dict)  # node -> what it was asked to countersign last
+    offered: dict[str, AuditOffer] = field(default_factory=dict)  # node -> what it was asked to countersign last
     witnessed: dict[str, int] = field(default_factory=dict)  # node -> the entry it says it has countersigned, if older
 
     def tag_key(self, round_number: int) -> str | None:

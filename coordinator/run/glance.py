@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import __version__
+from ...client_node.wire.checkpoints import DIGESTS_A_MESSAGE
 from ..errors import CoordinatorError
 from ..federation import Pki, load_settings, members
 from ..federation.members import Member
 from ..federation.serving import SeenNode, Serving, read_serving
-from ..oversight import access
+from ..oversight import access, checkpoints
 from ..store import Store, audit_log
 from ..store.states import RunState
 from ..store.tables import Run
@@ -130,12 +131,20 @@ def _of_versions(standings: Sequence[MemberStanding]) -> Iterator[str]:
 
 
 def _of_witnesses(store: Store) -> Iterator[str]:
-    """Names the nodes that have refused to countersign the audit log since they last did so."""
+    """Names the nodes that have refused to countersign the audit log since they last did so, or lag behind it."""
+    enrolled = [node.name for node in store.nodes() if node.enrolled_at is not None and node.revoked_at is None]
     with store.session() as session:
+        head, reached = audit_log.head(session).seq, audit_log.all_countersigned(session)
         refused = {each.fields["site"]: each for each in audit_log.entries(session, action="log.refused")}
         for name, entry in sorted(refused.items()):
             if entry.seq > audit_log.countersigned(session, name):
                 yield (
-                    f"{name} does not countersign the audit log since {entry.time} ({entry.fields['reason']}): it "
-                    f"signed entry {entry.fields['held']} of another state of it (docs/operators.md)"
+                    f"{name} does not countersign the audit log since {entry.time} ({entry.fields['reason']}): "
+                    f"{checkpoints.held_words(entry.fields['held'])} (docs/operators.md)"
                 )
+    behind = {name: head - reached.get(name, -1) for name in enrolled if name not in refused}
+    if told := [f"{name} {count}" for name, count in behind.items() if count > DIGESTS_A_MESSAGE]:
+        yield (
+            f"entries of the audit log that nodes have not countersigned: {', '.join(told)}; "
+            "the next run asks its own for all (docs/operators.md)"
+        )

@@ -95,9 +95,10 @@ def missing(run: RunContext) -> tuple[Closing, ...]:
 def prepare(run: RunContext) -> Prepared:
     """Asks every aggregator for its key for this run, and the sites to load the study until a quorum has.
 
-    A site whose ledger is longer than one message is asked for the rest too, so that no round waits for it.
+    A site whose ledger is longer than one message is asked for the rest too, so that no round waits for it; so is a
+    node that has more of the audit log to countersign than one message covers.
     """
-    behind: set[str] = set()  # sites of which the replica may still lack entries
+    behind: set[str] = set()  # nodes of which the replica may still lack entries, or which lag behind the audit log
     abstaining: set[str] = set()
 
     def request(name: str) -> Packet:
@@ -106,8 +107,7 @@ def prepare(run: RunContext) -> Prepared:
 
     def accept(name: str, answer: Ready, _: Packet) -> None:
         run.accept_ledger(name, answer.ledger)
-        answered(run, name, answer.audit)
-        if len(answer.ledger) >= ENTRIES_A_MESSAGE:
+        if answered(run, name, answer.audit) or len(answer.ledger) >= ENTRIES_A_MESSAGE:
             behind.add(name)
         if not answer.evaluates:
             abstaining.add(name)

@@ -1,6 +1,7 @@
 import sqlalchemy as sa
 
 from confide.client_node import witness
+from confide.client_node.wire.checkpoints import DIGESTS_A_MESSAGE, AuditAnswer
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.oversight import trail
 from confide.coordinator.run import questions
@@ -43,6 +44,48 @@ def test_every_node_of_a_run_countersigns_at_its_beginning_and_at_its_end(desk, 
     held = {name: witness.load(tmp_path / "nodes" / name).last for name in NODES}
     assert len({each.hash for each in held.values()}) == 1
     assert all(each.is_signed_by(Pki.load(desk.home).identity_hex) for each in held.values())
+
+
+def test_a_log_longer_than_a_message_is_countersigned_whole_at_a_run_s_beginning(desk, tmp_path):
+    invite(desk, 2 * DIGESTS_A_MESSAGE + 500)
+    seen: list[dict[str, int]] = []
+
+    def after(kind: str, name: str) -> None:
+        if kind == "step" and not seen:
+            seen.append(reached(desk))
+
+    fleet = FakeFleet(desk.study, homes=tmp_path / "nodes", after=after)
+    desk.drive(fleet)
+    assert seen == [dict.fromkeys(NODES, 2 * DIGESTS_A_MESSAGE + 499)]
+    assert fleet.asked.count(("prepare", "north")) == 3
+
+
+def test_a_node_whose_home_was_lost_catches_up_within_a_run_by_few_messages(desk, tmp_path):
+    invite(desk, 2 * DIGESTS_A_MESSAGE + 500)
+    desk.drive(FakeFleet(desk.study, homes=tmp_path / "nodes"))
+    (tmp_path / "nodes" / "north" / witness.FILE).unlink()
+    with desk.store.session() as session:
+        session.execute(sa.text("DELETE FROM round"))
+        session.execute(sa.text("UPDATE run SET state = 'pending'"))
+    again = FakeFleet(desk.study, homes=tmp_path / "nodes")
+    desk.drive(again)
+    assert witness.load(tmp_path / "nodes" / "north").last == witness.load(tmp_path / "nodes" / "west").last
+    assert again.asked.count(("prepare", "north")) < 10
+    assert [action for action, _ in logged(desk.store) if action == "log.refused"] == []
+
+
+def test_a_node_that_never_is_shown_enough_keeps_no_run_waiting(desk, tmp_path):
+    invite(desk, 3)
+
+    class Stubborn(FakeFleet):
+        def witness(self, name, message):
+            found = super().witness(name, message)
+            return AuditAnswer(refusal="unproved") if name == "north" else found
+
+    fleet = Stubborn(desk.study, homes=tmp_path / "nodes")
+    desk.drive(fleet)
+    assert desk.store.run("run-1").state == "done"
+    assert fleet.asked.count(("prepare", "north")) == 2
 
 
 def test_nodes_that_refuse_the_log_stop_no_run_and_are_named_in_it(desk, tmp_path):

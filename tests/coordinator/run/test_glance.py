@@ -2,12 +2,13 @@ import time
 
 import pytest
 
+from confide.client_node.wire.checkpoints import DIGESTS_A_MESSAGE
 from confide.coordinator.federation import Settings, create_home, members
 from confide.coordinator.federation.serving import SeenNode, Serving, note_serving, only_server
 from confide.coordinator.run import glance as glance_module
 from confide.coordinator.run.glance import look
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import Run, StudyRow
+from confide.coordinator.store.tables import CountersignatureRow, Run, StudyRow
 
 from ...client_node.conftest import STUDY_TOML, build_study
 from ..conftest import PARTIES, SITES, enrolled_nodes, put_in_state
@@ -124,3 +125,38 @@ def test_a_disk_that_fills_up_is_told(store, home, served, monkeypatch):
     monkeypatch.setattr(glance_module, "LEAST_FREE", 1 << 60)
     (worry,) = look(store, home).worries
     assert worry.startswith(f"the disk of {home} has ")
+
+
+def test_nodes_that_lag_behind_the_audit_log_by_more_than_a_message_are_told(store, home, served):
+    def note(count):
+        with store.session() as session:
+            for _ in range(count):
+                store.log_action(session, "serve.stop")
+
+    def sign(names, seq):
+        with store.session() as session:
+            session.add_all(
+                CountersignatureRow(
+                    site=name, seq=seq, time="2026-01-01T00:00:00Z", decisions=-1, decisions_hash="", identity="",
+                    signature="",
+                )
+                for name in names
+            )  # fmt: skip
+
+    note(DIGESTS_A_MESSAGE - 1)  # `init` made one
+    assert look(store, home).worries == []
+    note(10)
+    sign(PARTIES, DIGESTS_A_MESSAGE + 9)
+    sign(SITES[1:], 9)
+    (worry,) = look(store, home).worries
+    assert worry.startswith(f"entries of the audit log that nodes have not countersigned: {SITES[0]} 1034;")
+    sign(SITES[:1], 9)
+    assert look(store, home).worries == []
+
+
+def test_a_node_that_refuses_the_log_is_told_with_the_entry_it_showed(store, home, served):
+    for held, words in ((7, "it has signed entry 7 of another state of it"), (-1, "it shows no entry that this")):
+        with store.session() as session:
+            store.log_action(session, "log.refused", site="svi", reason="forked", held=held)
+        (worry,) = look(store, home).worries
+        assert words in worry

@@ -132,8 +132,8 @@ def test_no_action_has_a_field_for_what_a_record_could_tell():
     # Names, hashes, roles, states, numbers of rounds and entries, times; words that people typed or a run failed of.
     assert sorted({field for fields in ACTIONS.values() for field in fields}) == [
         "at", "command", "coordinator", "error", "expires", "federation", "file", "folder", "hash", "held", "identity",
-        "key",        "operator", "override", "reason", "result", "role", "roles", "round", "run", "site", "sites", "state", "study",
-        "until", "version", "what",
+        "key", "operator", "override", "reason", "result", "role", "roles", "round", "run", "site", "sites", "state",
+        "study", "until", "version", "what",
     ]  # fmt: skip
 
 
