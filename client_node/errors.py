@@ -123,7 +123,7 @@ class SiteAway(ClientNodeError):
 
 
 class SecondPersonMissing(ClientNodeError):
-    """A decision that waits for a second person, with another account of the operating system; nothing holds yet."""
+    """A decision that waits for a second person, with another login of the operating system; nothing holds yet."""
 
 
 class ApprovalRefused(ClientNodeError):

@@ -1,8 +1,9 @@
 """Decisions that wait for a second person, in `pending.json` under the home: `[policy] four_eyes` in site.toml.
 
-The first person's word changes nothing. The second says the same, under another account of the operating system,
-within a day. Two names of one account are one person here. Whoever can write the home's files needs neither: this keeps
-honest people from deciding alone, and not an intruder out.
+The first person's word changes nothing. The second says the same, after another login of the operating system, within
+a day. Two names of one login are one person here, and a word counts only where the system vouches for the login
+(`client_node.login`). Whoever can write the home's files needs neither: this keeps honest people from deciding alone,
+and not an intruder out.
 """
 
 import json
@@ -16,7 +17,7 @@ from pydantic import Field, TypeAdapter
 from ...models.strict import StrictModel
 from ..errors import SecondPersonMissing
 from ..files import locked, read_json, write_private
-from ..login import login_name
+from ..login import login_name, vouched_login
 from . import decision_log
 
 FILE = "pending.json"
@@ -29,8 +30,8 @@ Kind = Literal["approve", "cap"]
 _Short = Annotated[str, Field(max_length=256)]
 
 
-class Waiting(StrictModel):
-    """One person's word, which holds once a second person has given the same."""
+class _Unvouched(StrictModel):
+    """One person's word as earlier versions kept it, under an account that the process may have chosen itself."""
 
     kind: Kind
     about: _Short  # the hash of a study, or `budget`
@@ -39,13 +40,19 @@ class Waiting(StrictModel):
     login: _Short
     at: float  # Unix time
 
+
+class Waiting(_Unvouched):
+    """One person's word, which holds once a second person has given the same."""
+
+    loginuid: Annotated[int, Field(ge=0, lt=2**32 - 1)]  # for which a session of the system vouches
+
     def told(self) -> str:
         """Says who decided what."""
         login = "" if self.by == self.login else f" (login {self.login})"
         return f"{self.by}{login} said: {self.terms}"
 
 
-_FORM = TypeAdapter(tuple[Waiting, ...])
+_FORM = TypeAdapter(tuple[Waiting | _Unvouched, ...])
 
 
 def waiting(home: Path, kind: Kind, about: str, *, clock: Callable[[], float] = time.time) -> Waiting | None:
@@ -60,24 +67,26 @@ def waiting(home: Path, kind: Kind, about: str, *, clock: Callable[[], float] = 
 def seconded(
     home: Path, kind: Kind, about: str, terms: str, *, by: str | None = None, clock: Callable[[], float] = time.time
 ) -> Waiting:
-    """Returns the first person's equal word, given under another account, and so lets the decision be made.
+    """Returns the first person's equal word, given after another login, and so lets the decision be made.
 
     Raises:
-        SecondPersonMissing: there is none. This person's word waits now, in place of what waited before.
+        SecondPersonMissing: there is none. This person's word waits now, in place of what waited before. Or the system
+            does not vouch for this process's login: then nothing was changed.
     """
-    me, login = decision_log.person(by), login_name()
+    me, login, loginuid = decision_log.person(by), login_name(), vouched_login()
     with locked(home / FILE):
         first = waiting(home, kind, about, clock=clock)
         others = [each for each in _live(home, clock()) if (each.kind, each.about) != (kind, about)]
-        if first is not None and first.terms == terms and first.login != login:
+        if first is not None and first.terms == terms and first.loginuid != loginuid:
             _write(home, others)
             return first
         decision_log.write(home, "propose", about, terms, by=me)
-        _write(home, [*others, Waiting(kind=kind, about=about, terms=terms, by=me, login=login, at=clock())])
+        mine = Waiting(kind=kind, about=about, terms=terms, by=me, login=login, loginuid=loginuid, at=clock())
+        _write(home, [*others, mine])
     replaced = "" if first is None or first.terms == terms else f" In place of what waited: {first.told()}."
     raise SecondPersonMissing(
-        f"nothing is decided yet: this waits, for a day, for a second person under another account than {login}, who "
-        f"says the same ({terms}).{replaced}"
+        f"nothing is decided yet: this waits, for a day, for a second person who logs in under another account than "
+        f"{login} and says the same ({terms}).{replaced}"
     )
 
 
@@ -91,9 +100,12 @@ def drop(home: Path, kind: Kind, about: str) -> None:
 
 
 def _live(home: Path, now: float) -> list[Waiting]:
-    """Lists what waits. A clock that was set back before a word was given makes it lapse, and never last longer."""
+    """Lists what waits. A clock that was set back before a word was given makes it lapse, and never last longer.
+
+    A word of an earlier version, which kept no vouched login, has lapsed: it is given again.
+    """
     found = read_json(home / FILE, _FORM, remedy=_REMEDY, max_bytes=_MOST_BYTES) or ()
-    return [each for each in found if 0 <= now - each.at < LAPSE_S]
+    return [each for each in found if isinstance(each, Waiting) and 0 <= now - each.at < LAPSE_S]
 
 
 def _write(home: Path, entries: list[Waiting]) -> None:

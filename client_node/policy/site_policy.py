@@ -246,7 +246,7 @@ class PeoplePolicy(StrictModel):
     models: Annotated[tuple[Digest, ...], Field(max_length=1000), Unique] | None = None  # None: as an approval names
     sites: Annotated[tuple[Partner, ...], Field(max_length=1000), Unique] | None = None  # None: as an approval names
     aggregators: Annotated[tuple[Partner, ...], Field(max_length=1000), Unique] | None = None
-    four_eyes: bool = False  # an approval, or a cap that allows more, takes two accounts of the operating system
+    four_eyes: bool = False  # an approval, or a cap that allows more, takes two logins of the operating system
 
 
 class NodePolicy(StrictModel):

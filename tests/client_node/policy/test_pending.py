@@ -4,6 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from typer.testing import CliRunner
@@ -20,10 +25,11 @@ FOUR_EYES = ("[limits]", "[policy]\nfour_eyes = true\n[limits]")
 
 @pytest.fixture
 def as_account(monkeypatch):
-    """Has the process run under another account; a real one is in `test_two_accounts_of_the_system...`."""
+    """Has the process run after another login; real ones are in `test_two_logins_of_the_system...`."""
 
     def switch(name: str) -> None:
         monkeypatch.setattr(pending, "login_name", lambda: name)
+        monkeypatch.setattr(pending, "vouched_login", lambda: 1000 + ["ada", "bob"].index(name))
         monkeypatch.setattr(decision_log, "login_name", lambda: name)
 
     return switch
@@ -39,7 +45,7 @@ def test_the_first_person_alone_changes_nothing(site, as_account):
     study = site.keep(site.study())
     as_account("ada")
     for name in ("Dr. Ada", "Dr. Bob"):  # two names of one account
-        with pytest.raises(SecondPersonMissing, match="for a second person under another account than ada"):
+        with pytest.raises(SecondPersonMissing, match="for a second person who logs in under another account than ada"):
             approve(site, study, by=name)
     assert not load_policy(site.home).permits(study)
     assert not (site.home / decisions.FILE).exists()
@@ -141,7 +147,8 @@ def test_a_cap_that_allows_more_takes_two_people_and_a_lower_one_takes_one(site,
 
 
 @pytest.mark.parametrize("text", ["", "{}", '[{"kind":"approve"}]', '[{"kind":"other"}]'])
-def test_a_damaged_file_seconds_nothing(site, text):
+def test_a_damaged_file_seconds_nothing(site, text, as_account):
+    as_account("ada")
     (site.home / pending.FILE).write_text(text)
     with pytest.raises(FileDamaged, match=r"pending\.json"):
         pending.seconded(site.home, "cap", "budget", "epsilon 5")
@@ -160,26 +167,150 @@ def test_the_command_ends_with_1_until_a_second_person_agrees(site, monkeypatch,
     assert CliRunner().invoke(app, words).exit_code == 0
 
 
+DECIDE = """
+import ctypes, os, sys
+from pathlib import Path
+from confide.client_node.enrolment import NodeIdentity
+from confide.client_node.login import login_name
+from confide.client_node.policy import pending
+from confide.client_node.errors import SecondPersonMissing
+home, audited, groups, by = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+login_name()  # what is imported late, while this process may still read it
+for folder in filter(None, groups.split(",")):  # as a login does, which is root's
+    Path(folder, "cgroup.procs").write_text(str(os.getpid()))
+os.setgroups([])
+os.setresgid(54320, 54320, 54320)
+os.setresuid(54320, 54320, 54320)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # dumpable, as is each process that this account begins
+if audited:
+    Path("/proc/self/loginuid").write_text(audited)  # without any capability
+try:
+    print(pending.seconded(home, "cap", "budget", "epsilon 5", by=by).loginuid)
+except SecondPersonMissing as err:
+    print(err)
+"""
+
+
+@pytest.fixture
+def shared_home():
+    """A home that the account 54320 may write, as one of `sudo -u`."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        os.chown(folder, 54320, 54320)
+        yield Path(folder)
+
+
+def decide(home: Path, audited: str, name: str, groups: Sequence[Path] = ()) -> str:
+    """Gives a word in a process that writes its own audit id, in control groups; returns what it is told."""
+    words = [sys.executable, "-c", DECIDE, str(home), audited, ",".join(map(str, groups)), name]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+
+
+def is_audited() -> bool:
+    """True if the processes of this test begin with an audit id, so that they cannot write another one."""
+    audited = Path("/proc/self/loginuid")
+    return audited.exists() and audited.read_text() != "4294967295"
+
+
+AS_ROOT = pytest.mark.skipif(
+    os.getuid() != 0 or not Path("/proc/self/loginuid").exists() or is_audited(),
+    reason="only root, without a login, can begin processes as other logins",
+)
+
+
 @pytest.mark.process
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can begin a process under another account")
-def test_two_accounts_of_the_system_are_two_people_and_two_names_are_not(site):
-    """Processes whose real user ids differ, as the kernel says; what they may write is root's in both."""
-    site.write(FOUR_EYES)
-    script = (
-        "import os, sys; os.setresuid(int(sys.argv[1]), 0, 0)\n"
-        "from pathlib import Path; from confide.client_node.policy import pending\n"
-        "from confide.client_node.errors import SecondPersonMissing\n"
-        "try:\n    print(pending.seconded(Path(sys.argv[2]), 'cap', 'budget', 'epsilon 5', by=sys.argv[3]).login)\n"
-        "except SecondPersonMissing:\n    print('waits')\n"
-    )
+@AS_ROOT
+def test_an_audit_id_that_a_process_wrote_itself_is_no_person(shared_home):
+    assert "its audit id is not set" in decide(shared_home, "", "Ada")
+    for number in ("54321", "54322"):
+        assert f"no session of the system vouches for the audit id {number}" in decide(shared_home, number, "Ada")
+    assert not list(shared_home.iterdir())  # no word waits, and no line was written
 
-    def decide(number: int, name: str) -> str:
-        words = [sys.executable, "-c", script, str(number), str(site.home), name]
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
 
-    assert decide(54321, "Ada") == "waits"
-    assert decide(54321, "Bob") == "waits"
-    assert decide(54322, "Bob") == "54321"
+@contextmanager
+def session_of(number: int, *, below: str = "") -> Iterator[list[Path]]:
+    """Real control groups of a login of the user `number`, as systemd makes them; skips where there are none."""
+    roots = [Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")]
+    roots = [each for each in roots if (each / "cgroup.procs").exists()]
+    wanted = [root / below.strip("/") / f"user.slice/user-{number}.slice/session-9.scope" for root in roots]
+    made: list[Path] = []
+    try:
+        try:
+            for path in wanted:
+                for folder in [*reversed(path.parents), path]:
+                    if not folder.exists():
+                        folder.mkdir()
+                        made.append(folder)
+        except OSError as err:
+            pytest.skip(f"no control group can be made here: {err}")
+        if not wanted:
+            pytest.skip("no control groups are mounted here")
+        yield wanted
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+
+
+@pytest.mark.process
+@AS_ROOT
+def test_two_logins_of_the_system_are_two_people_and_two_names_are_not(shared_home):
+    """Processes of one real user id, as under `sudo -u`, with the kernel's own audit ids and control groups."""
+    with session_of(54321) as ada, session_of(54322) as bob:
+        assert "another account than 54321" in decide(shared_home, "54321", "Ada", ada)
+        assert "another account than 54321" in decide(shared_home, "54321", "Bob", ada)
+        assert "no session of the system vouches" in decide(shared_home, "54322", "Bob", ada)  # Ada's, under his number
+        assert decide(shared_home, "54322", "Bob", bob) == "54321"
+
+
+@pytest.mark.process
+@AS_ROOT
+def test_a_slice_inside_one_s_own_vouches_for_nobody(shared_home):
+    """A user may make control groups below the own session, with any name."""
+    with session_of(54322, below="/user.slice/user-54321.slice/user@54321.service") as made:
+        assert "no session of the system vouches" in decide(shared_home, "54322", "Bob", made)
+
+
+@pytest.mark.parametrize(
+    ("groups", "is_vouched"),
+    [
+        ("0::/user.slice/user-1000.slice/session-3.scope\n", True),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/x\n", True),
+        ("9:name=systemd:/user.slice/user-1000.slice/session-3.scope\n0::/\n", True),
+        ("0::/user.slice/user-1001.slice/session-3.scope\n", False),
+        ("9:name=systemd:/user.slice/user-1000.slice/a\n0::/user.slice/user-1001.slice/a\n", False),
+        ("4:memory:/user.slice/user-1000.slice/session-3.scope\n0::/\n", False),
+        ("0::/system.slice/a.service/user.slice/user-1000.slice/session-3.scope\n", False),
+        ("0::/../user.slice/user-1000.slice/session-3.scope\n", False),
+        ("0::/system.slice/ssh.service\n", False),
+        ("0::/user.slice/user-1000.slice\n", False),
+        ("0::/\n", False),
+        ("", False),
+        ("odd", False),
+    ],
+)
+def test_only_a_session_of_the_same_user_vouches_for_an_audit_id(tmp_path, monkeypatch, groups, is_vouched):
+    monkeypatch.setattr(login, "_AUDITED", tmp_path / "loginuid")
+    monkeypatch.setattr(login, "_GROUPS", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / "loginuid").write_text("1000")
+    if is_vouched:
+        assert login.vouched_login() == 1000
+    else:
+        with pytest.raises(SecondPersonMissing, match="no session of the system vouches for the audit id 1000"):
+            login.vouched_login()
+    for unset in ("4294967295", "", "nobody"):
+        (tmp_path / "loginuid").write_text(unset)
+        with pytest.raises(SecondPersonMissing, match="no login began this process"):
+            login.vouched_login()
+
+
+def test_a_word_of_an_earlier_version_is_dropped(site, as_account):
+    entry = {"kind": "cap", "about": "budget", "terms": "epsilon 5", "by": "ada", "login": "ada", "at": time.time()}
+    (site.home / pending.FILE).write_text(json.dumps([entry]))
+    assert pending.waiting(site.home, "cap", "budget") is None
+    as_account("bob")
+    with pytest.raises(SecondPersonMissing, match="another account than bob"):
+        pending.seconded(site.home, "cap", "budget", "epsilon 5")
+    assert [each["login"] for each in json.loads((site.home / pending.FILE).read_text())] == ["bob"]
 
 
 def test_the_login_is_the_kernel_s_audit_id_whatever_sudo_made_of_the_user(tmp_path, monkeypatch):
@@ -198,4 +329,5 @@ def test_what_waits_is_for_its_owner_alone(site, as_account):
     with pytest.raises(SecondPersonMissing):
         pending.seconded(site.home, "cap", "budget", "epsilon 5")
     assert (site.home / pending.FILE).stat().st_mode & 0o077 == 0
-    assert json.loads((site.home / pending.FILE).read_text())[0]["login"] == "ada"
+    kept = json.loads((site.home / pending.FILE).read_text())[0]
+    assert (kept["login"], kept["loginuid"]) == ("ada", 1000)
