@@ -1,9 +1,12 @@
 """Counts the rounds that a node begins in a day, and the bytes that leave it, against the limits of its [schedule].
 
 Both counts are on disk, in `usage.json` under the home, before the round begins or the bytes leave; so a restart gives
-nothing back. A day is one of UTC, and its number never falls: a clock that is set back goes on counting the day that
-was reached, and one that was ahead by a week allows nothing more until it catches up. Only a clock that is set forward
-begins a day early.
+nothing back. Refusals have bytes of their own, a fixed part of the limit, so that a coordinator that asks all day takes
+nothing from the answers.
+
+A day is one of UTC, and its number never falls: a clock that is set back goes on counting the day that was reached, and
+one that was ahead by a week allows nothing more until it catches up. Only a clock that is set forward begins a day
+early.
 
 Rounds and bytes follow from the messages of the coordinator and the sizes that a study fixes, never from a record.
 """
@@ -28,7 +31,7 @@ from .ruling import Ruling, require
 logger = logging.getLogger(__name__)
 
 FILE = "usage.json"
-FOR_REFUSALS = 2**16  # bytes of a day's limit that are left for telling the coordinator that the rest is used up
+FOR_REFUSALS = 2**16  # bytes of a day's limit for refusals alone; the others are for answers
 _DAY_S = 86_400
 _MOST_ROUNDS = 1_000_000
 _MOST_BYTES = 2**28
@@ -43,7 +46,8 @@ _Round = tuple[Annotated[str, Field(max_length=256)], Annotated[int, Field(ge=0)
 class _Day(StrictModel):
     format: Literal[1] = 1
     day: int = Field(ge=0, le=10**7)  # since 1970, UTC
-    bytes: int = Field(default=0, ge=0, le=2**62)
+    bytes: int = Field(default=0, ge=0, le=2**62)  # of answers
+    refusals: int = Field(default=0, ge=0, le=2**62)  # bytes of refusals
     rounds: Annotated[tuple[_Round, ...], Field(max_length=_MOST_ROUNDS)] = ()
 
 
@@ -84,12 +88,12 @@ class Usage:
         most = site_policy.load_node_policy(self._home).schedule.bytes_a_day
         if most is None:
             return None
-        sent, usable = self._today().bytes, most - FOR_REFUSALS
+        today, usable = self._today(), most - FOR_REFUSALS
         if size > usable:
             why = f"an answer of {size} bytes leaves on no day: schedule.bytes_a_day is {most}; raise it"
             return Ruling("bytes a day", False, "schedule.bytes_a_day", why, SiteNotReady)
-        fits = sent + size <= usable and sent < usable
-        why = f"{sent} of {most} bytes of today were sent" + ("" if fits else self._goes_on())
+        fits = today.bytes + size <= usable and today.bytes < usable
+        why = f"{today.bytes} of {usable} bytes for answers of today were sent" + ("" if fits else self._goes_on())
         return Ruling("bytes a day", fits, "schedule.bytes_a_day", why, SiteAway)
 
     def begin_round(self, run: str, round_number: int) -> None:
@@ -116,10 +120,11 @@ class Usage:
             return
         with self._lock, locked(self._path):
             require([ruling for ruling in [self.bytes_ruling(size)] if ruling], about="away")
-            self._count(size)
+            today = self._today()
+            self._write(today.model_copy(update={"bytes": today.bytes + size}))
 
     def may_refuse(self, size: int) -> bool:
-        """Counts a refusal of `size` bytes, which may take the last bytes of today; False if it must not leave.
+        """Counts a refusal of `size` bytes, which has bytes of its own; False if it must not leave.
 
         Where the policy cannot be read, so that nothing else leaves, the coordinator is still told that.
         """
@@ -131,9 +136,10 @@ class Usage:
             return True
         try:
             with self._lock, locked(self._path):
-                has_room = self._today().bytes + size <= most
+                today = self._today()
+                has_room = today.refusals + size <= FOR_REFUSALS and today.bytes + today.refusals + size <= most
                 if has_room:
-                    self._count(size)
+                    self._write(today.model_copy(update={"refusals": today.refusals + size}))
         except (FileDamaged, OSError) as err:
             logger.error("nothing leaves this node until this is mended: %s", err)
             return False
@@ -143,10 +149,6 @@ class Usage:
         """Raises `SiteAway` outside the hours, or once the rounds or bytes of today are used up."""
         of_bytes = self.bytes_ruling()
         require([*self.rulings(), *([of_bytes] if of_bytes else [])], about="away")
-
-    def _count(self, size: int) -> None:
-        today = self._today()
-        self._write(today.model_copy(update={"bytes": today.bytes + size}))
 
     def _today(self) -> _Day:
         found, day = read_json(self._path, _FORM, remedy=_REMEDY, max_bytes=_MOST_BYTES), self._day()

@@ -42,7 +42,7 @@ def test_bytes_of_a_day_are_counted_before_they_leave_and_over_restarts(site, cl
     limited(site, f"bytes_a_day = {MOST}")
     Usage(site.home, clock).send(600_000)
     assert json.loads((site.home / usage.FILE).read_text())["bytes"] == 600_000
-    with pytest.raises(SiteAway, match=r"600000 of 1048576 bytes .* goes on at 2024-10-05T00:00\+00:00"):
+    with pytest.raises(SiteAway, match=r"600000 of 983040 bytes for answers .* goes on at 2024-10-05T00:00\+00:00"):
         Usage(site.home, clock).send(500_000)  # a new daemon
     Usage(site.home, clock).send(MOST - FOR_REFUSALS - 600_000)
     with pytest.raises(SiteAway):
@@ -56,17 +56,19 @@ def test_bytes_of_a_day_are_counted_before_they_leave_and_over_restarts(site, cl
 def test_whatever_the_clock_does_no_day_sends_more_than_its_limit_and_no_day_comes_twice(steps, tmp_path_factory):
     site, clock = site_in(tmp_path_factory.mktemp("usage")), Clock(20_000.5 * DAY)
     limited(site, f"bytes_a_day = {MOST}")
-    sent, reached = 0, clock.now
+    sent, refused, reached = 0, 0, clock.now
     for by, size in steps:
         clock.now += by
         reached = max(reached, clock.now)
         try:
             Usage(site.home, clock).send(size)
         except (SiteAway, SiteNotReady):
+            refused += size // 32 if Usage(site.home, clock).may_refuse(size // 32) else 0
             continue
         sent += size
     days = int(reached // DAY) - 20_000 + 1  # that the clock has ever shown
     assert sent <= days * (MOST - FOR_REFUSALS)
+    assert refused <= days * FOR_REFUSALS
 
 
 def test_a_clock_set_back_gives_nothing_back(site, clock):
@@ -89,6 +91,40 @@ def test_refusals_take_the_last_bytes_and_then_nothing_leaves(site, clock):
     assert today.may_refuse(FOR_REFUSALS - 1)
     assert not Usage(site.home, clock).may_refuse(2)
     assert today.may_refuse(1)
+    assert not today.may_refuse(1)
+    assert json.loads((site.home / usage.FILE).read_text())["refusals"] == FOR_REFUSALS
+
+
+def test_a_day_of_refusals_outside_the_hours_takes_nothing_from_the_answers(site, clock):
+    limited(site, f"bytes_a_day = {MOST}", 'hours = ["20:00-23:00"]')
+    today, refused = Usage(site.home, clock), 0
+    clock.now = 20_000 * DAY
+    while clock.now < 20_000 * DAY + 20 * 3600:
+        with pytest.raises(SiteAway) as away:
+            today.require_open()
+        refused += today.may_refuse(len(str(away.value).encode()))
+        clock.now += 60
+    assert 0 < refused < 20 * 60  # the last ones were kept back
+    today.require_open()
+    today.send(MOST - FOR_REFUSALS)
+
+
+def test_answers_take_nothing_from_the_refusals_and_a_smaller_limit_holds_at_once(site, clock):
+    limited(site, f"bytes_a_day = {2 * MOST}")
+    Usage(site.home, clock).send(2 * MOST - FOR_REFUSALS)
+    assert Usage(site.home, clock).may_refuse(1)
+    limited(site, f"bytes_a_day = {MOST}")
+    assert not Usage(site.home, clock).may_refuse(1)
+
+
+def test_a_count_of_an_earlier_version_is_read_and_no_day_exceeds_its_limit(site, clock):
+    """Its bytes were those of answers and refusals together."""
+    limited(site, f"bytes_a_day = {MOST}")
+    (site.home / usage.FILE).write_text(json.dumps({"format": 1, "day": 20_000, "bytes": MOST - 10, "rounds": []}))
+    today = Usage(site.home, clock)
+    with pytest.raises(SiteAway):
+        today.send(1)
+    assert today.may_refuse(10)
     assert not today.may_refuse(1)
 
 
