@@ -17,7 +17,7 @@ from .approval.budget_planning import ASSUMED_DIM
 from .approval.catalogue import find_study
 from .approval.run_reservations import RunReservations
 from .enrolment import Enrolment, NodeIdentity
-from .errors import ClientNodeError, ModelUnusable, PolicyInvalid, SiteAway, SiteNotReady
+from .errors import ChargeRefused, ClientNodeError, ModelUnusable, PolicyInvalid, SiteAway, SiteNotReady
 from .policy import load_policy, pending, site_policy
 from .policy.places import Places
 from .ruling import Ruling
@@ -97,7 +97,7 @@ def of_run(home: Path, study: Study, run: str | None) -> list[Ruling]:
     if (of_bytes := usage.bytes_ruling()) is not None:
         found.append(of_bytes)
     if study.has_site(Enrolment.load(home).name, NodeIdentity.load(home).identity_hex):
-        found += [_start(study), _backbone(home, study), _budget(home, study, run)]
+        found += [_start(study), _backbone(home, study), _people(home), _budget(home, study, run)]
     return found
 
 
@@ -189,6 +189,17 @@ def _backbone(home: Path, study: Study) -> Ruling:
     is_same = here == study.backbone_hash
     why = f"{folder} has the hash {here[:12]}, the study names {study.backbone_hash[:12]}"
     return Ruling("backbone", is_same, key, why, ModelUnusable)
+
+
+def _people(home: Path) -> Ruling:
+    """Rules on the people of the tables by the marks that preparing a run notes: they have at most one account."""
+    policy, key = load_policy(home), "data.name"
+    try:
+        objections = charges.known_elsewhere(home, policy)
+    except (PrivacyError, ClientNodeError) as err:
+        return Ruling("people", False, key, f"nothing is charged: {err}", ChargeRefused)
+    why = "; ".join(objections) or f"nobody in the tables is known under another account than {policy.account}"
+    return Ruling("people", not objections, key, why, ChargeRefused)
 
 
 def _budget(home: Path, study: Study, run: str | None) -> Ruling:

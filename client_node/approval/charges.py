@@ -233,11 +233,15 @@ def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]
 
 
 def known_elsewhere(home: Path, policy: SitePolicy, source: Source | None = None) -> tuple[str, ...]:
-    """Lists objections to charging the policy's tables, or one of them: their people have another account."""
+    """Lists objections to charging the policy's tables, or one of them: their people have another account.
+
+    As when a run is prepared, tables that were noted under this account and have not changed are not read again.
+    """
     if (begun := ledger_if_begun(home)) is None:
-        return ()
+        return tuple(KnownUnits(home).objections(policy, source))
     with begun as ledger:
-        return tuple(KnownUnits(home, ledger).objections(policy, source))
+        units = KnownUnits(home, ledger)
+        return () if units.is_covered(policy, source) else tuple(units.objections(policy, source))
 
 
 def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:

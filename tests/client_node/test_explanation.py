@@ -24,7 +24,7 @@ from .conftest import Site, identity_of, site_in
 from .policy.test_site_policy import NO_PRIVACY
 from .test_node import make_desk
 
-OF_SITE = {"hours", "rounds a day", "bytes a day", "start", "backbone", "budget"}
+OF_SITE = {"hours", "rounds a day", "bytes a day", "start", "backbone", "people", "budget"}
 YESTERDAY = decisions.today() - dt.timedelta(days=1)
 PARTIES = '["other", "svhc", "rest"]'
 
@@ -152,6 +152,27 @@ def test_everything_that_prepares_a_run_is_explained_and_agrees_with_the_node(si
     site.write()
     assert against() == []
     assert prepared() == ""
+
+
+def test_people_of_another_account_are_explained_as_the_node_refuses_them(site):
+    desk = make_desk(site)
+    message = Prepare(to="svi", study=desk.study.study_hash, run="run-1", lease=1, ledger_from=0)
+    desk.ask("prepare", message)
+    rules = {each.rule: each for each in explain(site.home, desk.study.study_hash, run="run-1").rules}
+    assert rules["people"].verdict == "allows"
+    site.write(('name = "patients"', 'name = "patients-2"'))
+    found = explain(site.home, desk.study.study_hash, run="run-1")
+    assert [(each.rule, each.where) for each in found.against] == [("people", "site.toml:4 data.name")]
+    assert "are known under" in found.against[0].why
+    assert "data.continues = 'patients'" in found.sentence
+    desk.node.stop()
+    again = desk.restarted()
+    with pytest.raises(ChargeRefused, match="its log says why"):
+        again.ask("prepare", message)
+    site.write()
+    assert explain(site.home, desk.study.study_hash, run="run-1").may_run
+    again.ask("prepare", message)
+    again.node.stop()
 
 
 @pytest.mark.parametrize("epsilon", [0.2, 3.0, 5.0])
