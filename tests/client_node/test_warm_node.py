@@ -8,7 +8,7 @@ import pytest
 from confide.client_node.enrolment import Enrolment, protocol
 from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, SiteAway
 from confide.client_node.flower import pack
-from confide.client_node.usage import Usage
+from confide.client_node.usage import FOR_REFUSALS, Usage
 from confide.client_node.warm_node import WarmNode
 from confide.client_node.wire.messages import Packet
 
@@ -53,11 +53,11 @@ def test_an_absence_is_told_each_time_and_logged_once_and_not_as_a_failure(asked
     assert caplog.records[0].levelno == logging.INFO
 
 
-def test_after_the_last_byte_of_a_day_not_even_a_refusal_leaves(site, asked, caplog):
+def test_after_the_last_byte_for_refusals_of_a_day_not_even_a_refusal_leaves(site, asked, caplog):
     caplog.set_level(logging.INFO)
     site.write(("[limits]", f"[schedule]\nbytes_a_day = {MOST}\n[limits]"))
     room = 100
-    assert Usage(site.home).may_refuse(MOST - room)
+    assert Usage(site.home).may_refuse(FOR_REFUSALS - room)
     told = asked(10, SiteAway("away"))
     assert len(told) == room // len(told[0])
     assert sum(map(len, told)) <= room
