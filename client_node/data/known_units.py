@@ -53,7 +53,7 @@ _REMEDY = (
 )
 
 KEY, UNIT, ROW, WHOLE = 0, 1, 2, 3  # kinds of marks; one of the key itself, so that another one is noticed
-SCHEME = 2  # of marks; a table that was noted under an earlier one is read again
+SCHEME = 3  # of marks; a table that was noted under an earlier one is read again
 
 _metadata = sa.MetaData()
 _accounts = sa.Table(
@@ -154,9 +154,9 @@ class KnownUnits:
         with self._opened() as (_, key):
             return _digest(key)
 
-    def has_noted(self, policy: SitePolicy, digest: str) -> bool:
-        """True if the rows of the policy's query with this digest are those that were noted last."""
-        return self._versions(policy, policy.data.source) == {policy.data.source: _version(digest, policy)}
+    def has_noted(self, policy: SitePolicy, state: object) -> bool:
+        """True if the policy's source was noted last in this state: the stamp of its files, or its rows' digest."""
+        return self._versions(policy, policy.data.source) == {policy.data.source: _version(state, policy)}
 
     def _versions(self, policy: SitePolicy, source: Source | None) -> dict[Source, str | None]:
         """The noted version of each table of the policy, or of one; None for one that was not noted."""
@@ -382,7 +382,7 @@ def _overlaps(
 def _marks_of(key: bytes, source: Source, policy: SitePolicy, digest: RowsDigest) -> Iterator[tuple[int, list[bytes]]]:
     """The marks of a table's units and rows, batch by batch; blank ones are left out."""
     data = policy.data
-    table = open_table(source, format=data.format, separator=data.separator)
+    table = open_table(source, format=data.format, separator=data.separator, ids=data.unit_column)
     names = [name for name in table.names if name]
     for batch in table.batches(names, Problems(), digest):
         columns = {name: column.to_pylist() for name, column in batch.items()}

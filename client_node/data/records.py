@@ -150,7 +150,8 @@ def read(
     Raises:
         DataInvalid: a cell does not fit; a table with problems is not used at all.
     """
-    table = open_table(policy.data.source, format=policy.data.format, separator=policy.data.separator)
+    data = policy.data
+    table = open_table(data.source, format=data.format, separator=data.separator, ids=data.unit_column)
     wanted = _wanted(policy, _terms(study), site)
     scan = _scan(table, wanted, policy.data.files, digest)
     if scan.problems.count:
@@ -232,7 +233,9 @@ def check(
     """
     try:
         is_own = source == policy.data.source
-        table = open_table(source, format=policy.data.format if is_own else None, separator=policy.data.separator)
+        data = policy.data
+        own_format = data.format if is_own else None
+        table = open_table(source, format=own_format, separator=data.separator, ids=data.unit_column)
         wanted = _seen(policy, table) if study is None else _wanted(policy, _terms(study), site)
         scan = _scan(table, wanted, policy.data.files)
     except DataInvalid as err:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from ..errors import DataInvalid
 from ..policy.sources import FhirExport, Source, SqlQuery
 from .problems import MAX_ROWS, Problem, Problems, require_names, unreadable
+from .sources import plain
 from .sources.csv import CsvRows, open_csv
 from .sources.digest import RowsDigest
 from .sources.fhir import open_export, stamps_of_export
@@ -21,9 +22,11 @@ from .sources.parquet import SUFFIXES, open_parquet, open_parts, parts_of
 from .sources.rows import Rows
 from .sources.sql import open_query
 
-__all__ = ["MAX_FILE_BYTES", "Format", "Problem", "Problems", "RowsDigest", "Table", "open_table", "stamp"]
+__all__ = ["MAX_FILE_BYTES", "NO_STAMP", "Format", "Problem", "Problems", "RowsDigest", "Table", "open_table", "stamp"]
 
 MAX_FILE_BYTES = 64 * 2**30  # of a file, or of all parts together
+
+NO_STAMP: list[object] = [0]  # of what cannot be looked at
 
 Format = Literal["csv", "parquet"]
 
@@ -34,6 +37,7 @@ class Table:
 
     source: Source
     rows: Rows
+    ids: str = ""  # the column of units' ids
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,7 +66,10 @@ class Table:
                 rows += len(columns[0]) if columns else 0
                 if rows > MAX_ROWS:
                     raise unreadable(self.source, f"at most {MAX_ROWS} rows", "more")
-                yield {name: _as_text(column) for name, column in zip(wanted, columns, strict=True)}
+                yield {
+                    name: _as_text(column, are_ids=name == self.ids)
+                    for name, column in zip(wanted, columns, strict=True)
+                }
         except (pa.ArrowException, OSError, UnicodeDecodeError):  # the last of a damaged column name
             raise unreadable(self.source, f"a whole {self.rows.whole}", f"damage after {rows} rows") from None
 
@@ -71,25 +78,26 @@ class Table:
         return self.rows.lines(rows) if rows else {}
 
 
-def open_table(source: Source, *, format: Format | None = None, separator: str = ",") -> Table:
+def open_table(source: Source, *, format: Format | None = None, separator: str = ",", ids: str = "") -> Table:
     """Opens a source, finds its columns and checks what can be checked before it is read.
 
     Args:
         format: of a file; taken from the suffix (.csv, .parquet) if None.
+        ids: the column of units' ids, in which a number that is not whole or not exact fits nothing.
 
     Raises:
         DataInvalid: nothing there, too large, not what it should be, no columns, or two of one name.
     """
-    rows = _opened(source, format, separator)
+    rows = _opened(source, format, separator, ids)
     require_names(source, rows.names)
-    return Table(source, rows)
+    return Table(source, rows, ids)
 
 
 def stamp(source: Source) -> list[object] | None:
     """Returns what differs if a source has changed: times, sizes and numbers of its files.
 
     None for a query: a database says nothing of that, and only the rows themselves can tell. A file that cannot be
-    looked at has the stamp 0.
+    looked at has the stamp `NO_STAMP`.
     """
     if isinstance(source, SqlQuery):
         return None
@@ -100,7 +108,7 @@ def stamp(source: Source) -> list[object] | None:
             return [(part.name, *_stamp_of(part)) for part in parts_of(source)]
         return [*_stamp_of(source)]
     except (OSError, DataInvalid):
-        return [0]
+        return [*NO_STAMP]
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int]:
@@ -108,9 +116,9 @@ def _stamp_of(path: Path) -> tuple[int, int, int]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _opened(source: Source, format: Format | None, separator: str) -> Rows:
+def _opened(source: Source, format: Format | None, separator: str, ids: str) -> Rows:
     if isinstance(source, SqlQuery):
-        return open_query(source)
+        return open_query(source, ids)
     if isinstance(source, FhirExport):
         return open_export(source)
     try:
@@ -136,11 +144,17 @@ def _opened(source: Source, format: Format | None, separator: str) -> Rows:
         raise unreadable(source, f"a {kind.upper()} file", "something else, or damage") from None
 
 
-def _as_text(column: pa.Array) -> pa.Array:
+def _as_text(column: pa.Array, *, are_ids: bool) -> pa.Array:
     """Converts a column of plain values to trimmed strings; nested or binary ones become text that fits nothing."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return pa.array(["\0"] * len(column), pa.string())
+        return pa.array([plain.NO_CELL] * len(column), pa.string())
+    if pa.types.is_floating(column.type):
+        column = plain.floats(column, are_ids=are_ids)
+    elif pa.types.is_decimal(column.type):
+        cells = (cell.as_py() for cell in column)
+        texts = [None if cell is None else plain.decimal(cell, is_id=are_ids) for cell in cells]
+        column = pa.array(texts, pa.string())
     text = pc.fill_null(pc.cast(column, pa.string()), "")
     return pc.utf8_trim_whitespace(text)

@@ -6,7 +6,9 @@ takes no second one, as the query of a cursor, which takes no statement that wri
 and REPEATABLE READ. No text of a driver is passed on: it may quote a cell, the query or a name.
 """
 
+import math
 import os
+import re
 import sqlite3
 import stat
 import time
@@ -21,18 +23,20 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from ...errors import DataInvalid
 from ...policy.sources import SqlQuery
 from ..problems import Problems, unreadable
+from . import plain
 from .digest import RowsDigest
 
 BATCH_ROWS = 10_000
 _MOST_PASSWORD = 4096  # bytes
 _STEPS = 20_000  # of SQLite's machine, between two looks at the clock
 _NAMED = "confide_rows"
+_VARIABLE = re.compile(r"PG[A-Z]+")  # of libpq, its manual's section 34.15
+_HARMLESS = ("PGPASSFILE", "PGDATA")
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 # Of what PostgreSQL reports (its manual, Appendix A), by the first two letters or all five.
 _STATES = {
@@ -66,6 +70,7 @@ class SqlRows:
 
     source: SqlQuery
     names: tuple[str, ...]
+    ids: str = ""  # the column of units' ids
     whole: str = "answer"
 
     def batches(self, wanted: Sequence[str], problems: Problems, digest: RowsDigest | None) -> Iterator[list[pa.Array]]:
@@ -79,7 +84,7 @@ class SqlRows:
                 if digest is not None:
                     digest.add(rows)
                 columns = list(zip(*rows, strict=True))
-                yield [as_texts(columns[place]) for place in places]
+                yield [as_texts(columns[place], are_ids=self.names[place] == self.ids) for place in places]
 
     def lines(self, rows: set[int]) -> dict[int, int]:
         """See `Rows`: an answer has no lines."""
@@ -87,33 +92,37 @@ class SqlRows:
         return {}
 
 
-def open_query(source: SqlQuery) -> SqlRows:
+def open_query(source: SqlQuery, ids: str = "") -> SqlRows:
     """Asks the database for the columns of the query's answer.
+
+    Args:
+        ids: the column of units' ids.
 
     Raises:
         DataInvalid: the database cannot be reached, refuses the query, or the password cannot be read.
     """
     with _running(source) as cursor:
-        return SqlRows(source, _names(cursor))
+        return SqlRows(source, _names(cursor), ids)
 
 
-def as_texts(cells: Sequence[Any]) -> pa.Array:
+def as_texts(cells: Sequence[Any], *, are_ids: bool = False) -> pa.Array:
     """Writes a column of Python's values as text; what a cell becomes depends on itself alone.
 
-    Nothing is "", and bytes, lists and other things that are no plain value become text that fits nothing.
+    Nothing is "", and bytes, lists and other things that are no plain value become text that fits nothing. A whole
+    number is written as an integer; with `are_ids`, one that is not whole or not exact fits nothing.
     """
     kinds = {*map(type, cells)} - {NoneType}
     if kinds <= {str}:
         try:
             return pa.array(cells, pa.string())
         except (pa.ArrowInvalid, UnicodeEncodeError):  # half of a letter, which no database in UTF-8 holds
-            return pa.array(["\0" if cell else "" for cell in cells], pa.string())
+            return pa.array([plain.NO_CELL if cell else "" for cell in cells], pa.string())
     if kinds <= {float}:
-        return pc.cast(pa.array(cells, pa.float64()), pa.string())
-    return pa.array([_text(cell) for cell in cells], pa.string())
+        return plain.floats(pa.array(cells, pa.float64()), are_ids=are_ids)
+    return pa.array([_text(cell, is_id=are_ids) for cell in cells], pa.string())
 
 
-def _text(cell: Any) -> str:
+def _text(cell: Any, *, is_id: bool) -> str:
     match cell:
         case None:
             return ""
@@ -122,16 +131,16 @@ def _text(cell: Any) -> str:
         case bool():
             return "true" if cell else "false"
         case float():
-            return str(as_texts([cell])[0])
+            return str(as_texts([cell], are_ids=is_id)[0])
         case int():
             return str(cell)
         case Decimal():
-            return format(cell, "f") if cell.is_finite() else "nan" if cell.is_nan() else "inf"
+            return plain.decimal(cell, is_id=is_id)
         case datetime() | date():
             return cell.isoformat(" ") if isinstance(cell, datetime) else cell.isoformat()
         case _ if hasattr(cell, "hex") and hasattr(cell, "urn"):  # a UUID
             return str(cell)
-    return "\0"
+    return plain.NO_CELL
 
 
 def _names(cursor: _Cursor) -> tuple[str, ...]:
@@ -165,7 +174,7 @@ def _told(source: SqlQuery) -> Iterator[None]:
         found = _kind(err)
     else:
         return
-    raise unreadable(source, "an answer", found)
+    raise unreadable(source, "an answer", found) from None  # a driver's text may quote a cell
 
 
 def _kind(err: BaseException) -> str:
@@ -226,6 +235,7 @@ def _postgresql(source: SqlQuery, url: sa.URL) -> Iterator[_Cursor]:
         import psycopg  # noqa: F401
     except ImportError:
         raise unreadable(source, "psycopg beside confide: pip install 'confide[postgresql]'", "none") from None
+    _require_own_place(source)
     password = _password(source)
     engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg", password=password),
@@ -249,9 +259,25 @@ def _postgresql(source: SqlQuery, url: sa.URL) -> Iterator[_Cursor]:
         engine.dispose()
 
 
+def _require_own_place(source: SqlQuery) -> None:
+    """Refuses variables by which the driver would reach another server, or another way, than the URL says.
+
+    Raises:
+        DataInvalid: one of libpq's variables is set; its name is told, and not what it says.
+    """
+    passed = {*_HARMLESS, source.password_env}
+    told = sorted(name for name in os.environ if _VARIABLE.fullmatch(name) and name not in passed)
+    if told:
+        expected = "a database that data.sql.url alone names; unset these variables for the node"
+        raise unreadable(source, expected, ", ".join(told))
+
+
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """A cursor whose parts together have one limit of time: the server's is for each of them."""
+    """A cursor whose parts together have one limit of time: the server's is for each of them.
+
+    It is set anew before each part, since a query may call set_config.
+    """
 
     cursor: Any
     end: float
@@ -263,8 +289,10 @@ class _Timed:
         return found
 
     def fetchmany(self, size: int) -> Sequence[tuple[Any, ...]]:
-        if time.monotonic() > self.end:
+        left = self.end - time.monotonic()
+        if left <= 0:
             raise unreadable(self.source, "an answer", "one that takes longer than data.sql.timeout_s")
+        self.cursor.connection.execute(f"SET LOCAL statement_timeout = {math.ceil(left * 1000)}")
         found: Sequence[tuple[Any, ...]] = self.cursor.fetchmany(size)
         return found
 

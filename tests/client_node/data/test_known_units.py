@@ -386,3 +386,17 @@ def test_a_home_of_a_version_without_marks_begins_them(desk):
     (desk.site.home / "keys" / "units.key").unlink()
     again(desk).step(2)
     assert KnownUnits(desk.site.home).accounts() == [load_policy(desk.site.home).account]
+
+
+def test_a_table_of_earlier_marks_is_read_once_more(site, monkeypatch):
+    """Ids may be written otherwise since: a person under `1.00` is now one under `1`."""
+    policy, units = load_policy(site.home), KnownUnits(site.home)
+    with monkeypatch.context() as patch:
+        patch.setattr(known_units_module, "SCHEME", known_units_module.SCHEME - 1)
+        units.cover(policy)
+        assert units.is_covered(policy)
+    before = marks(site.home)
+    assert not units.is_covered(policy)
+    units.cover(policy)
+    assert units.is_covered(policy)
+    assert marks(site.home) == before

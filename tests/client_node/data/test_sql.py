@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.client_node.approval.table_check import check_command, check_table
-from confide.client_node.data import Records, check, read
+from confide.client_node.data import Records, check, read, tables
 from confide.client_node.data.sources import sql
 from confide.client_node.data.sources.digest import RowsDigest
 from confide.client_node.data.tables import Problems, open_table, stamp
@@ -129,6 +129,7 @@ def told(source: SqlQuery) -> str:
             pass
     assert PASSWORD not in str(refused.value)
     assert refused.value.__cause__ is None
+    assert refused.value.__context__ is None or refused.value.__suppress_context__  # it holds the driver's own text
     return str(refused.value)
 
 
@@ -230,6 +231,29 @@ def test_an_answer_is_of_one_snapshot(database, monkeypatch):
 def test_an_answer_that_takes_too_long_is_told(database):
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS patient_id FROM n"
     assert "longer than data.sql.timeout_s" in told(database.source(endless, timeout_s=1.0))
+
+
+def test_a_query_cannot_give_itself_more_time(server, tmp_path):
+    query = (
+        "SELECT set_config('statement_timeout', '0', false) AS a, CASE WHEN i > 10000 THEN pg_sleep(300) END::text "
+        "AS b FROM generate_series(1, 10001) AS i"
+    )
+    (tmp_path / "password").write_text(PASSWORD)
+    (tmp_path / "password").chmod(0o600)
+    with pytest.raises(DataInvalid, match=r"longer than data.sql.timeout_s \(57014\)"):
+        whole(SqlQuery(server, query, tmp_path / "password", None, 3.0))
+
+
+@pytest.mark.parametrize("name", ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGSSLMODE", "PGOPTIONS", "PGPASSWORD"])
+def test_no_variable_leads_to_another_server(server, monkeypatch, name):
+    monkeypatch.setenv("RECORDS_PASSWORD", PASSWORD)
+    source = SqlQuery(server, "SELECT 1 AS one", None, "RECORDS_PASSWORD", 60.0)
+    monkeypatch.setenv("PGDATA", "/data")
+    assert open_table(source).names == ("one",)
+    monkeypatch.setenv(name, "zq7")
+    message = told(source)
+    assert f"that data.sql.url alone names; unset these variables for the node, found {name}" in message
+    assert "zq7" not in message
 
 
 def test_what_the_driver_says_is_not_passed_on(database):
@@ -435,14 +459,54 @@ def test_a_cell_becomes_the_same_text_beside_whatever_else(cells):
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        (1.0, "1"), (1, "1"), (True, "true"), (Decimal("1E+2"), "100"), (Decimal("-0.10"), "-0.10"),
-        (date(2026, 1, 31), "2026-01-31"), (datetime(2026, 1, 31, 8), "2026-01-31 08:00:00"),
+        (1.0, "1"), (1, "1"), (Decimal("1.00"), "1"), (1e10 + 1, "10000000001"), (Decimal("1e10"), "10000000000"),
+        (-0.0, "0"), (Decimal("-0.0"), "0"), (2.0**53 - 1, "9007199254740991"), (0.5, "0.5"), (True, "true"),
+        (Decimal("1E+2"), "100"), (Decimal("-0.10"), "-0.10"), (date(2026, 1, 31), "2026-01-31"),
+        (datetime(2026, 1, 31, 8), "2026-01-31 08:00:00"),
         (UUID(int=1), "00000000-0000-0000-0000-000000000001"), (b"x", "\0"), ([1], "\0"), ("\ud800", "\0"),
         (2**70, str(2**70)),
     ],
 )  # fmt: skip
 def test_values_are_written_plainly(cell, text):
     assert sql.as_texts([cell, None]).to_pylist()[0] == text
+
+
+@given(st.integers(-(2**53) + 1, 2**53 - 1))
+def test_a_person_has_one_id_however_a_number_is_spelled(number):
+    spelled = [number, float(number), Decimal(number), Decimal(f"{number}.000")]
+    assert {sql.as_texts([cell], are_ids=True)[0].as_py() for cell in spelled} == {str(number)}
+    columns = [pa.array([number], pa.int64()), pa.array([float(number)]), pa.array([Decimal(f"{number}.00")])]
+    assert {tables._as_text(column, are_ids=True)[0].as_py() for column in columns} == {str(number)}
+
+
+@pytest.mark.parametrize("cell", [0.5, 2.0**53, -(2.0**60), float("inf"), float("nan"), Decimal("1.5"), Decimal("nan")])
+def test_a_number_that_is_no_id_fits_nothing(cell):
+    assert sql.as_texts([cell, "p1"], are_ids=True).to_pylist() == ["\0", "p1"]
+    assert sql.as_texts([cell], are_ids=True).to_pylist() == ["\0"]
+    if isinstance(cell, float) or cell.is_finite():
+        assert tables._as_text(pa.array([cell, None]), are_ids=True).to_pylist() == ["\0", ""]
+
+
+def test_floats_of_few_bits_are_ids_as_far_as_they_are_exact():
+    column = pa.array([2.0**24 - 1, 2.0**24], pa.float32())
+    assert tables._as_text(column, are_ids=True).to_pylist() == ["16777215", "\0"]
+
+
+def test_a_person_under_a_float_and_an_integer_is_one(site, tmp_path):
+    path = tmp_path / "hospital.db"
+    with closing(sqlite3.connect(path)) as connection:
+        for name, kind in (("old", "INTEGER"), ("new", "REAL")):
+            connection.execute(TABLE.replace("visits", name).replace("patient_id VARCHAR(20)", f"patient_id {kind}"))
+            rows = [(12_345_678_900 + i, 34, 1.5, "F", False, i % 2) for i in range(3)]
+            connection.executemany(f"INSERT INTO {name} VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.commit()
+    database = Database(f"sqlite:///{path}", None, sa.create_engine("sqlite://"))
+    at(site, database, "SELECT * FROM old UNION ALL SELECT * FROM new")
+    assert read(load_policy(site.home), site.study(), site=None).num_units == 3
+    at(site, database, "SELECT patient_id + 0.5 AS patient_id, age, tsh_miu_l, sex, sick, diagnosis FROM new")
+    with pytest.raises(DataInvalid, match="column patient_id: expected an id"):
+        read(load_policy(site.home), site.study(), site=None)
+    assert not check_table(site.home).is_fit
 
 
 @given(st.binary(max_size=400), st.booleans())
