@@ -15,7 +15,7 @@ from ...privacy.errors import PrivacyError
 from ..data import Records, kept_files
 from ..data import read as read_records
 from ..data.known_units import KnownUnits
-from ..data.tables import Problem, stamp
+from ..data.tables import NO_STAMP, Problem, stamp
 from ..errors import DataInvalid, FileDamaged, ModelUnusable, NothingHeldOut, WorkersFailed
 from ..policy import SitePolicy
 from ..policy.sources import Source, SqlQuery
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_READINGS = 3  # of a query whose answer is another at each of them
+_READINGS = 3  # of a source that is another at each of them
 
 
 class WarmModel:
@@ -164,27 +164,31 @@ class WarmModel:
     def _records(self, policy: SitePolicy, study: Study) -> Records:
         """Reads records, and makes sure that the people of just these were noted under the policy's account.
 
-        A file is what its stamp says, and was looked at before the charge. A database may have changed since, so the
-        answer that is trained on is compared with the one that was noted, row by row, through its digest.
+        A source may have changed since it was looked at before the charge. What is trained on is known by the stamp of
+        its files, the same before and after the reading, and the answer of a query by the digest of its rows. If that
+        was not noted, the people of the newer state are, and it is read again.
 
         Raises:
-            DataInvalid: they do not fit, or the query gives another answer every time.
+            DataInvalid: they do not fit, or the source is another at every reading.
             UnitsKnown: people have joined who are known under another account.
         """
-        if self._home is None or not isinstance(policy.data.source, SqlQuery):
+        source = policy.data.source
+        if self._home is None:
             return read_records(policy, study, site=self._site, in_order=True)
         units = KnownUnits(self._home)
         for _ in range(_READINGS):
-            digest = units.digest()
+            before, digest = stamp(source), units.digest()
             records = read_records(policy, study, site=self._site, in_order=True, digest=digest)
-            if units.has_noted(policy, digest.hex()):
-                self._digests[study.study_hash, policy.data.source] = digest.hex()
+            is_same = before is None or (stamp(source) == before and before != NO_STAMP)
+            if is_same and units.has_noted(policy, digest.hex() if before is None else before):
+                if before is None:
+                    self._digests[study.study_hash, source] = digest.hex()
                 return records
             del records
             units.look_again()
-            units.cover(policy, policy.data.source)
-        found = f"another at each of {_READINGS} readings"
-        raise DataInvalid(str(policy.data.source), (Problem(None, "", "an answer that is the same twice", found),))
+            units.cover(policy, source)
+        found = f"others at each of {_READINGS} readings"
+        raise DataInvalid(str(source), (Problem(None, "", "records that are the same twice", found),))
 
 
 def _version(study: Study, policy: SitePolicy) -> str:
