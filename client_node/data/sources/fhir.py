@@ -34,19 +34,33 @@ MOST_LINE = 4 * 2**20  # bytes
 MOST_FILE = 64 * 2**30  # bytes, decompressed
 _FILE = re.compile(r"(Patient|Observation|Condition|MedicationRequest)([._-][A-Za-z0-9._-]{0,200})?\.ndjson(\.gz)?")
 _ID = re.compile(r"[A-Za-z0-9.\-]{1,64}")
-_PATIENT = re.compile(r"(?:https?://[^\s]{1,500}/)?Patient/([A-Za-z0-9.\-]{1,64})(?:/_history/[A-Za-z0-9.\-]{1,64})?")
-_REFERENCE = re.compile(r"(?:https?://[^\s]{1,500}/)?[A-Z][A-Za-z]{1,60}/[A-Za-z0-9.\-]{1,64}.{0,100}|#.{1,64}")
+_REFERENCE = re.compile(
+    r"(https?://[^\s]{1,500}/)?(Patient|Group|Device|Location)/([A-Za-z0-9.\-]{1,64})"
+    r"(?:/_history/[A-Za-z0-9.\-]{1,64})?"
+)
+_MOST_BASES = 100  # that are told apart
 _DAY = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})")
 _RESOURCES = {"patient": "Patient", "observation": "Observation", "condition": "Condition",
               "medication": "MedicationRequest"}  # fmt: skip
-# What was never said, or was taken back, of each kind of resource.
-_VOID = {
-    "Observation": {"entered-in-error", "cancelled", "registered"},
-    "MedicationRequest": {"entered-in-error", "cancelled", "draft"},
-}
-_NO_ORDER = {"proposal", "plan", "option"}  # intents of a request
-_NOT_SO = {"refuted", "entered-in-error"}  # of a condition's verification
+# R4's closed lists of codes. What has a code that is False here was never said, or was taken back.
+_OBSERVED = {
+    "registered": False, "preliminary": True, "final": True, "amended": True, "corrected": True, "cancelled": False,
+    "entered-in-error": False, "unknown": True,
+}  # fmt: skip
+_REQUESTED = {
+    "active": True, "on-hold": True, "cancelled": False, "completed": True, "entered-in-error": False, "stopped": True,
+    "draft": False, "unknown": True,
+}  # fmt: skip
+_INTENDED = {
+    "proposal": False, "plan": False, "order": True, "original-order": True, "reflex-order": True,
+    "filler-order": True, "instance-order": True, "option": False,
+}  # fmt: skip
+_VERIFIED = {
+    "unconfirmed": True, "provisional": True, "differential": True, "confirmed": True, "refuted": False,
+    "entered-in-error": False,
+}  # fmt: skip
+_VERIFICATION = "http://terminology.hl7.org/CodeSystem/condition-ver-status"
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NEVER = -math.inf  # time of what has none
 
@@ -95,7 +109,7 @@ def files_of(folder: Path) -> dict[str, list[Path]]:
     """Lists the files of each kind of resource by name; other files of the folder are not looked at.
 
     Raises:
-        DataInvalid: the folder cannot be read, or such a file is a link or no file.
+        DataInvalid: the folder cannot be read, such a file is a link or no file, or a part is there twice.
     """
     found: dict[str, list[Path]] = {kind: [] for kind in _RESOURCES.values()}
     try:
@@ -106,6 +120,9 @@ def files_of(folder: Path) -> dict[str, list[Path]]:
                 found[matched[1]].append(folder / name)
     except OSError as err:
         raise unreadable(folder, "the folder of an export", f"none that can be read ({err.strerror})") from None
+    names = {path.name for paths in found.values() for path in paths}
+    if any(f"{name}.gz" in names for name in names):
+        raise unreadable(folder, "each part of an export once", "a part as .ndjson and as .ndjson.gz")
     return found
 
 
@@ -169,6 +186,8 @@ class _Reading:
                 self._by_code[_kind(column.stated)].setdefault(code, []).append(column)
         self._ids: list[str] | None = None
         self._strangers: Counter[str] = Counter()  # by kind, about patients who are not in the export
+        self._bases: set[str] = set()  # URLs of servers whose patients are named
+        self._counted: set[str] = set()  # ids of observations that a count or a mean took
 
     def read(self) -> None:
         """Reads the files that the columns need: those of patients first."""
@@ -190,6 +209,9 @@ class _Reading:
             self._problems.count += count - 1
             told = f"{count:,} about patients who are not in it"
             self._problems.add(Problem(None, "", f"a whole export, each {kind} of a patient in it", told))
+        if len(self._bases) > 1:
+            expected = "references to patients of one server"
+            self._problems.add(Problem(None, "", expected, f"those of {len(self._bases)}"))
         for name, column in self._columns.items():
             if len(column.units) > 1:
                 expected = "observations in one unit; name it in data.fhir.columns"
@@ -245,6 +267,7 @@ class _Reading:
         columns = [each for each in self._columns.values() if each.stated.patient is not None]
         if not isinstance(own, str) or not _ID.fullmatch(own) or own in self.index:
             raise _Bad
+        _require_plain(resource)
         cells = [_of_patient(resource, each.stated) for each in columns]  # before anything is kept
         if len(self.index) >= MAX_ROWS:
             raise unreadable(self._source, f"at most {MAX_ROWS} patients", "more")
@@ -259,49 +282,65 @@ class _Reading:
     def _place(self, resource: dict[str, Any], kind: str) -> int | None:
         """The place of the patient that a resource is about; None if it is about none, or one who is not here."""
         reference = _object(resource.get("subject")).get("reference")
-        if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
-            raise _Bad
-        if (named := _PATIENT.fullmatch(reference)) is None:
-            return None  # a group, a device, a place
-        place = self.index.get(named[1])
+        if not isinstance(reference, str) or (named := _REFERENCE.fullmatch(reference)) is None:
+            raise _Bad  # a contained patient too: nobody knows who that is
+        base, subject, own = named.groups()
+        if subject != "Patient":
+            return None
+        if base is not None and len(self._bases) < _MOST_BASES:
+            self._bases.add(base)
+        place = self.index.get(own)
         if place is None:
             self._strangers[kind] += 1
         return place
 
     def _observation(self, resource: dict[str, Any]) -> None:
-        if _word(resource, "status") in _VOID["Observation"]:
-            return
         parts = [resource, *map(_object, _list(resource.get("component")))]
         matched = [(column, part) for part in parts for column in self._named("Observation", part.get("code"))]
-        if not matched:
+        if not matched or not _counts(resource, "status", _OBSERVED):
             return
+        for part in (resource, *(part for _, part in matched)):
+            _require_plain(part)
         moment = _time(resource, "effectiveDateTime", "effectiveInstant", "effectivePeriod", "issued")
         in_time = [(column, part) for column, part in matched if column.is_in_time(moment)]
         found = [(column, value) for column, part in in_time if (value := _value(part, column)) is not None]
         place = self._place(resource, "Observation") if found else None
         if place is not None:
+            if any(column.stated.take in ("count", "mean") for column, _ in found):
+                self._require_new(resource)
             for column, value in found:
                 column.take(place, moment, value)
 
     def _condition(self, resource: dict[str, Any]) -> None:
-        if not {code for _, code in _codings(resource.get("verificationStatus"))}.isdisjoint(_NOT_SO):
-            return
-        moment = _time(resource, "onsetDateTime", "onsetPeriod", "recordedDate")
-        self._flag(resource, "Condition", resource.get("code"), moment)
+        columns = self._named("Condition", resource.get("code"))
+        if columns and _is_so(resource.get("verificationStatus")):
+            self._flag(resource, "Condition", columns, _time(resource, "onsetDateTime", "onsetPeriod", "recordedDate"))
 
     def _medication(self, resource: dict[str, Any]) -> None:
-        is_void = _word(resource, "status") in _VOID["MedicationRequest"] or _word(resource, "intent") in _NO_ORDER
-        if is_void or resource.get("doNotPerform") is True:
+        columns = self._named("MedicationRequest", resource.get("medicationCodeableConcept"))
+        if not columns:
             return
-        moment = _time(resource, "authoredOn")
-        self._flag(resource, "MedicationRequest", resource.get("medicationCodeableConcept"), moment)
+        is_request, is_order = _counts(resource, "status", _REQUESTED), _counts(resource, "intent", _INTENDED)
+        is_forbidden = resource.get("doNotPerform", False)
+        if not isinstance(is_forbidden, bool):
+            raise _Bad
+        if is_request and is_order and not is_forbidden:
+            self._flag(resource, "MedicationRequest", columns, _time(resource, "authoredOn"))
 
-    def _flag(self, resource: dict[str, Any], kind: str, concept: Any, moment: float) -> None:
-        columns = [each for each in self._named(kind, concept) if each.is_in_time(moment)]
-        place = self._place(resource, kind) if columns else None
+    def _flag(self, resource: dict[str, Any], kind: str, columns: list[_Column], moment: float) -> None:
+        _require_plain(resource)
+        in_time = [each for each in columns if each.is_in_time(moment)]
+        place = self._place(resource, kind) if in_time else None
         if place is not None:
-            for column in columns:
+            for column in in_time:
                 column.values[place] = 1.0
+
+    def _require_new(self, resource: dict[str, Any]) -> None:
+        """Raises _Bad for an observation that was counted already, or has no id by which one could know."""
+        own = resource.get("id")
+        if not isinstance(own, str) or not _ID.fullmatch(own) or own in self._counted:
+            raise _Bad
+        self._counted.add(own)
 
 
 def _column(stated: FhirColumn) -> _Column:
@@ -380,6 +419,35 @@ def _codings(concept: Any) -> set[tuple[str, str]]:
     return found
 
 
+def _counts(resource: dict[str, Any], name: str, known: Mapping[str, bool]) -> bool:
+    """True if what has this code counts; the element must be there, with a code of R4."""
+    code = _word(resource, name)
+    if code is None or code not in known:
+        raise _Bad
+    return known[code]
+
+
+def _is_so(verification: Any) -> bool:
+    """False of a condition that was refuted or entered in error.
+
+    What is stated must have a code of R4, whose system may be left out; codes of other systems may stand beside it.
+    """
+    if verification is None:
+        return True
+    stated = map(_object, _list(_object(verification).get("coding")))
+    codings = [(_word(each, "system"), _word(each, "code")) for each in stated]
+    own = [code for system, code in codings if system is None or system == _VERIFICATION]
+    if not own or any(code is None or code not in _VERIFIED for code in own):
+        raise _Bad
+    return all(_VERIFIED.get(code or "", True) for _, code in codings)
+
+
+def _require_plain(part: dict[str, Any]) -> None:
+    """Raises _Bad if an extension changes what the part means, perhaps to its opposite."""
+    if _list(part.get("modifierExtension")):
+        raise _Bad
+
+
 def _value(part: dict[str, Any], column: _Column) -> float | None:
     """The number of an observation; None if it has none, or only a bound (`<`)."""
     if "valueQuantity" in part:
@@ -437,7 +505,10 @@ def _seconds(stated: Any) -> float:
 def _of_patient(resource: dict[str, Any], stated: FhirColumn) -> str | None:
     """The cell of a column that a Patient says."""
     if stated.patient == "gender":
-        return _word(resource, "gender")
+        gender = _word(resource, "gender")
+        if gender is not None and not gender.isprintable():  # half of a letter too, which no text can hold
+            raise _Bad
+        return gender
     if stated.patient == "deceased":
         flag = resource.get("deceasedBoolean")
         if flag is not None and not isinstance(flag, bool):

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import gzip
+import itertools
 import json
 import os
 import random
@@ -21,11 +22,14 @@ from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.policy.sources import FhirColumn, FhirExport
 
 SECRET = "zq7secret"
+NUMBERS = itertools.count()
 LOINC, ICD, RXNORM = (
     "http://loinc.org",
     "http://hl7.org/fhir/sid/icd-10-cm",
     "http://www.nlm.nih.gov/research/umls/rxnorm",
 )
+VERIFICATION = "http://terminology.hl7.org/CodeSystem/condition-ver-status"
+NEGATION = {"modifierExtension": [{"url": "http://example.org/negation", "valueBoolean": True}]}
 MAPPING = {
     "age": {"patient": "age", "at": "2026-01-01"},
     "sex": {"patient": "gender"},
@@ -45,7 +49,8 @@ def patient(own, **more):
 
 def observation(own, value, when="2025-01-01", **more):
     return {
-        "resourceType": "Observation", "status": "final", "code": coded(LOINC, "3016-3"), "effectiveDateTime": when,
+        "resourceType": "Observation", "id": f"o{next(NUMBERS)}", "status": "final",
+        "code": coded(LOINC, "3016-3"), "effectiveDateTime": when,
         "subject": {"reference": f"Patient/{own}"}, "valueQuantity": {"value": value, "code": "m[IU]/L"}, **more,
     }  # fmt: skip
 
@@ -205,7 +210,10 @@ def test_since_and_before_bound_what_is_read(tmp_path):
         observation("a", 9.0, valueQuantity={"code": "m[IU]/L"}),
         {key: value for key, value in observation("a", 9.0).items() if key != "valueQuantity"},
         observation("a", 9.0, subject={"reference": "Group/a"}),
-        condition("a", verificationStatus=coded("x", "refuted")),
+        condition("a", verificationStatus=coded(VERIFICATION, "refuted")),
+        condition("a", verificationStatus=coded(VERIFICATION, "entered-in-error")),
+        condition("a", verificationStatus={"coding": [{"code": "refuted"}]}),
+        condition("a", verificationStatus={"coding": [{"code": "confirmed"}, {"system": "x", "code": "refuted"}]}),
         medication("a", doNotPerform=True),
         medication("a", intent="proposal"),
         medication("a", status="cancelled"),
@@ -238,6 +246,41 @@ BAD = [
     patient("c", gender=1),
     condition("a", onsetDateTime=SECRET),
     medication("a", authoredOn=7),
+    observation("a", 9.0, status=None),
+    observation("a", 9.0, status="Entered-In-Error"),
+    observation("a", 9.0, **NEGATION),
+    observation("a", 9.0, component=[{"code": coded(LOINC, "3016-3"), "valueInteger": 9, **NEGATION}]),
+    observation("a", 9.0, modifierExtension=SECRET),
+    condition("a", **NEGATION),
+    condition("a", verificationStatus={"text": "refuted"}),
+    condition("a", verificationStatus=coded(VERIFICATION, "Refuted")),
+    condition("a", verificationStatus=coded("http://snomed.info/sct", "410594000")),
+    condition("a", verificationStatus=coded("http://snomed.info/sct", "refuted")),
+    condition("a", verificationStatus={"coding": [{"system": VERIFICATION}]}),
+    medication("a", **NEGATION),
+    medication("a", status="entered-in-error "),
+    medication("a", status="cancelled", intent=None),
+    medication("a", intent="Order"),
+    medication("a", doNotPerform="true"),
+    medication("a", doNotPerform=None),
+    patient("c", **NEGATION),
+    patient("c", gender="\ud800"),
+    *(
+        observation("a", 9.0, subject={"reference": reference}, contained=[{"resourceType": "Patient", "id": "a"}])
+        for reference in (
+            "#a",
+            "Patient/a ",
+            "Patient/a_1",
+            "Patient/a/_history/",
+            "Patient/a#x",
+            "patient/a",
+            "Patient/" + "x" * 65,
+            "Practitioner/a",
+            "urn:uuid:a",
+            "ftp://x/Patient/a",
+            "",
+        )
+    ),
 ]
 
 
@@ -274,6 +317,51 @@ def test_an_export_of_some_patients_alone_is_told(tmp_path):
     assert problems.count == 2
     assert "found 2 about patients who are not in it" in str(problems.kept[0])
     assert "zq7" not in str(problems.kept)
+
+
+def test_patients_of_two_servers_are_told(tmp_path):
+    def of(server):
+        return condition("a", subject={"reference": f"{server}Patient/a"})
+
+    one = export(tmp_path / "x", of("https://one.org/fhir/"), of("https://one.org/fhir/"), of(""))
+    assert cells(one, diagnosis=MAPPING["diagnosis"])["diagnosis"] == ["true", "false"]
+    two = export(tmp_path / "y", of("https://one.org/fhir/"), of("https://other.zq7/fhir/"))
+    _, problems = table_of(two, diagnosis=MAPPING["diagnosis"])
+    assert [str(each) for each in problems.kept] == [
+        "the file: expected references to patients of one server, found those of 2"
+    ]
+
+
+def test_a_part_that_is_there_compressed_too_is_refused(tmp_path):
+    folder = export(tmp_path / "x", observation("a", 4.5))
+    export(folder, observation("a", 4.5), compressed=True)
+    with pytest.raises(DataInvalid, match=r"each part of an export once, found a part as .ndjson and as .ndjson.gz"):
+        table_of(folder, TSH=MAPPING["TSH"])
+
+
+@pytest.mark.parametrize("take", ["count", "mean", "last"])
+def test_an_observation_that_is_there_twice_is_not_counted_twice(tmp_path, take):
+    folder = export(tmp_path / "x", observation("a", 4.0, id="o"), observation("b", 1.0, id="p"))
+    (folder / "Observation.2.ndjson").write_text(json.dumps(observation("a", 4.0, id="o")))
+    found, problems = table_of(folder, TSH={**MAPPING["TSH"], "take": take})
+    assert [float(cell) for cell in found["TSH"]] == ([1, 1] if take == "count" else [4, 1])
+    assert problems.count == (0 if take == "last" else 1)
+
+
+@pytest.mark.parametrize("own", [None, 7, "", "x" * 65])
+def test_an_observation_that_is_counted_needs_an_id(tmp_path, own):
+    folder = export(tmp_path / "x", observation("a", 4.0, id=own))
+    assert cells(folder, TSH=MAPPING["TSH"])["TSH"] == ["4", ""]
+    assert table_of(folder, TSH={**MAPPING["TSH"], "take": "count"})[1].count == 1
+
+
+def test_a_resource_that_no_column_needs_may_say_what_it_likes(tmp_path):
+    """A code of another status in an observation of another kind makes no export unfit."""
+    folder = export(
+        tmp_path / "x", condition("a", "I10", verificationStatus=SECRET, **NEGATION),
+        observation("a", 1.0, code=coded(LOINC, "1-1"), status=SECRET, subject=SECRET, **NEGATION),
+    )  # fmt: skip
+    assert cells(folder, **MAPPING)["diagnosis"] == ["false", "false"]
 
 
 def test_two_units_of_one_column_are_told(tmp_path):
