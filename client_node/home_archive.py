@@ -177,14 +177,25 @@ def files_of(home: Path, patterns: Iterable[str], but: Iterable[str] = ()) -> li
 
 
 def hold(path: Path, target: Path) -> None:
-    """Holds a file as it is now, for files that are written beside their names and renamed: a link to it, or a copy."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Holds a file as it is now, for files that are written beside their names and renamed: a link to it, or a copy.
+
+    A file that has gone meanwhile is not held.
+
+    Raises:
+        BackupInvalid: it cannot be held.
+    """
     try:
-        os.link(path, target)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a disk without links
+            shutil.copyfile(path, target)
     except FileNotFoundError:  # what it was of has gone on
         return
-    except OSError:  # a disk without links
-        shutil.copyfile(path, target)
+    except OSError as err:
+        raise BackupInvalid(f"{path} cannot be held for the backup: {err.strerror}; no backup was left") from err
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
@@ -208,7 +219,8 @@ def read_archive(
         may_hold: tells of a path below the home whether an archive of this kind may hold it.
 
     Raises:
-        BackupInvalid: it is no whole archive of that kind, holds a path that it may not, or cannot be read or written.
+        BackupInvalid: it is no whole archive of that kind, holds a path that it may not, is not sealed though a
+            passphrase is given, or cannot be read or written.
     """
     try:
         with path.open("rb") as source:
@@ -220,6 +232,11 @@ def read_archive(
                     raise BackupInvalid(f"{path} is sealed with a passphrase: name its file, --passphrase-file FILE")
                 opened = io.BufferedReader(_Opened(source, passphrase, path), _PART)
                 return _read(_Summed(opened, path), path, kind, may_hold, into, is_sealed=True)
+            if passphrase is not None:  # else whoever changes a sealed backup leaves the seal away
+                raise BackupInvalid(
+                    f"{path} is not sealed, though a passphrase is named: it may be another file than the one that was "
+                    "sealed; without --passphrase-file it is read as it is"
+                )
             source.seek(0)
             return _read(_Summed(source, path), path, kind, may_hold, into, is_sealed=False)
     except OSError as err:

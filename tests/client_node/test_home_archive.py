@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from confide.client_node import home_archive
 from confide.client_node.errors import BackupInvalid
 from confide.client_node.home_archive import (
+    hold,
     new_home,
     read_archive,
     read_passphrase,
@@ -150,6 +151,31 @@ def test_another_passphrase_or_none_is_refused_and_neither_is_told(source, tmp_p
     assert "another passphrase" not in str(told.value)
     with pytest.raises(BackupInvalid, match="name its file, --passphrase-file"):
         read_archive(path, "node", anything)
+
+
+def test_a_file_without_a_seal_is_refused_where_a_passphrase_is_named(source, tmp_path):
+    """Whoever swaps a sealed backup cannot seal another one, but could leave the seal away."""
+    path, into = written(source, tmp_path / "b"), tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(BackupInvalid, match="is not sealed, though a passphrase is named"):
+        read_archive(path, "node", anything, into=into, passphrase=PASSPHRASE)
+    assert list(into.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_goes_while_it_is_held_is_left_out_and_any_other_is_held(tmp_path, monkeypatch, has_links):
+    if not has_links:
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "here").write_bytes(b"x")
+    hold(tmp_path / "here", tmp_path / "held" / "a" / "here")
+    hold(tmp_path / "gone", tmp_path / "held" / "a" / "gone")
+    assert {each.name: each.read_bytes() for each in (tmp_path / "held" / "a").iterdir()} == {"here": b"x"}
+    with pytest.raises(BackupInvalid, match="here cannot be held for the backup"):
+        hold(tmp_path / "here", tmp_path / "here" / "below")
 
 
 @pytest.mark.parametrize(
