@@ -29,7 +29,7 @@ from ...client_node.home_archive import (
     staging,
     write_archive,
 )
-from ..errors import CoordinatorError, StateDamaged
+from ..errors import CoordinatorError, StateDamaged, StoreUnavailable
 from ..store import Store, dump, place
 from ..store.actions import plain
 from ..store.run_folder import state_file, total_file
@@ -101,7 +101,8 @@ def restore(
     Raises:
         BackupInvalid: the backup is not whole or does not hold a federation; the folder holds files; nothing is left.
         Conflict: the database cannot be used, or a later version made the backup; nothing was changed.
-        StoreUnavailable: the database cannot be used just now; nothing was changed.
+        StoreUnavailable: the database cannot be used just now; nothing was changed, or the text says that PostgreSQL's
+            may be filled though the home is not there.
     """
     url = None if database is None else place.parse_database(database)
     with new_home(home) as making:
@@ -155,29 +156,34 @@ def _needed(connection: Connection) -> set[str]:
 
 
 def _fill(file: Path, making: Path, url: URL | None) -> dict[str, int]:
-    """Fills the database and moves the home to its place.
-
-    PostgreSQL's rows count once the home is in its place; a file of SQLite moves with it, closed.
-    """
+    """Fills the database, and then moves the home to its place: a home that is there has a whole database."""
     if url is not None:
         place.note_database(making, url)
-    store = Store.open(making)
+    store, is_ready = Store.open(making), False
     try:
         store.require_empty()
         with store.filling() as connection:
             with (making / _DATABASE).open("rb") as lines:
                 rows = dump.load_dump(connection, lines)
             (making / _DATABASE).unlink()
-            if url is not None:
-                move_in(making, last=_SETTINGS)
-    except (StateDamaged, SQLAlchemyError, OSError) as err:
+            is_ready = url is not None
+        store.close()
+        move_in(making, last=_SETTINGS)
+        return rows
+    except (StateDamaged, SQLAlchemyError, OSError, BackupInvalid, StoreUnavailable) as err:
+        if is_ready:  # and it may be committed, which nothing undoes
+            is_moving = isinstance(err, BackupInvalid)
+            why = "the home cannot take its place" if is_moving else "the answer to its commit did not come"
+            raise StoreUnavailable(
+                f"{store.name} may hold the whole federation now, and there is no home: {why}. Drop that database, make "
+                "it anew, empty, and repeat the command"
+            ) from err
+        if isinstance(err, BackupInvalid | StoreUnavailable):
+            raise
         said = str(err) if isinstance(err, StateDamaged) else type(err).__name__
         raise BackupInvalid(f"{file} does not hold a whole database: {said}. Nothing was restored") from err
     finally:
         store.close()
-    if url is None:
-        move_in(making, last=_SETTINGS)
-    return rows
 
 
 def _may_hold(name: str) -> bool:

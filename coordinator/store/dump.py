@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any, BinaryIO
 
-from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, func, insert, select, text
+from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, delete, func, insert, select, text
 
 from ..errors import Conflict, StateDamaged
 from .store import SCHEMA, migrate_on
@@ -62,7 +62,10 @@ def load_dump(connection: Connection, lines: BinaryIO) -> dict[str, int]:
     if schema > SCHEMA:
         raise Conflict("the database is a later version's; install that version to restore it. Nothing was changed")
     migrate_on(connection, schema)
-    known = {table.name: table for table in _tables(connection)}
+    tables = _tables(connection)
+    for table in reversed(tables):  # a migration may have begun a table with rows of its own, which the dump holds too
+        connection.execute(delete(table))
+    known = {table.name: table for table in tables}
     counts = _fill(connection, known, lines)
     _go_on_counting(connection, known)
     migrate_on(connection)

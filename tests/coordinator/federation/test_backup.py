@@ -2,17 +2,19 @@
 
 import dataclasses
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from sqlalchemy import text
+from sqlalchemy import MetaData, select
 
+from confide.client_node.errors import BackupInvalid
 from confide.client_node.replay import Checkpoint
-from confide.coordinator.errors import Conflict
+from confide.coordinator.errors import Conflict, StoreUnavailable
 from confide.coordinator.federation import Settings, backup, create_home
 from confide.coordinator.store import Store, migrate
 from confide.coordinator.store.run_folder import RunFolder
-from confide.coordinator.store.tables import LedgerRow, Run, StudyRow
+from confide.coordinator.store.tables import LedgerRow, PrivacyTest, Run, StudyRow
 
 from ..conftest import committed_round
 
@@ -32,6 +34,68 @@ def home(request, tmp_path):
         session.add(Run(id=RUN, study="0" * 64, state="running", created_at=0.0))
     store.close()
     return tmp_path / "home"
+
+
+def test_a_new_federation_is_kept_and_comes_back_row_by_row(home, tmp_path, request):
+    """The shortest way there is; tables that a migration begins with rows of its own are in it."""
+    made = backup.back_up(home, tmp_path / "b")
+    urls = [None]
+    if not (home / "coordinator.db").exists():
+        urls.append(request.getfixturevalue("postgresql").url(is_empty=True).render_as_string())
+    for number, url in enumerate(urls):
+        back = tmp_path / f"r{number}"
+        assert backup.restore(tmp_path / "b", back, database=url).rows == made.rows
+        assert rows(back) == rows(home)
+    assert made.rows["audit_head"] == 1
+
+
+def rows(home):
+    store, found = Store.open(home), MetaData()
+    with store.moment() as connection:
+        found.reflect(connection)
+        kept = {
+            name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key.columns))]
+            for name, table in found.tables.items()
+        }
+    store.close()
+    return kept
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("moment", ["commit", "move"])
+def test_a_restoration_that_does_not_learn_of_its_commit_says_that_the_database_may_be_filled(
+    home, tmp_path, postgresql, monkeypatch, moment
+):
+    """Twice: the server goes away as the commit is asked for; the home cannot be moved after it."""
+    backup.back_up(home, tmp_path / "b")
+    url = postgresql.url(is_empty=True)
+    filling, is_there = Store.filling, []
+
+    @contextmanager
+    def cut_off(store):
+        with filling(store) as connection:
+            yield connection
+            postgresql.do(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{url.database}'")
+
+    def stay(making, *, last):
+        is_there.append((making.parent / last).exists())
+        raise BackupInvalid("it cannot be moved")
+
+    with monkeypatch.context() as patch:
+        if moment == "commit":
+            patch.setattr(Store, "filling", cut_off)
+        else:
+            patch.setattr(backup, "move_in", stay)
+        with pytest.raises(StoreUnavailable, match=r"may hold the whole federation now.*Drop that database") as told:
+            backup.restore(tmp_path / "b", tmp_path / "r", database=url.render_as_string())
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "r").exists()
+    if moment == "move":  # the commit came first: a home never lies there without its database
+        assert is_there == [False]
+        with pytest.raises(Conflict, match="holds tables already"):
+            backup.restore(tmp_path / "b", tmp_path / "r", database=url.render_as_string())
+        url = postgresql.url(is_empty=True)
+    assert backup.restore(tmp_path / "b", tmp_path / "r", database=url.render_as_string()).rows["run"] == 1
 
 
 def test_each_backup_holds_the_files_that_its_database_names(home, tmp_path):
@@ -91,17 +155,16 @@ def test_a_file_that_is_lost_for_good_is_named_and_keeps_nothing_else_from_being
 def test_new_rows_of_a_restored_database_are_numbered_after_the_old_ones(home, tmp_path, postgresql):
     store = Store.open(home)
     with store.session() as session:
-        for number in range(3):
-            store.log_action(session, f"action {number}")
+        session.add_all(PrivacyTest(run=RUN, kind="audit", facts=str(number)) for number in range(3))
     store.close()
     backup.back_up(home, tmp_path / "b")
     for number, url in enumerate((None, postgresql.url(is_empty=True).render_as_string())):
         backup.restore(tmp_path / "b", tmp_path / f"r{number}", database=url)
         restored = Store.open(tmp_path / f"r{number}")
         with restored.session() as session:
-            restored.log_action(session, "after")
+            session.add(PrivacyTest(run=RUN, kind="audit", facts="after"))
         with restored.session() as session:
-            assert [row[0] for row in session.execute(text("SELECT seq FROM audit ORDER BY seq"))] == [1, 2, 3, 4]
+            assert list(session.scalars(select(PrivacyTest.seq).order_by(PrivacyTest.seq))) == [1, 2, 3, 4]
         restored.close()
 
 
