@@ -2,13 +2,16 @@
 
 The order in which files are taken keeps them true to each other. `keys/ledger.head` comes before the ledger, which so
 holds its entry; the people known and the approvals used come after it, and so cover all that it charges. States of
-records, sealed shares, keys of runs and all that is computed or fetched anew stay out.
+records, sealed shares, keys of runs and all that is computed or fetched anew stay out. Of an aggregator's runs the
+names are kept, each as one that has ended: no other key is made for it, since the journal of the backup may be older
+than what was opened.
 
 What a restored home cannot know is what its node did after the backup. So nothing is drawn again for a round that its
 ledger has charged and not settled: the shares may be out already. A ledger that is older than what the coordinator or
 an aggregator has seen is refused by them and by the site, as ever, until the missing entries are imported.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +19,13 @@ from ..privacy.errors import PrivacyError
 from ..privacy.ledger import backup as ledger_file
 from ..privacy.ledger.ledger import Ledger
 from . import ledger_head
-from .approval import charges, site_budget
+from .approval import charges
 from .data import kept_files, known_units
 from .enrolment import Enrolment, NodeIdentity
+from .enrolment.sessions import only_one
 from .errors import BackupInvalid, ClientNodeError
 from .home_archive import Contents, files_of, fits, hold, move_in, new_home, read_archive, staging, write_archive
-from .shares import Outbox
+from .shares import Outbox, run_keys
 
 _LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_units.KEY_FILE)  # paths in the archive
 _BEFORE = ("enrolment.json", "ca.crt", "site.toml", "keys/*", "party/*")
@@ -66,6 +70,9 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> NodeBack
         if known_units.KnownUnits(home).copy_to(folder / _PEOPLE):  # whose key is there before it
             taken += [(_PEOPLE, folder / _PEOPLE), (_PEOPLE_KEY, home / _PEOPLE_KEY)]
         taken += files_of(home, _AFTER)
+        for run in run_keys.runs(home):  # after the journal, which names no run that has had no key before
+            run_keys.end(folder, run)
+        taken += files_of(folder, (run_keys.FILES,))
         contents = write_archive(file, "node", taken, passphrase)
     known = {name.partition("/")[0] for name, _ in taken} | _LEFT_OUT
     others = {each.name for each in home.iterdir() if not each.name.startswith(".")} - known
@@ -88,6 +95,8 @@ def restore(file: Path, home: Path, passphrase: bytes | None = None) -> NodeBack
     with new_home(home) as making:
         contents = read_archive(file, "node", _may_hold, into=making, passphrase=passphrase)
         try:
+            for run in run_keys.runs(making):  # whatever the backup holds of it
+                run_keys.end(making, run)
             identity, enrolment = NodeIdentity.load(making), Enrolment.load(making)
             enrolment.ca_pem()
             entries, open_rounds = _ledger_from(making, identity, enrolment)
@@ -103,23 +112,31 @@ def restore(file: Path, home: Path, passphrase: bytes | None = None) -> NodeBack
 
 
 def import_ledger(home: Path, file: Path) -> tuple[int, int]:
-    """Imports a ledger from a file, see `site_budget.import_ledger`; nothing is drawn again for rounds that are lost.
+    """Imports a ledger from a file, with every entry verified; returns the number of added entries, and of all.
 
-    Those are charged, not settled, and what was sealed for them is not here.
+    Nothing is drawn any more for rounds that it has charged and not settled, and whose shares are not here: they may
+    be out already. That is on disk before the ledger holds one of its charges, and no daemon runs meanwhile.
+
+    Raises:
+        AlreadyRunning: a daemon serves the home; nothing was imported.
+        LedgerError: the file is no such ledger, or cannot be taken; none of its entries was imported.
     """
-    added, total = site_budget.import_ledger(home, file)
-    identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
-    with charges.open_ledger(home, identity, enrolment, may_be_lost=True) as ledger:
-        _lose(home, ledger)  # also if nothing was added: an import that was killed is made again
-    return added, total
+    signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
+    with only_one(home):
+        return Ledger.restore(
+            home / charges.LEDGER_FILE,
+            ledger_file.read(file),
+            signer,
+            name,
+            noting=lambda rounds: _lose(home, rounds),
+        )
 
 
-def _lose(home: Path, ledger: Ledger) -> int:
-    outbox, rounds = Outbox(home), ledger.open_rounds()
-    lost = [each for each in rounds if outbox.get(*each) is None]
-    for run, number in lost:
-        outbox.lose(run, number)
-    return len(lost)
+def _lose(home: Path, rounds: Iterable[tuple[str, int]]) -> None:
+    outbox = Outbox(home)
+    for run, number in rounds:
+        if outbox.get(run, number) is None:
+            outbox.lose(run, number)
 
 
 def _ledger_to(home: Path, file: Path) -> int | None:
@@ -138,11 +155,16 @@ def _ledger_from(making: Path, identity: NodeIdentity, enrolment: Enrolment) -> 
     if not file.exists():
         return None, 0
     path = making / charges.LEDGER_FILE
-    entries, _ = Ledger.restore(path, ledger_file.read(file), identity.signer, enrolment.name)
+    lost: list[tuple[str, int]] = []
+
+    def note(rounds: list[tuple[str, int]]) -> None:
+        lost.extend(rounds)
+        _lose(making, rounds)
+
+    entries, _ = Ledger.restore(path, ledger_file.read(file), identity.signer, enrolment.name, noting=note)
     file.unlink()
-    with Ledger.open(path, identity.signer, enrolment.name, is_new=False) as ledger:
-        return entries, _lose(making, ledger)
+    return entries, len(lost)
 
 
 def _may_hold(name: str) -> bool:
-    return fits(name, (*_BEFORE, *_AFTER, _LEDGER, _PEOPLE)) and name != _RECORDS
+    return fits(name, (*_BEFORE, *_AFTER, run_keys.FILES, _LEDGER, _PEOPLE)) and name != _RECORDS

@@ -1,17 +1,15 @@
 """The daemon behind `client-node run`: one process for as long as the site takes part, its model loaded once."""
 
-import fcntl
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
-from .enrolment.sessions import LOCK_FILE
+from .enrolment.sessions import only_one
 from .errors import AlreadyRunning, FileDamaged, PolicyInvalid, SiteNotReady
 from .supervision import Monitor
 from .vitals import Vitals
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOCK_TRIES = 4
 _LOOK_EVERY_S = 3600.0
 
 
@@ -41,7 +38,7 @@ def run(home: Path, stop: threading.Event, *, vitals: Vitals | None = None, moni
     from .warm_node import WarmNode
 
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
-    with _only_one(home):
+    with only_one(home):
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         vitals = vitals or Vitals()
         node = Node(home, identity, enrolment, ledger=ledger)
@@ -138,7 +135,7 @@ def status(home: Path) -> dict[str, Any]:
     """Describes this node and the state of its daemon; nothing here depends on records."""
     enrolment = Enrolment.load(home)
     try:
-        with _only_one(home, shared=True):
+        with only_one(home, shared=True):
             running = False
     except AlreadyRunning:
         running = True
@@ -156,23 +153,3 @@ def status(home: Path) -> dict[str, Any]:
 
         found["ledger"] = standing(home, identity)
     return found
-
-
-@contextmanager
-def _only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
-    """Locks the home for one daemon: two would answer one round twice. `shared` only tests for a running daemon."""
-    with (home / LOCK_FILE).open("a") as lock:
-        try:
-            _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        except OSError as err:
-            raise AlreadyRunning(f"a daemon serves {home} already; stop it first, or use another --home") from err
-        yield
-
-
-def _lock(file: IO[str], kind: int) -> None:
-    for _ in range(_LOCK_TRIES):
-        try:
-            return fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except OSError:  # a `status` that tests just now releases its lock at once
-            time.sleep(0.05)
-    fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -35,8 +35,8 @@ _REMEDY = (
 )
 
 WAY_ON = (
-    "An older copy was put back. Import the newest one: client-node budget import. If nobody has the missing entries: "
-    "client-node budget recover, which counts the budget as spent"
+    "An older copy was put back. Stop the daemon and import the newest one: client-node budget import. If nobody has "
+    "the missing entries: client-node budget recover, which counts the budget as spent"
 )
 
 

@@ -273,7 +273,7 @@ class SiteRole:
         if here < known:
             raise SiteNotReady(
                 f"the ledger of {self._name} has {here} entries here and {known} at the coordinator: an "
-                "older copy was put back; the site can restore it: client-node budget import"
+                "older copy was put back; the site can restore it: stop the daemon, then client-node budget import"
             )
 
     def _settle(self, study: Study, run: str, outcomes: Sequence[Outcome]) -> None:

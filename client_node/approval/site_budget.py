@@ -17,7 +17,7 @@ from ..errors import PolicyInvalid, StudyInvalid, StudyUnknown
 from ..policy import decisions, load_policy, pending
 from ..study.toml import parse_json
 from .catalogue import cached_study, known_studies
-from .charges import LEDGER_FILE, open_ledger, record_budget, standing, whole_ledger
+from .charges import open_ledger, record_budget, standing, whole_ledger
 from .run_reservations import RunReservations
 
 
@@ -126,12 +126,6 @@ def export_ledger(home: Path, file: Path) -> Head:
     """Writes the whole ledger to a new file, and returns its last entry's number and hash."""
     with whole_ledger(home) as ledger:
         return backup.write(file, ledger.walk(), ledger.public_key)
-
-
-def import_ledger(home: Path, file: Path) -> tuple[int, int]:
-    """Imports a ledger from a file, with every entry verified; returns the number of added entries, and of all."""
-    signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
-    return Ledger.restore(home / LEDGER_FILE, backup.read(file), signer, name)
 
 
 def recover_ledger(home: Path) -> list[SiteAccount]:

@@ -97,7 +97,7 @@ def budget_import(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a ledger back from a file, where there is none or only its beginning; every entry is checked."""
+    """Take a ledger back from a file, where there is none or only its beginning; stop the daemon before."""
     from ..backup import import_ledger
 
     added, total = import_ledger(home, file)

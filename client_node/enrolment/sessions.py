@@ -8,18 +8,24 @@ proves that the first is dead, and takes over from it at once. Any other daemon 
 Not told apart: a virtual machine that was copied while it ran, its memory included.
 """
 
+import fcntl
 import hashlib
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Self
+from typing import IO, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from ... import __version__
+from ..errors import AlreadyRunning
 
 HELLO_HEADER = "confide-hello"  # with an activation
 SESSION_HEADER = "confide-session"  # with every request
 LOCK_FILE = "daemon.lock"  # under the home; held by its daemon
+_LOCK_TRIES = 4
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -49,6 +55,33 @@ class Hello(BaseModel):
     def succeeds(self, other: "Hello") -> bool:
         """True if `other` is this daemon itself, or must be dead because this one holds its home."""
         return self.session == other.session or self.place == other.place
+
+
+@contextmanager
+def only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
+    """Locks the home for one daemon, or for a command that may not run beside one: two would answer one round twice.
+
+    Args:
+        shared: only tests for a running daemon.
+
+    Raises:
+        AlreadyRunning: the home is locked.
+    """
+    with (home / LOCK_FILE).open("a") as lock:
+        try:
+            _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        except OSError as err:
+            raise AlreadyRunning(f"a daemon serves {home} already; stop it first, or use another --home") from err
+        yield
+
+
+def _lock(file: IO[str], kind: int) -> None:
+    for _ in range(_LOCK_TRIES):
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except OSError:  # a `status` that tests just now releases its lock at once
+            time.sleep(0.05)
+    fcntl.flock(file, kind | fcntl.LOCK_NB)
 
 
 def _place(home: Path) -> str:

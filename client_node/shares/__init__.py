@@ -17,4 +17,4 @@ A round asked for twice is answered with the stored bytes, never with a fresh dr
 from .aggregator import AggregatorRole
 from .outbox import Files, Outbox, described
 
-__all__ = ["AggregatorRole", "Files", "Outbox", "described", "seal", "topup"]
+__all__ = ["AggregatorRole", "Files", "Outbox", "described", "run_keys", "seal", "topup"]

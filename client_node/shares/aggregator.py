@@ -25,6 +25,7 @@ from ..files import damaged, read_json, read_own, write_private
 from ..study import Study
 from ..wire.chunks import PART_BYTES
 from ..wire.messages import MAX_INLINE, AggregateOrder, Deposit, KeyCertificate
+from . import run_keys
 from .spool import Place, Spool
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class AggregatorRole:
     """
 
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey) -> None:
-        self._home, self._keys, self._name, self._signer = home / "aggregator", home / "party", name, signer
+        self._node_home, self._home, self._keys = home, home / "aggregator", home / "party"
+        self._name, self._signer = name, signer
         self._spool = Spool(home)
         self._party: PartyProcess | None = None
         self._positions: Positions | None = None  # of the sites' ledgers, once an order asks for them
@@ -178,7 +180,7 @@ class AggregatorRole:
 
     def end(self, run: str) -> None:
         """Deletes the run's key: its sealed shares can never be opened again, and no new key is ever made for it."""
-        write_private(self._key_path(run), json.dumps({"ended": True}).encode())
+        run_keys.end(self._node_home, run)
         self._spool.drop(run)
 
     def stop(self) -> None:
@@ -242,7 +244,7 @@ class AggregatorRole:
         return bytes.fromhex(stored.private), bytes.fromhex(stored.public)
 
     def _key_path(self, run: str) -> Path:
-        return self._home / "run-keys" / f"{run}.json"
+        return run_keys.key_file(self._node_home, run)
 
     def _party_for(self, study: Study) -> PartyProcess:
         parties = study.aggregators

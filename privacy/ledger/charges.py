@@ -205,6 +205,10 @@ class Books:
         except (ValueError, InvalidPrivacyParameter) as err:
             raise LedgerBroken(f"entry {entry.seq} ({entry.kind}): {err}") from err
 
+    def open_rounds(self) -> list[tuple[str, int]]:
+        """Lists run and round of every charge whose outcome is not recorded yet."""
+        return sorted(name for name, booked in self.booked.items() if booked.summed is None)
+
     def releases(self, dataset: str, unit: str) -> Counter[Release]:
         """Counts the releases to account for on one data set and unit, across studies."""
         tally = self.tallies.get((dataset, unit))

@@ -101,10 +101,22 @@ class Ledger:
         return ledger
 
     @classmethod
-    def restore(cls, path: Path, entries: Iterable[Entry], signer: Ed25519PrivateKey, site: str) -> tuple[int, int]:
+    def restore(
+        cls,
+        path: Path,
+        entries: Iterable[Entry],
+        signer: Ed25519PrivateKey,
+        site: str,
+        *,
+        noting: Callable[[list[tuple[str, int]]], None] = lambda rounds: None,
+    ) -> tuple[int, int]:
         """Puts a whole ledger, kept elsewhere, at `path`, where there is none or the beginning of the very same one.
 
         What is there stays; what `entries` hold beyond it is added, all of it or, if an error is raised, nothing.
+
+        Args:
+            noting: is called with `open_rounds` of the whole ledger once every entry is verified, before any of them is
+                there for others; what it raises undoes the restoration.
 
         Returns:
             How many entries were added, and how many there are now.
@@ -133,7 +145,12 @@ class Ledger:
                         raise _forked(known, own)
                 if head == START:
                     raise LedgerBroken("entry 0 is missing: there is nothing to restore")
-                return added, head.seq + 1 + sum(1 for _ in own)
+                total = head.seq + 1
+                for known in own:
+                    books.apply(known)
+                    total += 1
+                noting(books.open_rounds())
+                return added, total
         finally:
             store.close()
 
@@ -237,7 +254,7 @@ class Ledger:
     def open_rounds(self) -> list[tuple[str, int]]:
         """Lists run and round of every charge whose outcome is not recorded yet."""
         with self._reading():
-            return sorted(name for name, booked in self._books.booked.items() if booked.summed is None)
+            return self._books.open_rounds()
 
     def set_budget(self, budget: Budget) -> None:
         """Puts `budget` in force for its data set and unit, from now on; what was spent stays spent."""

@@ -192,10 +192,12 @@ def test_a_node_comes_back_as_it_was(homes: Homes, tmp_path: Path) -> None:
         said = done(home, "backup", str(tmp_path / name))
         assert ("left out, not known" in said.stdout) is (name == "east")  # its table, which lies in the home here
         done(copy, "restore", str(tmp_path / name))
-        mine, copied = files(home), files(copy, "ledger.db", "units.db", "outbox")
+        mine, copied = files(home), files(copy, "ledger.db", "units.db", "outbox", "aggregator/run-keys")
         assert copied == {each: data for each, data in mine.items() if each in copied}
         assert {each.partition("/")[0] for each in copied} >= {"keys", "enrolment.json", "ca.crt", "decisions.json"}
-        assert not any(each.startswith(("kept-states", "outbox", "spool", "aggregator/run-keys")) for each in copied)
+        assert not any(each.startswith(("kept-states", "spool")) for each in copied)
+        keys = {path.name: json.loads(path.read_text()) for path in (copy / "aggregator" / "run-keys").glob("*")}
+        assert keys == ({f"{homes.run}.json": {"ended": True}} if name == "agg-a" else {})
         assert ("party/party.key" in copied) is (name == "agg-a")
     copy = tmp_path / "restored" / "east"
     assert hashes(copy, tmp_path / "its") == hashes(homes.home("east"), tmp_path / "own")

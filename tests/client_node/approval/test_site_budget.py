@@ -4,7 +4,8 @@ import pytest
 
 from confide.client_node.approval import site_budget
 from confide.client_node.approval.charges import open_ledger, reserve
-from confide.client_node.approval.site_budget import accounts, budget_report, cap_change, export_ledger, import_ledger
+from confide.client_node.approval.site_budget import accounts, budget_report, cap_change, export_ledger
+from confide.client_node.backup import import_ledger
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.errors import PolicyInvalid
 from confide.client_node.policy import decision_log, decisions
