@@ -175,8 +175,8 @@ def _fill(file: Path, making: Path, url: URL | None) -> dict[str, int]:
             is_moving = isinstance(err, BackupInvalid)
             why = "the home cannot take its place" if is_moving else "the answer to its commit did not come"
             raise StoreUnavailable(
-                f"{store.name} may hold the whole federation now, and there is no home: {why}. Drop that database, make "
-                "it anew, empty, and repeat the command"
+                f"{store.name} may hold the whole federation now, and there is no home: {why}. Drop that database, "
+                "make it anew, empty, and repeat the command"
             ) from err
         if isinstance(err, BackupInvalid | StoreUnavailable):
             raise
