@@ -47,6 +47,7 @@ SOUND = {  # (file, damage, command): what is documented to go on; "" stands for
     (STUDY, "", "budget show"),  # charges of a study that is not known any more are told all the same
     (STUDY, "", "budget set"),
     (STUDY, "", "budget recover"),
+    ("patients.csv", "cut", "policy explain"),  # of which only the people are looked at; `data check` tells the rest
     ("decisions.jsonl", "", ""),  # only added to: `decisions` tells which lines cannot be read
 }
 # A decision counts though it cannot be signed, so that a study is revoked all the same; the log warns, and

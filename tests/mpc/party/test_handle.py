@@ -282,7 +282,7 @@ runpy.run_module("confide.mpc.party.process", run_name="__main__")
 @pytest.mark.slow
 def test_without_crypten_nothing_aggregates(kit, tmp_path, monkeypatch, new_round):
     (tmp_path / "confide").mkdir()
-    for name in ("__init__.py", "mpc"):  # all that a party imports, without third_party
+    for name in ("__init__.py", "log_lines.py", "mpc"):  # all that a party imports, without third_party
         (tmp_path / "confide" / name).symlink_to(Path(confide.__file__).with_name(name))
     interpreter = tmp_path / "python"
     interpreter.write_text(WITHOUT_CRYPTEN.format(python=sys.executable, folder=str(tmp_path)))
