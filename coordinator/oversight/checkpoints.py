@@ -98,7 +98,7 @@ def _note_refusal(store: Store, session: Session, site: str, answer: AuditAnswer
     if refusals and dict(refusals[-1].fields) == fields:
         return
     logger.warning(
-        "%s does not countersign the audit log (%s): %s. Was an older copy of coordinator.db put back? Its people "
+        "%s does not countersign the audit log (%s): %s. Was an older copy of the database put back? Its people "
         "can let it begin anew: client-node witness --forget",
         site, reason, held_words(at),
     )  # fmt: skip
@@ -119,8 +119,8 @@ def _signed(session: Session, signer: Ed25519PrivateKey, head: Head) -> Checkpoi
         return checkpoint_of(row)
     if row is not None:
         raise StateDamaged(
-            f"entry {head.seq} of the audit log in coordinator.db is another than the one that was signed: "
-            "`coordinator audit verify` says where it was changed. Restore the newest backup of coordinator.db"
+            f"entry {head.seq} of the audit log in the database is another than the one that was signed: "
+            "`coordinator audit verify` says where it was changed. Restore the newest backup"
         )
     made = Checkpoint.issue(log=_hash_at(session, 0), head=head, time=chain.now(), signer=signer)
     session.add(CheckpointRow(seq=made.seq, log=made.log, hash=made.hash, time=made.time, signature=made.signature))
@@ -133,13 +133,13 @@ def checkpoint_of(row: CheckpointRow) -> Checkpoint:
     try:
         return Checkpoint(log=row.log, seq=row.seq, hash=row.hash, time=row.time, signature=row.signature)
     except ValueError as err:
-        raise StateDamaged(f"checkpoint {row.seq} in coordinator.db is damaged") from err
+        raise StateDamaged(f"checkpoint {row.seq} in the database is damaged") from err
 
 
 def _hash_at(session: Session, seq: int) -> str:
     found = audit_log.hash_at(session, seq)
     if found is None:
         raise StateDamaged(
-            f"entry {seq} of the audit log in coordinator.db is gone. Restore the newest backup of coordinator.db"
+            f"entry {seq} of the audit log in the database is gone. Restore the newest backup"
         )
     return found

@@ -228,7 +228,7 @@ def _row(session: Session, name: str) -> OperatorRow:
 
 def _operator(row: OperatorRow) -> Operator:
     if row.role not in get_args(Role):
-        raise StateDamaged(f"the role of {row.name} in coordinator.db is none. Restore the newest backup of it")
+        raise StateDamaged(f"the role of {row.name} in the database is none. Restore the newest backup")
     return Operator(
         name=row.name, role=cast(Role, row.role), created_at=row.created_at, expires_at=row.expires_at,
         revoked_at=row.revoked_at, token_hash=row.token,

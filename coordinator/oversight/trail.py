@@ -216,7 +216,7 @@ def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
             )  # fmt: skip
     except ValidationError as err:
         where = ".".join(str(part) for part in err.errors(include_input=False)[0]["loc"])
-        raise StateDamaged(f"the audit log in coordinator.db holds what is none: {where}") from err
+        raise StateDamaged(f"the audit log in the database holds what is none: {where}") from err
 
 
 def _read(path: Path) -> Iterator[_Line]:

@@ -20,7 +20,7 @@ from ..errors import StateDamaged
 from .actions import fields_of
 from .tables import ActionRow, AuditHead, CheckpointRow, CountersignatureRow
 
-_LACKS = "the audit log in coordinator.db has no head. Restore the newest backup of coordinator.db"
+_LACKS = "the audit log in the database has no head. Restore the newest backup"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +183,7 @@ def _action(row: ActionRow) -> Action:
     try:
         fields = json.loads(row.fields)
     except ValueError as err:
-        raise StateDamaged(f"entry {row.seq} of the audit log in coordinator.db is no JSON") from err
+        raise StateDamaged(f"entry {row.seq} of the audit log in the database is no JSON") from err
     return Action(
         seq=row.seq, time=row.time, actor=row.actor, action=row.action, fields=fields, salt=row.salt,
         previous=row.previous, hash=row.hash,

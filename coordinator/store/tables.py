@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 MAX_STEP, MAX_ERROR = 255, 2000  # characters
 _TEXTS, _NUMBERS = TypeAdapter(tuple[str, ...]), TypeAdapter(tuple[float, ...])  # as JSON in a column
-_RESTORE = "Restore the newest backup of coordinator.db"
+_RESTORE = "Restore the newest backup"
 
 
 _BYTES = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's INTEGER has 64 bits
@@ -37,7 +37,7 @@ class _State(TypeDecorator[RunState]):
         try:
             return None if value is None else RunState(value)
         except ValueError as err:
-            raise StateDamaged(f"the state of a run in coordinator.db is damaged. {_RESTORE}") from err
+            raise StateDamaged(f"the state of a run in the database is damaged. {_RESTORE}") from err
 
 
 class Base(DeclarativeBase):
@@ -242,4 +242,4 @@ def _listed(text: str, kind: TypeAdapter[T], what: str) -> T:
     try:
         return kind.validate_json(text, strict=True)
     except ValidationError as err:
-        raise StateDamaged(f"{what} in coordinator.db is damaged. {_RESTORE}") from err
+        raise StateDamaged(f"{what} in the database is damaged. {_RESTORE}") from err

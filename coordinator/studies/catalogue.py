@@ -19,7 +19,7 @@ from ...models.strict import StrictModel
 from ..errors import StateDamaged
 from ..store.tables import StudyRow
 
-_ROW_REMEDY = "No run of it can be driven: restore the newest backup of coordinator.db"
+_ROW_REMEDY = "No run of it can be driven: restore the newest backup"
 _REMEDY = (
     "It is the start of the study's runs, which none of them begins or goes on without: restore it from a backup, or "
     "create the study again from the same study.toml"
@@ -49,10 +49,10 @@ def load_study(row: StudyRow) -> Study:
     try:
         study = Study.parse(row.canonical)
     except StudyInvalid as err:
-        raise StateDamaged(f"study {row.name} in coordinator.db is damaged: {err}\n{_ROW_REMEDY}") from err
+        raise StateDamaged(f"study {row.name} in the database is damaged: {err}\n{_ROW_REMEDY}") from err
     if study.study_hash != row.hash:
         raise StateDamaged(
-            f"study {row.name} in coordinator.db is not the one that was approved as {row.hash}. {_ROW_REMEDY}"
+            f"study {row.name} in the database is not the one that was approved as {row.hash}. {_ROW_REMEDY}"
         )
     return study
 
