@@ -1,21 +1,19 @@
 """The federation's register: invited, enrolled and revoked nodes, with their keys."""
 
 import base64
-import datetime as dt
 import logging
 import time
 from typing import get_args
 
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import select, update
 
 from ...client_node.enrolment import Role
 from ...client_node.enrolment.identity import fingerprint
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateRequest
 from ..errors import Conflict, EnrolmentInvalid
-from ..store import Store
-from ..store.tables import ActionRow, NodeRow
+from ..store import Store, audit_log
+from ..store.tables import NodeRow
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki
 
@@ -113,19 +111,12 @@ class Register:
                 return old
             if session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first() is not None:
                 raise EnrolmentInvalid("this transport key is registered under another name")
-            if self._rotations(session, node.name) >= MOST_ROTATIONS:
+            who = f"site:{node.name}"
+            if audit_log.count_of_hour(session, "site.rotate", who) >= MOST_ROTATIONS:
                 raise EnrolmentInvalid(f"this node has had {MOST_ROTATIONS} new transport keys within the hour; wait")
             node.fingerprint, node.transport_key = key, request.transport_public.encode()
-            self._store.log_action(session, "site.rotate", actor=f"site:{node.name}", site=node.name, key=key)
+            self._store.log_action(session, "site.rotate", actor=who, site=node.name, key=key)
         return old
-
-    def _rotations(self, session: Session, name: str) -> int:
-        """Counts a node's rotations of the last hour; entries of a clock that was ahead do not count."""
-        now = dt.datetime.now(dt.UTC)
-        since, until = ((now - ago).strftime("%Y-%m-%dT%H:%M:%SZ") for ago in (dt.timedelta(hours=1), dt.timedelta()))
-        of_node = (ActionRow.action == "site.rotate") & (ActionRow.actor == f"site:{name}")
-        in_time = (ActionRow.time >= since) & (ActionRow.time <= until)
-        return session.scalar(select(func.count()).select_from(ActionRow).where(of_node, in_time)) or 0
 
     def revoke(self, name: str) -> None:
         """Revokes a node and its invitation code: the gate refuses its next request."""

@@ -14,6 +14,7 @@ from sqlalchemy import update
 from ... import __version__, log_lines
 from ...client_node.enrolment.protocol import RotateRequest
 from ...client_node.supervision import Monitor, Pulse, Supervisor
+from ...privacy.ledger.chain import moment
 from ..errors import StateDamaged, StoreUnavailable, SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..federation.serving import Serving, note_serving, only_server
@@ -209,7 +210,7 @@ class Service:
             self._store.log_action(session, action, actor=actor, **fields)
 
     def _note_renewal(self, ends: dt.datetime) -> None:
-        self._note_action("certificate.renew", actor=SELF, until=f"{ends:%Y-%m-%dT%H:%M:%SZ}")
+        self._note_action("certificate.renew", actor=SELF, until=moment(ends.timestamp()))
 
     def _note_end(self) -> None:
         """Notes the server's end; a disk that is full just now, which may have ended it, leaves a start without one."""

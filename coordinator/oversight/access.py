@@ -71,11 +71,9 @@ def warnings(store: Store) -> list[str]:
 
 
 def _refused(store: Store, operator: str | None, reason: str, command: str, text: str) -> AccessRefused:
-    now = time.time()
-    hour, until = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each)) for each in (now - 3600, now))
     with store.session() as session:
         audit_log.hold(session)
-        found = audit_log.count(session, "access.refused", hour, until)  # not those of a clock that was ahead
+        found = audit_log.count_of_hour(session, "access.refused", SELF)
         if found < MOST_REFUSALS:
             why = reason if found < MOST_REFUSALS - 1 else f"{reason}; further ones of this hour are not listed"
             store.log_action(session, "access.refused", actor=SELF, operator=operator, reason=why, command=command)

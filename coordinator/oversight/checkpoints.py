@@ -139,7 +139,5 @@ def checkpoint_of(row: CheckpointRow) -> Checkpoint:
 def _hash_at(session: Session, seq: int) -> str:
     found = audit_log.hash_at(session, seq)
     if found is None:
-        raise StateDamaged(
-            f"entry {seq} of the audit log in the database is gone. Restore the newest backup"
-        )
+        raise StateDamaged(f"entry {seq} of the audit log in the database is gone. Restore the newest backup")
     return found

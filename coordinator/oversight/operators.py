@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from ...privacy.ledger.chain import moment
 from ..errors import Conflict, NotFound, StateDamaged
 from ..store import Store, audit_log
 from ..store.tables import OperatorRow
@@ -215,7 +216,7 @@ def _end(now: float, days: float | None) -> float | None:
 
 
 def _log(store: Store, session: Session, action: str, row: OperatorRow) -> None:
-    ends = None if row.expires_at is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row.expires_at))
+    ends = None if row.expires_at is None else moment(row.expires_at)
     store.log_action(session, action, operator=row.name, role=row.role, expires=ends)
 
 

@@ -7,6 +7,7 @@ database that locks rows.
 
 import json
 import secrets
+import time as clock
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,10 +117,12 @@ def entries(
         yield _action(row)
 
 
-def count(session: Session, action: str, since: str, until: str) -> int:
-    """Counts the entries of an action from a time on and up to another one, both included."""
-    is_meant = ActionRow.action == action, ActionRow.time >= since, ActionRow.time <= until
-    return session.scalars(select(func.count()).select_from(ActionRow).where(*is_meant)).one()
+def count_of_hour(session: Session, action: str, actor: str) -> int:
+    """Counts an actor's entries of an action in the last hour; those of a clock that was ahead do not count."""
+    now = clock.time()
+    is_meant = ActionRow.action == action, ActionRow.actor == actor
+    is_recent = ActionRow.time >= chain.moment(now - 3600), ActionRow.time <= chain.moment(now)
+    return session.scalars(select(func.count()).select_from(ActionRow).where(*is_meant, *is_recent)).one()
 
 
 def newest_checkpoint(session: Session) -> CheckpointRow | None:

@@ -6,6 +6,7 @@ second list by the same key: for that a replica remembers the last head and call
 """
 
 import hashlib
+import time as clock
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +30,12 @@ Time = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\
 
 def now() -> str:
     """The clock's time in the form that entries and reports state it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment(clock.time())
+
+
+def moment(seconds: float) -> str:
+    """Writes a time of the clock, in seconds since 1970, in the form of `now`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Entry(BaseModel):
