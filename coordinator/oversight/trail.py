@@ -8,9 +8,9 @@ from elsewhere names them; and a node can say for itself what it countersigned (
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -256,21 +256,14 @@ def _check(
     problems: Sequence[str] = (),
 ) -> Verified:
     """Recomputes the chain, and checks every signature against it; `problems` are those found before."""
-    problems = list(problems)
+    told = list(problems)
+    given = dict(nodes or {})
     rest = iter(lines)
     first = next(rest, None)
     if first is None or first.header is None:
         raise TrailInvalid("the file does not begin as an exported audit log")
     header = first.header
-    key = coordinator or header.coordinator
-    if coordinator is not None and coordinator != header.coordinator:
-        problems.append("the coordinator's key in the file is another than the one given")
-    known = header.nodes | dict(nodes or {})
-    problems += [
-        f"the key of {name} in the file is another than the one given"
-        for name, given in (nodes or {}).items()
-        if header.nodes.get(name) != given
-    ]
+    told += _about_keys(header, coordinator, given)
     hashes: list[str] = []
     tail: list[_Line] = []
 
@@ -284,79 +277,105 @@ def _check(
     for entry, problem in audit_log.links_of(entries()):
         hashes.append(entry.hash)
         if problem is not None:
-            problems.append(problem)
+            told.append(problem)
         try:
             fields_of(entry.action, entry.fields)
         except StateDamaged as err:
-            problems.append(f"entry {entry.seq}: {err}")
-
-    def hash_at(seq: int) -> str | None:
-        return hashes[seq] if 0 <= seq < len(hashes) else None
-
-    signed: dict[int, Checkpoint] = {}
-    given: dict[str, list[tuple[Checkpoint, DecisionsHead]]] = {}  # by node
-    for line in (*tail, *rest):
-        if line.checkpoint is not None:
-            signed[line.checkpoint.seq] = line.checkpoint
-            problems += _about_checkpoint(line.checkpoint, key, hash_at)
-        elif line.countersignature is not None:
-            problems += _about_witness(line.countersignature, signed, known, given)
-        else:
-            problems.append("entries or heads stand where signatures belong")
-    for name in sorted(given):
-        given[name].sort(key=lambda each: (each[0].seq, each[1].seq))
-        problems += _about_decisions(name, given[name])
-    problems += [
+            told.append(f"entry {entry.seq}: {err}")
+    signatures = _Signatures(coordinator or header.coordinator, header.nodes | given, hashes)
+    told += signatures.check((*tail, *rest))
+    told += [
         f"{name} was named, and no countersignature of that node is here: it was never asked, or they were taken out"
-        for name in nodes or {}
-        if name not in given
+        for name in given
+        if name not in signatures.countersigned
     ]
     if held is not None:
-        problems += [f"what the node countersigned: {told}" for told in _about_checkpoint(held, key, hash_at)]
-    if len(problems) > _PROBLEMS:
-        problems = [*problems[:_PROBLEMS], f"and {len(problems) - _PROBLEMS} more"]
+        told += [f"what the node countersigned: {each}" for each in signatures.about_checkpoint(held)]
+    if len(told) > _PROBLEMS:
+        told = [*told[:_PROBLEMS], f"and {len(told) - _PROBLEMS} more"]
     return Verified(
         federation=header.federation,
         entries=len(hashes),
-        checkpoints=len(signed),
-        signed=max(signed, default=-1),
-        witnesses=tuple(_witness(name, *given[name][-1]) for name in sorted(given)),
-        problems=tuple(problems),
+        checkpoints=len(signatures.signed),
+        signed=max(signatures.signed, default=-1),
+        witnesses=signatures.witnesses(),
+        problems=tuple(told),
         key_from=key_from,
     )
 
 
-def _about_checkpoint(checkpoint: Checkpoint, key: str, hash_at: Callable[[int], str | None]) -> list[str]:
-    found = []
-    if not checkpoint.is_signed_by(key):
-        found.append(f"checkpoint {checkpoint.seq} is not signed by the coordinator's key")
-    if hash_at(0) != checkpoint.log:
-        found.append(f"checkpoint {checkpoint.seq} is of another log")
-    if (there := hash_at(checkpoint.seq)) is None:
-        found.append(f"checkpoint {checkpoint.seq} names an entry that is gone: the log was cut off")
-    elif there != checkpoint.hash:
-        found.append(f"checkpoint {checkpoint.seq} names another entry: the log was rewritten")
-    return found
+def _about_keys(header: _Header, coordinator: str | None, nodes: Mapping[str, str]) -> Iterator[str]:
+    """Compares the keys of a file with those that its checker knows from elsewhere."""
+    if coordinator is not None and coordinator != header.coordinator:
+        yield "the coordinator's key in the file is another than the one given"
+    for name, given in nodes.items():
+        if header.nodes.get(name) != given:
+            yield f"the key of {name} in the file is another than the one given"
 
 
-def _about_witness(
-    each: _Countersignature,
-    signed: Mapping[int, Checkpoint],
-    known: Mapping[str, str],
-    given: dict[str, list[tuple[Checkpoint, DecisionsHead]]],
-) -> list[str]:
-    place = f"the countersignature of {each.site} at entry {each.seq}"
-    checkpoint = signed.get(each.seq)
-    if checkpoint is None:
-        return [f"{place} belongs to no checkpoint"]
-    if known.get(each.site) != each.identity:
-        return [f"{place} was given by a key that is not that node's"]
-    if not is_countersigned(
-        checkpoint, site=each.site, identity=each.identity, decisions=each.decisions, signature=each.signature
-    ):
-        return [f"{place} does not verify"]
-    given.setdefault(each.site, []).append((checkpoint, each.decisions))
-    return []
+@dataclass(frozen=True, slots=True)
+class _Signatures:
+    """Checks the checkpoints and the countersignatures of a log against its keys and its chain."""
+
+    key: str  # the coordinator's
+    nodes: Mapping[str, str]  # keys by name
+    hashes: Sequence[str]  # of the entries, in order
+    signed: dict[int, Checkpoint] = field(default_factory=dict)
+    countersigned: dict[str, list[tuple[Checkpoint, DecisionsHead]]] = field(default_factory=dict)
+
+    def check(self, lines: Iterable[_Line]) -> list[str]:
+        """Returns what is wrong about `lines`, and keeps what holds."""
+        found: list[str] = []
+        for line in lines:
+            if line.checkpoint is not None:
+                self.signed[line.checkpoint.seq] = line.checkpoint
+                found += self.about_checkpoint(line.checkpoint)
+            elif line.countersignature is not None:
+                found += self._about_witness(line.countersignature)
+            else:
+                found.append("entries or heads stand where signatures belong")
+        for site in sorted(self.countersigned):
+            self.countersigned[site].sort(key=lambda each: (each[0].seq, each[1].seq))
+            found += _about_decisions(site, self.countersigned[site])
+        return found
+
+    def witnesses(self) -> tuple[Witness, ...]:
+        """Lists the nodes that have countersigned, each with the newest entry that it has seen."""
+        newest = ((site, *given[-1]) for site, given in sorted(self.countersigned.items()))
+        return tuple(
+            Witness(site=site, seq=checkpoint.seq, time=checkpoint.time, decisions=decisions.seq)
+            for site, checkpoint, decisions in newest
+        )
+
+    def about_checkpoint(self, checkpoint: Checkpoint) -> list[str]:
+        """Returns what is wrong about a checkpoint."""
+        found = []
+        if not checkpoint.is_signed_by(self.key):
+            found.append(f"checkpoint {checkpoint.seq} is not signed by the coordinator's key")
+        if self._hash_at(0) != checkpoint.log:
+            found.append(f"checkpoint {checkpoint.seq} is of another log")
+        if (there := self._hash_at(checkpoint.seq)) is None:
+            found.append(f"checkpoint {checkpoint.seq} names an entry that is gone: the log was cut off")
+        elif there != checkpoint.hash:
+            found.append(f"checkpoint {checkpoint.seq} names another entry: the log was rewritten")
+        return found
+
+    def _hash_at(self, seq: int) -> str | None:
+        return self.hashes[seq] if 0 <= seq < len(self.hashes) else None
+
+    def _about_witness(self, each: _Countersignature) -> list[str]:
+        place = f"the countersignature of {each.site} at entry {each.seq}"
+        checkpoint = self.signed.get(each.seq)
+        if checkpoint is None:
+            return [f"{place} belongs to no checkpoint"]
+        if self.nodes.get(each.site) != each.identity:
+            return [f"{place} was given by a key that is not that node's"]
+        if not is_countersigned(
+            checkpoint, site=each.site, identity=each.identity, decisions=each.decisions, signature=each.signature
+        ):
+            return [f"{place} does not verify"]
+        self.countersigned.setdefault(each.site, []).append((checkpoint, each.decisions))
+        return []
 
 
 def _about_decisions(site: str, given: Sequence[tuple[Checkpoint, DecisionsHead]]) -> Iterator[str]:
@@ -367,7 +386,3 @@ def _about_decisions(site: str, given: Sequence[tuple[Checkpoint, DecisionsHead]
             yield f"{place} names fewer decisions of its people than one before: its decision log was cut off"
         elif after.seq == before.seq and after.hash != before.hash:
             yield f"{place} names other decisions of its people than one before: its decision log was rewritten"
-
-
-def _witness(site: str, checkpoint: Checkpoint, decisions: DecisionsHead) -> Witness:
-    return Witness(site=site, seq=checkpoint.seq, time=checkpoint.time, decisions=decisions.seq)
