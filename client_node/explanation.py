@@ -131,7 +131,7 @@ def _hash_or_name(text: str) -> str:
 
 def _told(home: Path, study: Study, look: Callable[[], list[Ruling]]) -> tuple[Rule, ...]:
     try:
-        places, found = Places(home), look()
+        found, places = look(), Places(home)  # in this order: the first refuses a file that is not text
     except PolicyInvalid as err:
         return (Rule("policy", "forbids", Path(err.source).name, " ".join(str(err).split())),)
     return tuple(_rule(home, places, study, each) for each in found)

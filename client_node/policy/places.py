@@ -5,7 +5,7 @@ from pathlib import Path
 from ..study.toml import MAX_BYTES, key_lines
 from . import decision_log
 from .decisions import FILE as DECISIONS
-from .decisions import Decisions, load_decisions
+from .decisions import load_decisions
 from .site_policy import FILE as POLICY
 
 _DEFAULTS = {
@@ -19,7 +19,7 @@ class Places:
     """Finds the place of each key, in site.toml and decisions.json as they are when this is made."""
 
     def __init__(self, home: Path) -> None:
-        """Reads both files.
+        """Reads both files; site.toml has to be one that was read as a policy before.
 
         Raises:
             PolicyInvalid: decisions.json is damaged.
@@ -53,11 +53,6 @@ class Places:
             if place:
                 return f"{POLICY}:{place} {each}"
         return _DEFAULTS[key]
-
-    @property
-    def decisions(self) -> Decisions:
-        """The decisions that were read."""
-        return self._decisions
 
     def _of_cap(self) -> str:
         entries, _ = decision_log.read(self._home)

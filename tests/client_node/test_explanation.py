@@ -242,6 +242,12 @@ def test_a_policy_that_cannot_be_read_forbids_everything(site):
     assert "because of policy (site.toml)" in call(site, "policy", "explain", "thyroid", code=3)
 
 
+def test_a_policy_that_is_not_text_forbids_everything(site):
+    site.keep(site.study())
+    (site.home / "site.toml").write_bytes(b"\xff")
+    assert "because of policy (site.toml)" in call(site, "policy", "explain", "thyroid", code=3)
+
+
 def test_the_policy_in_force_names_the_place_of_each_setting(site):
     study = site.keep(site.study())
     decisions.approve(site.home, study.study_hash, by="Dr. Ada")
