@@ -93,9 +93,7 @@ def explain(home: Path, text: str, *, run: str | None = None) -> Explanation:
 def of_run(home: Path, study: Study, run: str | None) -> list[Ruling]:
     """Lists the rulings on preparing a run and on its next round: those of admission first, then those of the site."""
     usage = Usage(home)
-    found = [*admission.rulings_on(home, study, run), *usage.rulings(run=run)]
-    if (of_bytes := usage.bytes_ruling()) is not None:
-        found.append(of_bytes)
+    found = [*admission.rulings_on(home, study, run), *usage.rulings(run=run), *usage.bytes_rulings()]
     if study.has_site(Enrolment.load(home).name, NodeIdentity.load(home).identity_hex):
         found += [_start(study), _backbone(home, study), _people(home), _budget(home, study, run)]
     return found

@@ -83,18 +83,18 @@ class Usage:
             found.append(Ruling("rounds a day", has_room, "schedule.rounds_a_day", why, SiteAway))
         return found
 
-    def bytes_ruling(self, size: int = 0) -> Ruling | None:
-        """Rules on sending `size` bytes more today; None without a limit. Raises as `rulings`."""
+    def bytes_rulings(self, size: int = 0) -> list[Ruling]:
+        """Rules on sending `size` bytes more today; an empty list without a limit. Raises as `rulings`."""
         most = site_policy.load_node_policy(self._home).schedule.bytes_a_day
         if most is None:
-            return None
+            return []
         today, usable = self._today(), most - FOR_REFUSALS
         if size > usable:
             why = f"an answer of {size} bytes leaves on no day: schedule.bytes_a_day is {most}; raise it"
-            return Ruling("bytes a day", False, "schedule.bytes_a_day", why, SiteNotReady)
+            return [Ruling("bytes a day", False, "schedule.bytes_a_day", why, SiteNotReady)]
         fits = today.bytes + size <= usable and today.bytes < usable
         why = f"{today.bytes} of {usable} bytes for answers of today were sent" + ("" if fits else self._goes_on())
-        return Ruling("bytes a day", fits, "schedule.bytes_a_day", why, SiteAway)
+        return [Ruling("bytes a day", fits, "schedule.bytes_a_day", why, SiteAway)]
 
     def begin_round(self, run: str, round_number: int) -> None:
         """Counts a round, durably, before it begins; one that was counted today changes nothing.
@@ -116,10 +116,10 @@ class Usage:
         Raises:
             SiteAway: it does not fit in what is left of today; it is not counted, and must not leave.
         """
-        if self.bytes_ruling() is None:
+        if site_policy.load_node_policy(self._home).schedule.bytes_a_day is None:
             return
         with self._lock, locked(self._path):
-            require([ruling for ruling in [self.bytes_ruling(size)] if ruling], about="away")
+            require(self.bytes_rulings(size), about="away")
             today = self._today()
             self._write(today.model_copy(update={"bytes": today.bytes + size}))
 
@@ -147,8 +147,7 @@ class Usage:
 
     def require_open(self) -> None:
         """Raises `SiteAway` outside the hours, or once the rounds or bytes of today are used up."""
-        of_bytes = self.bytes_ruling()
-        require([*self.rulings(), *([of_bytes] if of_bytes else [])], about="away")
+        require([*self.rulings(), *self.bytes_rulings()], about="away")
 
     def _today(self) -> _Day:
         found, day = read_json(self._path, _FORM, remedy=_REMEDY, max_bytes=_MOST_BYTES), self._day()
