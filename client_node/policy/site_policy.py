@@ -29,7 +29,7 @@ from ..enrolment import Enrolment
 from ..errors import NotEnrolled, PolicyInvalid
 from ..ruling import Ruling
 from ..study import Study
-from ..study.toml import has_tables, read_toml
+from ..study.toml import read_toml, top_keys
 from .decisions import MOST_RUNS, BudgetPolicy, Decisions, approve, load_decisions, revoke, today
 from .schedule import SchedulePolicy
 from .sources import MOST_QUERY, FhirPolicy, Source, SqlPolicy
@@ -321,9 +321,10 @@ def describes_site(home: Path) -> bool:
     path = home / FILE
     if not path.exists():
         return False
-    if not has_tables(path, NodePolicy.model_fields | SitePolicy.model_fields, error=PolicyInvalid):
+    stated, of_site = top_keys(path, error=PolicyInvalid), SitePolicy.model_fields.keys()
+    if stated.isdisjoint(of_site):
         raise PolicyInvalid(str(path), ("the file has none of the tables of a policy: was it emptied?",))
-    return _trains(home) or has_tables(path, ("data", "budget", "backbone", "limits"), error=PolicyInvalid)
+    return _trains(home) or not stated.isdisjoint(of_site - NodePolicy.model_fields.keys())
 
 
 def _trains(home: Path) -> bool:

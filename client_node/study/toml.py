@@ -9,7 +9,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -50,9 +50,9 @@ def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
     return parse_json(json.dumps(_table(path, error), default=str), model, error=error, source=str(path))
 
 
-def has_tables(path: Path, names: Collection[str], *, error: type[SettingsInvalid]) -> bool:
-    """True if one of `names` is a key at the top of the file at `path`; raises as `read_toml`."""
-    return not _table(path, error).keys().isdisjoint(names)
+def top_keys(path: Path, *, error: type[SettingsInvalid]) -> frozenset[str]:
+    """Reads the keys at the top of the file at `path`; raises as `read_toml`."""
+    return frozenset(_table(path, error))
 
 
 def key_lines(text: str) -> dict[str, int]:
