@@ -1,6 +1,7 @@
 """Charges rounds of a study at one site, under the policy's cap and beside the reservations of other runs."""
 
 import logging
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -187,20 +188,15 @@ class Standing:
     def first_over(self, update: Release) -> int | None:
         """Finds the first of the coming `update` releases that the cap does not pay for, from 1; None if it pays all.
 
-        The more releases, the higher the guaranteed epsilon: so the first one is found by halving.
+        The more releases, the higher the guaranteed epsilon: so the first one is found by bisection.
         """
         before, count = self.spent + self.reserved, self.coming[update]
 
         def is_over(rounds: int) -> bool:
             return self._guaranteed(before + Counter({update: rounds})) > self.budget.epsilon
 
-        if not is_over(count):
-            return None
-        low, high = 0, count
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if is_over(middle) else (middle, high)
-        return high
+        first = 1 + bisect_left(range(1, count + 1), True, key=is_over)
+        return first if first <= count else None
 
     @property
     def guaranteed(self) -> float:
