@@ -167,21 +167,20 @@ class KnownUnits:
             return {table: None if account is None else _noted(connection, account, table) for table in tables}
 
     def _is_noted(self, version: str | None, table: Source, policy: SitePolicy) -> bool:
+        """True if a table need not be read again: a query if this object has, and it is read as it was then."""
         if version is None:
             return False
         if not isinstance(table, SqlQuery):
             return version == _version(stamp(table), policy)
-        state = json.loads(version)
-        return table.key in self._answers and version == _version(state[1], policy)
+        _, digest, *_ = json.loads(version)
+        return table.key in self._answers and version == _version(digest, policy)
 
     def objections(self, policy: SitePolicy, source: Source | None = None) -> list[str]:
         """Says for which of the policy's tables, or one of them, `cover` would raise, and why; notes nothing."""
         if not self._is_begun():
             return []
         with self._opened() as (connection, key):
-            found = [
-                (table, _overlaps(connection, key, table, policy, _digest(key))) for table in _sources(policy, source)
-            ]
+            found = [(table, _overlaps(connection, key, table, policy)) for table in _sources(policy, source)]
         return [self._refusal(policy, table, overlaps) for table, overlaps in found if overlaps]
 
     def accounts(self) -> list[Account]:
@@ -357,7 +356,7 @@ def _noted(connection: sa.Connection, account: int, source: Source) -> str | Non
 
 
 def _overlaps(
-    connection: sa.Connection, key: bytes, source: Source, policy: SitePolicy, digest: RowsDigest
+    connection: sa.Connection, key: bytes, source: Source, policy: SitePolicy, digest: RowsDigest | None = None
 ) -> list[Overlap]:
     """Puts the marks of a table into `staged`, and finds those of other accounts than the policy's."""
     connection.exec_driver_sql("DELETE FROM staged")
@@ -379,7 +378,9 @@ def _overlaps(
     return [each for each in found if str(each.account) not in passed]
 
 
-def _marks_of(key: bytes, source: Source, policy: SitePolicy, digest: RowsDigest) -> Iterator[tuple[int, list[bytes]]]:
+def _marks_of(
+    key: bytes, source: Source, policy: SitePolicy, digest: RowsDigest | None
+) -> Iterator[tuple[int, list[bytes]]]:
     """The marks of a table's units and rows, batch by batch; blank ones are left out."""
     data = policy.data
     table = open_table(source, format=data.format, separator=data.separator, ids=data.unit_column)
