@@ -17,7 +17,7 @@ class Ruling:
     rule: str  # of one or two words
     allows: bool
     key: str  # of site.toml, such as data.unit; or `studies`, for what people decide about one study
-    why: str  # the reason, for a refusal with what to do; it depends on no record
+    why: str  # the reason, for a refusal with what to do; it depends on no record if `require` may raise it
     error: type[ClientNodeError] = StudyNotApproved  # which a refusal is raised as
 
 

@@ -42,7 +42,8 @@ class WarmModel:
         """Loads nothing yet.
 
         Args:
-            home: the node's, where it remembers in which shapes it computes; None to find them anew.
+            home: the node's, where it remembers in which shapes it computes, and notes whose records it reads; None to
+                find the shapes anew and to note nobody, for an audit.
             read: returns records in place of those that a policy names, for an audit.
         """
         self._site, self._home, self._read = site, home, read
