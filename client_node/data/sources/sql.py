@@ -21,11 +21,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol
 from urllib.parse import quote
+from uuid import UUID
 
 import pyarrow as pa
 import sqlalchemy as sa
 
-from ...errors import DataInvalid
 from ...policy.sources import SqlQuery
 from ..problems import Problems, unreadable
 from . import plain
@@ -38,6 +38,16 @@ _NAMED = "confide_rows"
 _VARIABLE = re.compile(r"PG[A-Z]+")  # of libpq, its manual's section 34.15
 _HARMLESS = ("PGPASSFILE", "PGDATA")
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+_SQLITE = {
+    "SQLITE_AUTH": "a statement that does something else than select, which the database refused",
+    "SQLITE_READONLY": "a statement that writes, which the database refused",
+    "SQLITE_CANTOPEN": "no file of a database that can be opened",
+    "SQLITE_NOTADB": "a file that is no database",
+    "SQLITE_CORRUPT": "a damaged database",
+    "SQLITE_BUSY": "a database that another program holds locked",
+    "SQLITE_INTERRUPT": "an answer that takes longer than data.sql.timeout_s",
+    "SQLITE_ERROR": "a query that the database does not understand",
+}
 # Of what PostgreSQL reports (its manual, Appendix A), by the first two letters or all five.
 _STATES = {
     "08": "a connection that failed",
@@ -136,9 +146,11 @@ def _text(cell: Any, *, is_id: bool) -> str:
             return str(cell)
         case Decimal():
             return plain.decimal(cell, is_id=is_id)
-        case datetime() | date():
-            return cell.isoformat(" ") if isinstance(cell, datetime) else cell.isoformat()
-        case _ if hasattr(cell, "hex") and hasattr(cell, "urn"):  # a UUID
+        case datetime():
+            return cell.isoformat(" ")
+        case date():
+            return cell.isoformat()
+        case UUID():
             return str(cell)
     return plain.NO_CELL
 
@@ -162,9 +174,7 @@ def _told(source: SqlQuery) -> Iterator[None]:
     """Turns errors of SQLAlchemy and of the drivers into ours, without their text."""
     try:
         yield
-    except DataInvalid:
-        raise
-    except (sa.exc.SQLAlchemyError, sqlite3.Error, sqlite3.Warning) as err:
+    except (sa.exc.SQLAlchemyError, sqlite3.Error) as err:
         found = _kind(getattr(err, "orig", None) or err)
     except UnicodeDecodeError:
         found = "text that is not UTF-8"
@@ -181,24 +191,14 @@ def _kind(err: BaseException) -> str:
     """Names the kind of an error of a database by its code alone."""
     if isinstance(err, sqlite3.Error):
         name = str(getattr(err, "sqlite_errorname", "") or "")
-        known = {
-            "SQLITE_AUTH": "a statement that does something else than select, which the database refused",
-            "SQLITE_READONLY": "a statement that writes, which the database refused",
-            "SQLITE_CANTOPEN": "no file of a database that can be opened",
-            "SQLITE_NOTADB": "a file that is no database",
-            "SQLITE_CORRUPT": "a damaged database",
-            "SQLITE_BUSY": "a database that another program holds locked",
-            "SQLITE_INTERRUPT": "an answer that takes longer than data.sql.timeout_s",
-            "SQLITE_ERROR": "a query that the database does not understand",
-        }
-        if isinstance(err, sqlite3.ProgrammingError | sqlite3.Warning) and not name:
+        if isinstance(err, sqlite3.ProgrammingError) and not name:
             return "more than one statement, or none"
-        return known.get(name, f"an error of the database ({name or 'of its driver'})")
+        return _SQLITE.get(name, f"an error of the database ({name or 'of its driver'})")
     state = str(getattr(err, "sqlstate", None) or "")
-    plain = next((_STATES[part] for part in (state, state[:2]) if part in _STATES), "")
     if not state:
         return "no database that can be reached with this user and password"
-    return f"{plain or 'an error of the database'} ({state})"
+    found = next((_STATES[part] for part in (state, state[:2]) if part in _STATES), "an error of the database")
+    return f"{found} ({state})"
 
 
 @contextmanager
