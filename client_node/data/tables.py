@@ -132,8 +132,8 @@ def _opened(source: Source, format: Format | None, separator: str, ids: str) -> 
         raise unreadable(source, "a CSV file", "a folder")
     if size > MAX_FILE_BYTES:
         raise unreadable(source, f"at most {MAX_FILE_BYTES >> 30} GiB", "a larger file")
-    by_suffix = "parquet" if is_folder or source.suffix.lower() in SUFFIXES else "csv"
-    kind = format or (by_suffix if is_folder or source.suffix.lower() in (".csv", *SUFFIXES) else None)
+    suffix = source.suffix.lower()
+    kind = format or ("parquet" if is_folder or suffix in SUFFIXES else "csv" if suffix == ".csv" else None)
     if kind is None:
         raise unreadable(source, "a name that ends in .csv or .parquet, or data.format in site.toml", "neither")
     try:
