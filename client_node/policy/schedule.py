@@ -5,14 +5,13 @@ All of it is a function of the clock and of public sizes. Nothing here knows a r
 
 import datetime as dt
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ...models.strict import StrictModel, Unique, contradictions, rule
 
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 _MINUTE = dt.timedelta(minutes=1)
 
@@ -33,6 +32,7 @@ def _is_zone(value: str) -> str:
 
 Span = Annotated[str, AfterValidator(_is_span)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = get_args(Day)
 
 
 class SchedulePolicy(StrictModel):
