@@ -48,7 +48,7 @@ class FhirExport:
     """A folder of a FHIR R4 Bulk Data export, and the columns that are made of it."""
 
     folder: Path
-    columns: Mapping[str, "FhirColumn"]
+    columns: Mapping[str, "FhirColumn"] = field(hash=False)  # which no hash can be taken of
 
     def __str__(self) -> str:
         return str(self.folder)

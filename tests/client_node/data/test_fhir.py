@@ -15,11 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from confide.client_node.data import check, read
+from confide.client_node.data.known_units import KnownUnits
 from confide.client_node.data.sources import fhir
 from confide.client_node.data.tables import Problems, open_table, stamp
 from confide.client_node.errors import DataInvalid, PolicyInvalid
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.policy.sources import FhirColumn, FhirExport
+
+from ..test_node import make_desk, prepare
 
 SECRET = "zq7secret"
 NUMBERS = itertools.count()
@@ -93,11 +96,8 @@ def table_of(folder, **columns):
     return {name: [cell for batch in batches for cell in batch[name].to_pylist()] for name in table.names}, problems
 
 
-def test_a_study_reads_an_export(site):
-    export(
-        site.home / "export", patient("c", gender=None), observation("a", 4.5), observation("a", 1.5, "2024-01-01"),
-        condition("b", "E11.65"), medication("b"), condition("c", "I10"),
-    )  # fmt: skip
+def name_export(site):
+    """Has site.toml name the folder `export` in the place of its table."""
     site.write(
         ('path = "patients.csv"\n', ""), ('unit_column = "patient_id"', 'unit_column = "patient"'),
         ('TSH = "tsh_miu_l"\n', ""), ("[budget]", '[data.fhir]\nfolder = "export"\n[data.fhir.columns]\n' + "\n".join(
@@ -111,6 +111,14 @@ def test_a_study_reads_an_export(site):
         .replace('male = "M"', 'male = "M"\n[data.values.diagnosis]\ntrue = "1"\nfalse = "0"')
     )
     (site.home / "site.toml").write_text(text)
+
+
+def test_a_study_reads_an_export(site):
+    export(
+        site.home / "export", patient("c", gender=None), observation("a", 4.5), observation("a", 1.5, "2024-01-01"),
+        condition("b", "E11.65"), medication("b"), condition("c", "I10"),
+    )  # fmt: skip
+    name_export(site)
     policy = load_policy(site.home)
     assert check(policy.data.source, policy, site.study()).is_fit
     records = read(policy, site.study(), site=None)
@@ -120,6 +128,20 @@ def test_a_study_reads_an_export(site):
     assert records.columns["sick"].tolist() == [False, True, False]
     assert records.labels.tolist() == [0, 1, 0]
     assert records.num_units == 3
+
+
+@pytest.mark.process
+def test_a_node_trains_on_an_export_whose_people_were_noted(site):
+    people = [patient(f"p{number}") for number in range(40)]
+    export(site.home / "export", *people, *(condition(each["id"]) for each in people[::2]))
+    name_export(site)
+    desk = make_desk(site)
+    prepare(desk)
+    policy = load_policy(site.home)
+    assert KnownUnits(site.home).is_covered(policy)
+    desk.step()
+    export(site.home / "export", *people, patient("new"))
+    assert not KnownUnits(site.home).is_covered(policy)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
