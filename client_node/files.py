@@ -48,7 +48,7 @@ def write_private(path: Path, data: bytes | memoryview) -> None:
 
 
 def move_durably(source: Path, target: Path) -> None:
-    """Renames a file that is on disk within its folder; a crash cannot undo the new name."""
+    """Renames a file or folder that is on disk; a crash cannot undo the new name."""
     source.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:

@@ -39,7 +39,7 @@ from pydantic.dataclasses import dataclass as checked
 from .. import __version__
 from ..models.strict import Digest
 from .errors import BackupInvalid
-from .files import read_own
+from .files import move_durably, read_own
 
 Kind = Literal["node", "coordinator"]
 
@@ -310,13 +310,8 @@ def move_in(making: Path, *, last: str) -> None:
     home = making.parent
     try:
         for each in sorted(making.iterdir(), key=lambda path: path.name == last):
-            each.rename(home / each.name)
+            move_durably(each, home / each.name)
         making.rmdir()
-        folder = os.open(home, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as err:
         raise BackupInvalid(f"{err.filename or home} cannot be moved: {err.strerror}; nothing was restored") from err
 
