@@ -188,9 +188,7 @@ def hold(path: Path, target: Path) -> None:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             os.link(path, target)
-        except FileNotFoundError:
-            raise
-        except OSError:  # a disk without links
+        except OSError:  # a disk without links, or the file has gone, which the copy says too
             shutil.copyfile(path, target)
     except FileNotFoundError:  # what it was of has gone on
         return
