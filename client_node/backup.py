@@ -24,7 +24,18 @@ from .data import kept_files, known_units
 from .enrolment import Enrolment, NodeIdentity
 from .enrolment.sessions import only_one
 from .errors import BackupInvalid, ClientNodeError
-from .home_archive import Contents, files_of, fits, hold, move_in, new_home, read_archive, staging, write_archive
+from .home_archive import (
+    Contents,
+    files_of,
+    fits,
+    hold,
+    move_in,
+    new_home,
+    read_archive,
+    staging,
+    unknown_in,
+    write_archive,
+)
 from .shares import Outbox, run_keys
 
 _LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_units.KEY_FILE)  # paths in the archive
@@ -74,9 +85,7 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> NodeBack
             run_keys.end(folder, run)
         taken += files_of(folder, (run_keys.FILES,))
         contents = write_archive(file, "node", taken, passphrase)
-    known = {name.partition("/")[0] for name, _ in taken} | _LEFT_OUT
-    others = {each.name for each in home.iterdir() if not each.name.startswith(".")} - known
-    return NodeBackup(contents, entries, left_out=tuple(sorted(others)))
+    return NodeBackup(contents, entries, left_out=unknown_in(home, taken, _LEFT_OUT))
 
 
 def check(file: Path, passphrase: bytes | None = None) -> NodeBackup:

@@ -50,6 +50,7 @@ _SALT, _TAG = 16, 16
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**17, 8, 1  # 128 MiB, half a second; the format fixes them
 _LEAST_PASSPHRASE, _MOST_PASSPHRASE = 12, 1024  # bytes
 _STAGING = ".backing-up-"
+_OF_THE_DISK = "lost+found"  # in a home that is a disk of its own
 _PIECE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MOST_PIECES = 6
 _COPY = 1 << 20
@@ -176,6 +177,12 @@ def files_of(home: Path, patterns: Iterable[str], but: Iterable[str] = ()) -> li
     return list(found.items())
 
 
+def unknown_in(home: Path, taken: Iterable[tuple[str, Path]], left_out: Iterable[str]) -> tuple[str, ...]:
+    """Lists the names in a home that are neither in its backup nor left out on purpose."""
+    known = {name.partition("/")[0] for name, _ in taken} | {*left_out, _OF_THE_DISK}
+    return tuple(sorted({each.name for each in home.iterdir() if not each.name.startswith(".")} - known))
+
+
 def hold(path: Path, target: Path) -> None:
     """Holds a file as it is now, for files that are written beside their names and renamed: a link to it, or a copy.
 
@@ -283,7 +290,7 @@ def new_home(home: Path) -> Iterator[Path]:
     was_there = home.exists()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if others := sorted(each.name for each in home.iterdir() if each.name not in (making.name, "lost+found")):
+        if others := sorted(each.name for each in home.iterdir() if each.name not in (making.name, _OF_THE_DISK)):
             raise BackupInvalid(f"{home} holds files already, such as {others[0]}; name a new or empty folder")
         if making.is_symlink() or (making.exists() and not making.is_dir()):
             raise BackupInvalid(f"{making} is no folder; nothing was restored")
@@ -317,7 +324,7 @@ def move_in(making: Path, *, last: str) -> None:
 def _clear(home: Path, making: Path, was_there: bool) -> None:
     """Deletes what a restoration has made; nothing else was in the home."""
     for each in (making, *home.iterdir()):
-        if each.name == "lost+found":
+        if each.name == _OF_THE_DISK:
             continue
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)

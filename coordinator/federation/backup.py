@@ -27,6 +27,7 @@ from ...client_node.home_archive import (
     new_home,
     read_archive,
     staging,
+    unknown_in,
     write_archive,
 )
 from ..errors import CoordinatorError, StateDamaged, StoreUnavailable
@@ -43,7 +44,7 @@ _FILES = (_SETTINGS, "pki/*", "studies/*.json")
 _OF_RUNS = ("runs/*/secret", "runs/*/state-*", "runs/*/total-*")
 _LEFT_OUT = {  # in the home, as docs/operator.md lists them
     place.FILE, "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "runs", "flower", "turns", "serve.lock",
-    "serve.json", "lost+found",
+    "serve.json",
 }  # fmt: skip
 _TRIES = 5
 
@@ -80,9 +81,7 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> Federati
             contents = write_archive(file, "coordinator", taken, passphrase)
     finally:
         store.close()
-    known = {name.partition("/")[0] for name, _ in taken} | _LEFT_OUT
-    others = {each.name for each in home.iterdir() if not each.name.startswith(".")} - known
-    return FederationBackup(contents, rows, tuple(sorted(others)), missing)
+    return FederationBackup(contents, rows, unknown_in(home, taken, _LEFT_OUT), missing)
 
 
 def check(file: Path, passphrase: bytes | None = None) -> FederationBackup:
