@@ -54,7 +54,7 @@ _LEFT_OUT = {  # in the home, as docs/site.md lists them
 
 @dataclass(frozen=True)
 class NodeBackup:
-    """A backup of a node, made or read."""
+    """A backup of a node, made or restored."""
 
     contents: Contents
     entries: int | None  # of the ledger; None at a node that has none yet
@@ -88,9 +88,9 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> NodeBack
     return NodeBackup(contents, entries, left_out=unknown_in(home, taken, _LEFT_OUT))
 
 
-def check(file: Path, passphrase: bytes | None = None) -> NodeBackup:
+def check(file: Path, passphrase: bytes | None = None) -> Contents:
     """Reads the backup of a node and compares all sums in it; writes nothing. Raises `BackupInvalid`."""
-    return NodeBackup(read_archive(file, "node", _may_hold, passphrase=passphrase), None)
+    return read_archive(file, "node", _may_hold, passphrase=passphrase)
 
 
 def restore(file: Path, home: Path, passphrase: bytes | None = None) -> NodeBackup:

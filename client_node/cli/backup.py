@@ -51,7 +51,7 @@ def restore(
 
     passphrase = passphrase_of(passphrase_file)
     if check:
-        return show_facts("Backup is whole", facts_of(backup.check(file, passphrase).contents), as_json)
+        return show_facts("Backup is whole", facts_of(backup.check(file, passphrase)), as_json)
     made = backup.restore(file, home, passphrase)
     tell(
         "Of what came after the backup this home knows nothing. If anything was charged since, import the newest "

@@ -45,7 +45,7 @@ def restore(
 
     passphrase = passphrase_of(passphrase_file)
     if check:
-        return show_facts("Backup is whole", facts_of(backup.check(file, passphrase).contents), as_json)
+        return show_facts("Backup is whole", facts_of(backup.check(file, passphrase)), as_json)
     made = backup.restore(file, home, passphrase, database=database)
     tell(
         "Of what came after the backup this home knows nothing. Revoke again whom you have revoked since. Let one home "

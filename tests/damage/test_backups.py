@@ -268,7 +268,7 @@ def hashes(home: Path, file: Path) -> list[str]:
 
 
 def test_a_backup_that_was_made_while_the_node_answers_is_whole(kept: Kept) -> None:
-    assert node_backup.check(kept.early).contents.head.kind == "node"
+    assert node_backup.check(kept.early).head.kind == "node"
     with pytest.raises(BackupInvalid, match="of a node, not of a coordinator"):
         federation_backup.check(kept.early)
 
