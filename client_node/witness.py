@@ -14,7 +14,6 @@ from pydantic import TypeAdapter
 
 from ..models.strict import StrictModel
 from ..privacy.ledger import canonical
-from .diary import Diary
 from .errors import MessageInvalid
 from .files import locked, read_json, write_private
 from .policy import decision_log, decisions
@@ -89,7 +88,7 @@ def answer(home: Path, site: str, coordinator: str, signer: Ed25519PrivateKey, o
         elif refusal != "unproved" and not _is_overtaken(refusal, checkpoint, known.last):
             # Of "unproved", the coordinator is told how much is missing.
             if known.refused is None or known.refused.reason != refusal:
-                Diary(logger).note("the coordinator's audit log is not countersigned: %s", _WORDS[refusal])
+                logger.warning("the coordinator's audit log is not countersigned: %s", _WORDS[refusal])
             _store(home, Witnessed(last=known.last, refused=Refused(reason=refusal, checkpoint=checkpoint)))
     if refusal is not None:
         return AuditAnswer(refusal=refusal, last=known.last)
