@@ -12,9 +12,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Literal
-
-Form = Literal["text", "json"]
 
 VARIABLE = "CONFIDE_LOG_FORMAT"
 MOST_BYTES = 8 << 20  # of a log file, after which it becomes the older one
