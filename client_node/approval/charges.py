@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...models.rounding import rounded_up
-from ...privacy.accounting import Release, composition, epsilon_pld, renyi
+from ...privacy.accounting import Release, epsilon_pld, renyi
 from ...privacy.errors import LedgerBroken, LedgerUnavailable, PrivacyError
+from ...privacy.ledger import charges as ledger_charges
 from ...privacy.ledger.chain import Entry
 from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote, Recovery
 from .. import ledger_head
@@ -204,9 +205,10 @@ class Standing:
         return self._guaranteed(self.spent)
 
     def _guaranteed(self, releases: Counter[Release]) -> float:
-        delta, colluding = self.budget.delta, self.budget.collusion
-        least = self.recovery.spent(colluding=colluding, delta=delta) if self.recovery else 0.0
-        return max(least, composition.epsilon_guaranteed(releases, delta, colluding, self.order))
+        budget = self.budget
+        return ledger_charges.guaranteed(
+            releases, colluding=budget.collusion, delta=budget.delta, order=self.order, recovery=self.recovery
+        )
 
 
 def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]] = ()) -> Standing:
