@@ -14,9 +14,7 @@ class Standing:
     dataset: str
     unit: str
     cap: float | None  # epsilon; None if none was ever set
-    guaranteed: (
-        float  # epsilon at the cap's delta and collusion; infinite if a release has no noise, or there is no cap
-    )
+    guaranteed: float  # epsilon at the cap's delta and collusion; infinite without noise, or without a cap
     filled: float  # part of the filter, 0 to 1; 1 if nothing more may be charged
 
 
