@@ -152,14 +152,17 @@ def test_it_is_asked_by_a_command_too(served, watched):
         asking.ask(free_port(), "healthz")
 
 
-def test_another_program_at_that_port_is_no_monitor():
+@pytest.mark.parametrize(
+    "body", [b"[]", b"[" * 60_000, b'{"ok": 1, "reason": ""}', b"\xff"], ids=["list", "deep", "number", "bytes"]
+)
+def test_another_program_at_that_port_is_no_monitor(body):
     with socket.create_server(("127.0.0.1", 0)) as other:
 
         def speak():
             to, _ = other.accept()
             with to:
                 to.recv(4096)
-                to.sendall(b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\n[]")
+                to.sendall(b"HTTP/1.0 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
         talking = threading.Thread(target=speak)
         talking.start()
