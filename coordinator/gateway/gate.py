@@ -84,6 +84,8 @@ _MORE = MORE_HEADER.encode()
 _HOP = {_MORE, b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"expect"}
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
+A = TypeVar("A")
+T = TypeVar("T")
 Q = TypeVar("Q", bound=SignedQuery)
 
 
@@ -502,30 +504,19 @@ class FleetGate:
             ) from err
         key_id = fingerprint(request.transport_public.encode())
         try:
-            answer = await asyncio.to_thread(self._enrol, request)
+            answer = await self._done("enrolment", self._enrol, request)
         except InviteRefused as err:
             self._log.stranger("code", peer, "%s invitation code, from %s (key %s)", err.reason, peer, key_id[:16])
             raise _TurnedAway(403, err.reason) from err
         except EnrolmentInvalid as err:
             self._log.stranger("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
             raise _TurnedAway(409, "invalid", str(err)) from err
-        except StoreUnavailable:
-            raise
-        except Exception as err:
-            self._log.failed("enrolment failed", err)
-            raise _TurnedAway(500) from err
         self._log.passed("enrolled", key_id, "enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
         return 200, _JSON, answer.model_dump_json().encode()
 
     async def _list_studies(self, scope: Message, body: bytes) -> Answer:
         _, site = self._signed_query(scope, body, StudiesQuery)
-        try:
-            studies = await asyncio.to_thread(self._studies, site)
-        except StoreUnavailable:
-            raise
-        except Exception as err:
-            self._log.failed("listing studies failed", err)
-            raise _TurnedAway(500) from err
+        studies = await self._done("listing studies", self._studies, site)
         return 200, _JSON, json.dumps({"studies": studies}).encode()
 
     async def _take_new_key(self, scope: Message, body: bytes) -> Answer:
@@ -538,15 +529,10 @@ class FleetGate:
             self._log.known("rotation", request.identity, "site %r does not prove that it has its new key", site)
             raise _TurnedAway(400, "invalid", "the coordinator cannot read or verify the new transport key") from err
         try:
-            old = await asyncio.to_thread(self._rotate, request)
+            old = await self._done("a rotation of keys", self._rotate, request)
         except EnrolmentInvalid as err:
             self._log.known("rotation", request.identity, "the new key of site %r is not taken: %s", site, err)
             raise _TurnedAway(409, "invalid", str(err)) from err
-        except StoreUnavailable:
-            raise
-        except Exception as err:
-            self._log.failed("a rotation of keys failed", err)
-            raise _TurnedAway(500) from err
         new = fingerprint(request.transport_public.encode())
         if old != new:
             self._daemons.left(old)
@@ -554,6 +540,16 @@ class FleetGate:
                 self._turn(node)
         self._log.passed("rotated", new, "site %r has a new transport key %s, from %s", site, new[:16], _peer(scope))
         return 200, _JSON, b"{}"
+
+    async def _done(self, what: str, work: Callable[[A], T], about: A) -> T:
+        """Has the register do its part, in a thread; raises what it says on purpose, and `_TurnedAway` for the rest."""
+        try:
+            return await asyncio.to_thread(work, about)
+        except (InviteRefused, EnrolmentInvalid, StoreUnavailable):
+            raise
+        except Exception as err:
+            self._log.failed(f"{what} failed", err)
+            raise _TurnedAway(500) from err
 
     def _signed_query(self, scope: Message, body: bytes, kind: type[Q]) -> tuple[Q, str]:
         """Reads a query that an enrolled node has signed; returns it and the node's name. Raises `_TurnedAway`."""
