@@ -80,18 +80,18 @@ def serve_stub(home: Path, port: int) -> None:
     )  # fmt: skip
 
 
+def opened(register: Register, pki: Pki, superlink: int) -> FleetGate:
+    return FleetGate(
+        register, enrol=register.enrol, rotate=register.rotate, studies=register.studies, ca_path=pki.ca_path,
+        superlink=superlink,
+    )  # fmt: skip
+
+
 def serve(home: Path, superlink: int, log: Path) -> None:
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     pki, store = Pki.load(home), Store.open(home)
     register = Register(store, pki)
-    app = FleetGate(
-        register,
-        enrol=register.enrol,
-        rotate=register.rotate,
-        studies=register.studies,
-        ca_path=pki.ca_path,
-        superlink=superlink,
-    )
+    app = opened(register, pki, superlink)
     server = serve_gate(app, HERE, 0, pki.certificate_path, pki.key_path)
     print(server.port, flush=True)
     sys.stdin.read()
@@ -294,14 +294,7 @@ async def odd_keys(number: int, home: Path) -> dict[str, Any]:
     logging.basicConfig(filename=log, level=logging.INFO)
     pki, store = Pki.create(home, []), Store.create(home)
     register = Register(store, pki)
-    app = FleetGate(
-        register,
-        enrol=register.enrol,
-        rotate=register.rotate,
-        studies=register.studies,
-        ca_path=pki.ca_path,
-        superlink=1,
-    )
+    app = opened(register, pki, superlink=1)
     draw, good, stranger = random.Random(), good_keys(), new_key()
     stamp = dt.datetime.now(dt.UTC).isoformat().encode()
     signature = base64.b64encode(stranger.sign(stamp, ec.ECDSA(hashes.SHA256())))

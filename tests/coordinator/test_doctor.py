@@ -10,13 +10,13 @@ import pytest
 from confide.client_node import health
 from confide.coordinator import doctor
 from confide.coordinator.doctor import examine_coordinator
-from confide.coordinator.federation import Pki, Register, Settings, create_home, members, opened_store
-from confide.coordinator.gateway.gate import FleetGate, serve_gate
+from confide.coordinator.federation import Pki, Settings, create_home, members, opened_store
 from confide.coordinator.store.tables import NodeRow, Run
 from confide.coordinator.studies.create import create_study
 
 from ..client_node.conftest import STUDY_TOML, changed
 from .conftest import enrolled_nodes
+from .open_gate import open_gate
 
 
 @pytest.fixture(autouse=True)
@@ -53,23 +53,9 @@ def test_a_new_federation_has_nothing_failed(home):
 
 
 def test_a_gate_that_answers_is_asked(home):
-    pki, port = Pki.load(home), json.loads((home / "settings.json").read_text())["port"]
-    with opened_store(home) as store:
-        register = Register(store, pki)
-        app = FleetGate(
-            register,
-            enrol=register.enrol,
-            rotate=register.rotate,
-            studies=register.studies,
-            ca_path=pki.ca_path,
-            superlink=1,
-        )
-        server = serve_gate(app, "127.0.0.1", port, pki.certificate_path, pki.key_path)
-        try:
-            assert of(home, "coordinator")[0][0] == "ok"
-            assert of(home, "clock") == [("ok", "within 30 s of the coordinator's")]
-        finally:
-            server.stop()
+    with open_gate(home):
+        assert of(home, "coordinator")[0][0] == "ok"
+        assert of(home, "clock") == [("ok", "within 30 s of the coordinator's")]
 
 
 def test_another_program_at_the_gate_s_port_is_found(home):

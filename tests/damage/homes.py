@@ -25,9 +25,7 @@ from confide.client_node.node import Node
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.cli.main import app as coordinator_app
-from confide.coordinator.federation import Pki, Register
 from confide.coordinator.fleet import NodeFailure
-from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.run import questions
 from confide.coordinator.run import rounds as rounds_module
 from confide.coordinator.run.driver import drive
@@ -38,6 +36,7 @@ from confide.models.backbones.loading import build, save
 from confide.privacy.ledger.ledger import Ledger
 
 from ..client_node.conftest import PATIENTS_CSV, SITE_TOML, STUDY_TOML, changed
+from ..coordinator.open_gate import open_gate
 from ..coordinator.quiet_fleet import QuietFleet, TableParty
 
 SITES, PARTIES = ("east", "north", "south"), ("agg-a", "agg-b", "agg-c")
@@ -117,7 +116,7 @@ def found(folder: Path, noticing: Callable[[str, str], None] = lambda kind, name
     """
     home = folder / COORDINATOR
     done(home, "init", "--port", str(_free_port()))
-    with _open_gate(home):
+    with open_gate(home):
         for name in (*SITES, *PARTIES):
             role = ("train",) if name in SITES else ("aggregate",)
             code = json.loads(done(home, "site", "invite", name, "--role", *role, "--json").stdout)["code"]
@@ -195,27 +194,6 @@ class Noting(QuietFleet):
             return super()._answer(kind, name, packet)
         with self._turn:
             return super()._answer(kind, name, packet)
-
-
-@contextmanager
-def _open_gate(home: Path) -> Iterator[None]:
-    pki, store = Pki.load(home), Store.open(home)
-    register = Register(store, pki)
-    gate = FleetGate(
-        register,
-        enrol=register.enrol,
-        rotate=register.rotate,
-        studies=register.studies,
-        ca_path=pki.ca_path,
-        superlink=1,
-    )
-    port = json.loads((home / "settings.json").read_text())["port"]
-    server = serve_gate(gate, "127.0.0.1", port, pki.certificate_path, pki.key_path)
-    try:
-        yield
-    finally:
-        server.stop()
-        store.close()
 
 
 def _write_backbone(directory: Path) -> None:

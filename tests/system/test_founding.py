@@ -16,11 +16,10 @@ from typer.testing import CliRunner
 from confide.client_node.cli.main import app as client_node
 from confide.coordinator.cli.main import app as coordinator
 from confide.coordinator.demo.processes import free_ports
-from confide.coordinator.federation import Pki, Register, load_settings
-from confide.coordinator.gateway.gate import FleetGate, serve_gate
-from confide.coordinator.store import Store
 from confide.models.backbones import pretraining
 from confide.models.backbones.pretraining import PretrainingConfig
+
+from ..coordinator.open_gate import open_gate
 
 SITES, PARTIES = ("north", "south", "east", "west", "middle"), ("agg-a", "agg-b", "agg-c")
 DICTIONARY = """name,kind,cuts,low,high,values,measured_in
@@ -69,22 +68,6 @@ def gate(tmp_path: Path) -> Iterator[ExitStack]:
         yield stack
 
 
-def serve(stack: ExitStack, home: Path) -> None:
-    """Opens the gate as `coordinator serve` does, without Flower's server behind it."""
-    store, pki, settings = Store.open(home), Pki.load(home), load_settings(home)
-    stack.callback(store.close)
-    register = Register(store, pki)
-    app = FleetGate(
-        register,
-        enrol=register.enrol,
-        rotate=register.rotate,
-        studies=register.studies,
-        ca_path=pki.ca_path,
-        superlink=1,
-    )
-    stack.callback(serve_gate(app, settings.listen, settings.port, pki.certificate_path, pki.key_path).stop)
-
-
 @pytest.mark.slow
 def test_a_federation_is_founded_in_the_steps_that_the_pages_tell(
     tmp_path: Path, gate: ExitStack, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +75,9 @@ def test_a_federation_is_founded_in_the_steps_that_the_pages_tell(
     few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
     monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
     served: list[Path] = []
-    monkeypatch.setattr("confide.coordinator.cli.main.serve_federation", lambda home: serve(gate, home))
+    monkeypatch.setattr(
+        "confide.coordinator.cli.main.serve_federation", lambda home: gate.enter_context(open_gate(home))
+    )
     monkeypatch.setattr("confide.client_node.daemon.run", lambda home, stop, **how: served.append(home) or 0)
     steps, parcel = Steps(tmp_path), tmp_path / "parcel"
     (tmp_path / "fever.csv").write_text(DICTIONARY)
