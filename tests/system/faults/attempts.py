@@ -9,7 +9,7 @@ from dataclasses import replace
 from confide.coordinator.errors import DemoFailed
 
 from . import checks
-from .bench import Bench, Stuck
+from .bench import Bench, Missed, Stuck
 from .outcomes import Outcome, Outcomes
 
 
@@ -24,11 +24,21 @@ def attempt(
     if outcomes.has(planned) or outcomes.is_enough(planned.group):
         return
     try:
-        bench.ensure_run(needs=needs)
+        _ensure_run(bench, needs)
         outcomes.add(fault(planned))
-    except (Stuck, DemoFailed, sqlite3.Error) as err:
+    except Missed as err:
         outcomes.add(replace(planned, told=f"not done: {err}"))
         bench.mend()
+    except (Stuck, DemoFailed, sqlite3.Error) as err:  # what does not come back is a problem of the fault
+        outcomes.add(replace(planned, problems=[str(err)]))
+        bench.mend()
+
+
+def _ensure_run(bench: Bench, needs: int) -> None:
+    try:
+        bench.ensure_run(needs=needs)
+    except (Stuck, DemoFailed, sqlite3.Error) as err:
+        raise Missed(str(err)) from err
 
 
 def after(bench: Bench, planned: Outcome, start: float, before: int) -> Outcome:
@@ -39,7 +49,7 @@ def after(bench: Bench, planned: Outcome, start: float, before: int) -> Outcome:
         seconds = time.monotonic() - start
     except Stuck as err:
         problems.append(str(err))
-    problems += checks.look(bench).problems
+    problems += checks.look(bench)
     return replace(planned, seconds=seconds, problems=[*planned.problems, *problems])
 
 

@@ -39,6 +39,10 @@ class Stuck(Exception):
     """Nothing moved for too long."""
 
 
+class Missed(Exception):
+    """A fault could not be made: its moment was not seen, or what it happens to was not there."""
+
+
 class Bench:
     """The federation, its reference run and the run that is disturbed; `found` makes it, `close` ends it."""
 

@@ -1,34 +1,24 @@
 """The promises that a fault must not break, looked up in the files of everybody after each fault."""
 
 import json
+import sqlite3
 import time
 from collections import Counter
-from dataclasses import dataclass
 
 import psutil
 
-from .bench import TRAINER, WORKER, Bench
+from .bench import PARTY_CHILD, TRAINER, WORKER, Bench
 
 _ENDED_WITHIN_S = 20.0
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was looked for, each with the problems that were found; none is good."""
-
-    state: tuple[str, ...]
-    ledgers: tuple[str, ...]
-    orphans: tuple[str, ...]
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """All problems."""
-        return (*self.state, *self.ledgers, *self.orphans)
-
-
-def look(bench: Bench, *, is_over: bool = False) -> Found:
-    """Looks for problems now; `is_over` once the run is, when nothing may be under way any more."""
-    return Found(tuple(_states(bench)), tuple(_ledgers(bench, is_over)), tuple(_orphans(bench)))
+def look(bench: Bench, *, is_over: bool = False) -> list[str]:
+    """Lists the problems of now in words; `is_over` once the run is, when nothing may be under way any more."""
+    try:
+        found = [*_states(bench), *_ledgers(bench, is_over)]
+    except sqlite3.Error as err:
+        found = [f"a database cannot be read: {err}"]
+    return [*found, *_orphans(bench)]
 
 
 def _states(bench: Bench) -> list[str]:
@@ -92,9 +82,8 @@ def _too_many(processes: list[psutil.Process]) -> list[str]:
             kinds[words] += 1
         except psutil.Error:  # ended meanwhile
             continue
-    most = {WORKER: 2}  # the worker, and one driver of one run
     for words, count in kinds.items():
-        allowed = next((limit for kind, limit in most.items() if kind in words), 3 if "mpc.party" in words else 1)
+        allowed = 2 if WORKER in words else 3 if PARTY_CHILD in words else 1  # the worker, and one driver of one run
         if count > allowed and TRAINER not in words:
             problems.append(f"{count} of: {words[:100]}")
     return problems

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from confide.coordinator.errors import DemoFailed
+
 from . import checks
 from .attempts import attempt, words_of
-from .bench import PARTY, SITE, Bench, Stuck
+from .bench import PARTY, SITE, Bench, Missed, Stuck
 from .outcomes import Outcome, Outcomes
 from .points import BY_NAME, reach
 
@@ -100,7 +102,7 @@ def damage(bench: Bench, planned: Outcome, *, first: int = 0) -> Outcome:
     before = bench.committed()
     if not paths:
         bench.restart(asked.owner)
-        raise Stuck(f"{pattern} was gone already")
+        raise Missed(f"{pattern} was gone already")
     path = paths[-1]
     kept = bench.folder / "kept"
     _copy(home, kept)  # as a backup of this moment
@@ -125,7 +127,7 @@ def damage(bench: Bench, planned: Outcome, *, first: int = 0) -> Outcome:
         bench.wait(lambda: bench.committed() > before, "a commit after the file was put back", 90)
     if any("Traceback" in text for text in _new_text(logs)):
         problems.append("a traceback is in a log")
-    problems += checks.look(bench).problems
+    problems += checks.look(bench)
     return replace(planned, seconds=seconds, told=told, mended=mended, problems=problems)
 
 
@@ -138,12 +140,10 @@ def _copy(home: Path, kept: Path) -> None:
             time.sleep(0.3)
         else:
             return
-    raise Stuck(f"{home} is still written")
+    raise Missed(f"{home} is still written")
 
 
 def _restart(bench: Bench, owner: str) -> None:
-    from confide.coordinator.errors import DemoFailed
-
     try:
         bench.restart(owner)
     except DemoFailed as err:  # serve refuses to start; its log says why

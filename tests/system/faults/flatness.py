@@ -42,7 +42,7 @@ def measure(bench: Bench, outcomes: Outcomes) -> None:
     start, problems = time.monotonic(), list[str]()
     try:
         bench.run_undisturbed(seconds=20 * bench.rounds + 300, while_waiting=sample)
-        problems += checks.look(bench, is_over=True).problems
+        problems += checks.look(bench, is_over=True)
     except Stuck as err:
         problems.append(str(err))
     took = time.monotonic() - start

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..conftest import DEADLINE_S
 from .attempts import after, attempt
-from .bench import Bench, Stuck
+from .bench import Bench, Missed
 from .kills import KINDS
 from .outcomes import Outcome, Outcomes
 from .points import BY_NAME, reach
@@ -35,7 +35,7 @@ def _halt(bench: Bench, planned: Outcome) -> Outcome:
     reach(bench, BY_NAME[planned.point])
     at, pid = bench.committed(), bench.pid(KINDS[planned.target])
     if pid is None:
-        raise Stuck(f"there is no {planned.target}")
+        raise Missed(f"there is no {planned.target}")
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(HALTED_S)

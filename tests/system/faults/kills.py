@@ -6,7 +6,7 @@ import time
 
 from . import checks
 from .attempts import after, attempt
-from .bench import PARTY, PARTY_CHILD, SITE, SUPERLINK, TRAINER, WORKER, Bench, Stuck
+from .bench import PARTY, PARTY_CHILD, SITE, SUPERLINK, TRAINER, WORKER, Bench, Missed
 from .outcomes import Outcome, Outcomes
 from .points import BY_NAME, POINTS, reach
 
@@ -44,7 +44,7 @@ def kill(bench: Bench, planned: Outcome, *, first: int = 0) -> Outcome:
     name = KINDS[planned.target]
     pid = bench.pid(name)
     if pid is None:
-        raise Stuck(f"there is no {planned.target}")
+        raise Missed(f"there is no {planned.target}")
     if name in _STARTED_BY_US:
         bench.federation.kill(name)
     else:
@@ -72,8 +72,4 @@ def kill_with_noise(bench: Bench, outcomes: Outcomes) -> None:
         outcomes.add(kill(bench, planned, first=2 + 2 * place))
     bench.wait(lambda: bench.row()[0] == "done", "the end of the run", seconds=600)
     found = checks.look(bench, is_over=True)
-    outcomes.add(
-        Outcome(
-            group="charges", fault="all of these", target="every ledger", seconds=0.0, problems=list(found.problems)
-        )
-    )
+    outcomes.add(Outcome(group="charges", fault="all of these", target="every ledger", seconds=0.0, problems=found))

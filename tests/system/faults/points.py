@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .bench import PARTY, SITE, Bench, Stuck
+from .bench import PARTY, SITE, Bench, Missed
 
 _LOOK_EVERY_S = 0.0005
 _TRIES = 4  # rounds in which a point may be missed
@@ -19,7 +19,7 @@ class Point:
 
 
 def reach(bench: Bench, point: Point, *, first: int = 0) -> int:
-    """Waits for the point in a coming round, and returns at once; the round's number. Raises `Stuck`.
+    """Waits for the point in a coming round, and returns at once; the round's number. Raises `Missed`.
 
     Args:
         first: the first round that counts; a few later ones do if the moment is missed there.
@@ -34,7 +34,7 @@ def reach(bench: Bench, point: Point, *, first: int = 0) -> int:
             if bench.committed() > number:
                 break
             time.sleep(_LOOK_EVERY_S)
-    raise Stuck(f"the point {point.name!r} was not seen in {_TRIES} rounds")
+    raise Missed(f"the point {point.name!r} was not seen in {_TRIES} rounds")
 
 
 def _step(words: str) -> Callable[[Bench, int], bool]:
