@@ -240,7 +240,7 @@ def _held(path: Path) -> Checkpoint | None:
     with path.open("rb") as source:
         text = source.read(MOST_LINE)
     try:
-        last = json.loads(text)["last"]
+        last = canonical.decode(text)["last"]
         return None if last is None else Checkpoint.model_validate(last)
     except (ValueError, KeyError, TypeError) as err:
         raise TrailInvalid(f"{path} is not what `client-node witness --json` prints") from err

@@ -226,6 +226,13 @@ def test_what_is_no_exported_log_is_refused(bad, tmp_path):
         trail.verify_file(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("bad", [b"", b"{}", b"[1]", b'{"last": 1}', b"\xff", b'{"last": ' + b"[" * 50_000])
+def test_what_no_node_prints_is_refused(bad, lines, tmp_path):
+    (tmp_path / "bad").write_bytes(bad)
+    with pytest.raises(TrailInvalid, match="is not what"):
+        trail.verify_file(tmp_path / "log.jsonl", held=tmp_path / "bad")
+
+
 def test_a_line_of_a_later_version_or_with_more_in_it_is_refused(lines, tmp_path):
     for place in (0, 1, -1):
         more = json.loads(lines[place])
