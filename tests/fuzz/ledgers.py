@@ -1,21 +1,28 @@
 """Bytes that an auditor, a site or the coordinator reads of ledgers and reports."""
 
-import copy
 import json
 import math
 from functools import cache
 from pathlib import Path
 
+from confide.client_node import witness
+from confide.client_node.enrolment import NodeIdentity
+from confide.coordinator.errors import TrailInvalid
+from confide.coordinator.federation import Pki, Settings, create_home
+from confide.coordinator.oversight import trail
+from confide.coordinator.store import Store
+from confide.coordinator.store.tables import NodeRow
 from confide.privacy.errors import LedgerBroken, LedgerError, LedgerFileInvalid, ReportInvalid, VerificationTooLong
 from confide.privacy.ledger import backup, canonical
-from confide.privacy.ledger.chain import START, Entry, check_extension
+from confide.privacy.ledger.chain import START, Entry, Head, check_extension, extend
 from confide.privacy.ledger.charges import Books
 from confide.privacy.report import schema, study_terms
 from confide.privacy.report.schema import SIGNATURE_DOMAIN
 from confide.privacy.report.verify import verify_file
 
-from ..privacy.ledgers import THYROID_TEXT, eventful_ledger, signer
-from .places import from_file, scratch
+from ..coordinator.oversight.test_trail import Federation
+from ..privacy.ledgers import THYROID_TEXT, eventful_ledger, eventful_report, signer
+from .inputs import from_file, from_text, scratch
 from .target import Target
 
 _KEY = canonical.public_hex(signer())
@@ -47,14 +54,10 @@ def _read_signed(data: bytes) -> object:
     said = canonical.decode(data)
     if not isinstance(said, dict) or not isinstance(said.get("body"), dict):
         raise LedgerBroken("not even the liar can sign this")
-    from confide.privacy.ledger.chain import extend
-
     entries = _entries()
     books = Books()
     books.apply(entries[0])
     books.apply(entries[1])
-    from confide.privacy.ledger.chain import Head
-
     try:
         lied = extend(
             Head(entries[1].seq, entries[1].hash), signer(), entries[2].time, str(said.get("kind")), said["body"]
@@ -68,8 +71,6 @@ def _read_signed(data: bytes) -> object:
 
 @cache
 def _report() -> bytes:
-    from ..privacy.ledgers import eventful_report
-
     return canonical.encode(eventful_report())
 
 
@@ -81,13 +82,36 @@ def _read_signed_report(path: Path) -> object:
     """Signs whatever report it is anew, as an issuer that lies would, and verifies it whole."""
     said = canonical.decode(path.read_bytes())
     if isinstance(said, dict):
-        contents = {name: value for name, value in copy.copy(said).items() if name != "signature"}
+        contents = {name: value for name, value in said.items() if name != "signature"}
         path.write_bytes(
             canonical.encode(
                 contents | {"signature": canonical.sign(signer(99), SIGNATURE_DOMAIN, canonical.encode(contents))}
             )
         )
     return verify_file(path, max_seconds=math.inf)
+
+
+@cache
+def _exported() -> tuple[Path, Path]:
+    """An exported audit log, and what a node prints of what it holds."""
+    folder = scratch("audit")
+    home = folder / "home"
+    create_home(home, Settings(federation="Fever", address="h:1", listen="h", port=1, superlink_port=2))
+    store, node = Store.open(home), NodeIdentity.create(folder / "svi", "svi")
+    with store.session() as session:
+        session.add(NodeRow(name="svi", roles="train", identity=node.identity_hex, enrolled_at=1.0))
+    federation = Federation(home, store, Pki.load(home), node)
+    for _ in range(2):
+        federation.note(2)
+        federation.countersign()
+    trail.export(store, home, folder / "log.jsonl")
+    store.close()
+    (folder / "held.json").write_text((node.home / witness.FILE).read_text())
+    return folder / "log.jsonl", folder / "held.json"
+
+
+def _read_held(path: Path) -> object:
+    return trail.verify_file(_exported()[0], held=path)
 
 
 TARGETS = (
@@ -120,6 +144,22 @@ TARGETS = (
         refusals=(LedgerFileInvalid,),
     ),
     Target(
+        name="exported audit log",
+        sender="people",
+        made=lambda: [_exported()[0].read_bytes()],
+        read=from_file("log.jsonl", trail.verify_file),
+        refusals=(TrailInvalid,),
+        most=20_000,
+    ),
+    Target(
+        name="what a node holds of the audit log",
+        sender="people",
+        made=lambda: [_exported()[1].read_bytes()],
+        read=from_file("held.json", _read_held),
+        refusals=(TrailInvalid,),
+        most=20_000,
+    ),
+    Target(
         name="report", sender="whoever issues it", made=lambda: [_report()], read=_read_report,
         refusals=(ReportInvalid, ValueError), most=20_000,
     ),
@@ -135,7 +175,7 @@ TARGETS = (
         name="terms of a study in a report",
         sender="whoever issues it",
         made=lambda: [THYROID_TEXT.encode()],
-        read=lambda data: study_terms.read(data.decode("utf-8", "replace")),
+        read=from_text(study_terms.read),
         refusals=(ReportInvalid,),
     ),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from confide.mpc.errors import EnvelopeRejected, FrameRejected, InvalidField, Jo
 from confide.mpc.links.frames import Channel, config_from_wire, order_from_wire, unpack_message
 from confide.mpc.links.journal import Binding, Journal, RoundId
 from confide.mpc.links.positions import Positions
-from confide.mpc.sharing import hpke
+from confide.mpc.sharing import hpke, sealing
 from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import Ring, read_total
 from confide.mpc.sharing.sealing import Envelope, check_update, open_envelope, seal_update
@@ -21,7 +22,7 @@ from confide.mpc.sharing.shares import ShareContext, unpack
 from confide.mpc.sharing.tags import verify_total
 
 from ..client_node.conftest import key_of
-from .places import from_file, scratch
+from .inputs import from_file, scratch
 from .target import Target
 
 _CONTEXT = ShareContext(
@@ -53,10 +54,6 @@ def _read_update(data: bytes) -> object:
 
 def _read_signed_update(data: bytes) -> object:
     """Signs whatever envelope it is anew, as a site that lies would, and opens it at its aggregator."""
-    from dataclasses import replace
-
-    from confide.mpc.sharing import sealing
-
     envelope = Envelope.from_bytes(data, _CONTEXT)
     digests = (envelope.digest(),) * 3
     signature = _SIGNER.sign(sealing._statement(_CONTEXT, digests, envelope.position))

@@ -2,7 +2,6 @@
 
 import io
 import zlib
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from confide.client_node.study.study import Study
 from confide.models.backbones.moments import read_texts
 from confide.models.charts import reader as chart_readers
 from confide.models.charts import reading
+from confide.models.charts.drawing import HEIGHT, WIDTH
 from confide.models.errors import (
     AnswerRefused,
     ChartRefused,
@@ -35,7 +35,8 @@ from confide.models.structure import pictures, sounds
 from confide.models.structure.sounds import SoundLayout
 
 from ..client_node.conftest import PATIENTS_CSV, SITE_TOML, STUDY_TOML, build_study
-from .places import from_file, scratch
+from ..client_node.data.test_fhir import MAPPING, export, observation, table_of
+from .inputs import from_file, from_text, scratch
 from .target import Target
 
 _SIZE = (16, 24)
@@ -71,6 +72,20 @@ def _parquet() -> list[bytes]:
     return [out.getvalue()]
 
 
+@cache
+def _export() -> Path:
+    return export(scratch("export"), observation("a", 4.5), observation("b", 1.5, "2024-01"))
+
+
+def _observations() -> list[bytes]:
+    return [(_export() / "Observation.ndjson").read_bytes()]
+
+
+def _read_observations(data: bytes) -> object:
+    (_export() / "Observation.ndjson").write_bytes(data)
+    return table_of(_export(), **MAPPING)
+
+
 def _png() -> list[bytes]:
     found = []
     for shape in (_SIZE, (*_SIZE, 3)):
@@ -101,8 +116,6 @@ def _chart_reader() -> chart_readers.ChartReader:
 
 
 def _charts() -> list[bytes]:
-    from confide.models.charts.drawing import HEIGHT, WIDTH
-
     out = io.BytesIO()
     picture = np.full((HEIGHT, WIDTH), 255, np.uint8)
     picture[20:170, 40], picture[170, 40:300] = 0, 0
@@ -116,10 +129,6 @@ def _read_chart(data: bytes) -> object:
         return reading.read(_chart_reader(), picture)
     except ChartRefused:
         return None
-
-
-def _text(read_text: Callable[[str], object]) -> Callable[[bytes], object]:
-    return lambda data: read_text(data.decode("utf-8", "replace"))
 
 
 def _read_answer(text: str) -> object:
@@ -147,6 +156,14 @@ TARGETS = (
         sender="records",
         made=_parquet,
         read=from_file("patients.parquet", _read_records),
+        refusals=(DataInvalid,),
+        most=20_000,
+    ),
+    Target(
+        name="observations of a FHIR export",
+        sender="records",
+        made=_observations,
+        read=_read_observations,  # what is broken is counted
         refusals=(DataInvalid,),
         most=20_000,
     ),
@@ -179,25 +196,28 @@ TARGETS = (
         name="conversation",
         sender="records",
         made=lambda: [_CHAT],
-        read=_text(lambda text: conversation(text, system=True)),
+        read=from_text(lambda text: conversation(text, system=True)),
         refusals=(),
     ),
     Target(
         name="answer in mathematics",
         sender="a model",
         made=lambda: [text.encode() for text in _ANSWERS],
-        read=_text(_read_answer),
+        read=from_text(_read_answer),
         refusals=(AnswerRefused,),
     ),
     Target(
-        name="program in Java", sender="a model", made=lambda: [_JAVA], read=_text(lambda text: parses("java", text)),
+        name="program in Java",
+        sender="a model",
+        made=lambda: [_JAVA],
+        read=from_text(lambda text: parses("java", text)),
         refusals=(),
     ),
     Target(
         name="program in Python",
         sender="a model",
         made=lambda: [_PYTHON],
-        read=_text(lambda text: parses("python", text)),
+        read=from_text(lambda text: parses("python", text)),
         refusals=(),
     ),
     Target(

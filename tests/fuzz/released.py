@@ -31,12 +31,12 @@ from confide.models.errors import (
 from confide.models.records import RecordSchema
 from confide.models.records.fields import CategoricalField, Fields, FieldTerms, FlagField, NumericField
 from confide.models.serving.schema import Chat, Completion, Question
-from confide.models.space.space import load_space
+from confide.models.space.space import Space, SpaceSizes, load_space, save_space
 
 from ..models.deployment.test_reading import FIELDS, reader_of
 from ..models.serving.conftest import make_parts
 from ..models.tiny import byte_tokenizer
-from .places import from_file, scratch
+from .inputs import as_json, from_file, in_folder, scratch
 from .target import Target
 
 
@@ -72,28 +72,22 @@ def _tensors(file: bytes) -> list[bytes]:
     return [file, _split(file)]
 
 
-def _in_folder(source: Callable[[], Path], name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+def _in_whole(source: Callable[[], Path], name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
     """Makes a decoder that puts the bytes into a file of a folder that is else whole, and reads the folder."""
 
     def read_bytes(data: bytes) -> object:
         folder = scratch(f"whole-{name}") / "folder"
         if not folder.exists():
             shutil.copytree(source(), folder)
-        (folder / name).write_bytes(_joined(data) if name.endswith(".safetensors") else data)
-        return read(folder)
-
-    return read_bytes
-
-
-def _alone(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """Makes a decoder of one that reads a folder with this file in it."""
-
-    def read_bytes(data: bytes) -> object:
-        folder = scratch(f"alone-{name}")
         (folder / name).write_bytes(_joined(data))
         return read(folder)
 
     return read_bytes
+
+
+def _of_tensors(read: Callable[[bytes], object]) -> Callable[[bytes], object]:
+    """Makes a decoder of what `_tensors` made of one that takes the file itself."""
+    return lambda data: read(_joined(data))
 
 
 def _schema() -> list[bytes]:
@@ -141,8 +135,6 @@ _SPACE = {
 
 
 def _space_folder() -> Path:
-    from confide.models.space.space import Space, SpaceSizes, save_space
-
     folder = scratch("space") / "made"
     if not folder.exists():
         save_space(Space(SpaceSizes.model_validate_json(json.dumps(_SPACE))), folder)
@@ -220,57 +212,52 @@ TARGETS = (
     ),
     Target(
         name="config.json of a backbone", sender="who built a backbone", made=_file_of(_backbone, "config.json"),
-        read=_in_folder(_backbone, "config.json", read_config), refusals=(InvalidBackbone,),
+        read=_in_whole(_backbone, "config.json", read_config), refusals=(InvalidBackbone,),
     ),
     Target(
         name="facts of an adapter", sender="who released it", made=_file_of(_adapter, "confide.json"),
-        read=_in_folder(_adapter, "confide.json", read_adapter), refusals=(InvalidRelease,), most=20_000,
+        read=_in_whole(_adapter, "confide.json", read_adapter), refusals=(InvalidRelease,), most=20_000,
     ),
     Target(
         name="configuration of an adapter", sender="who released it", made=_file_of(_adapter, "adapter_config.json"),
-        read=_in_folder(_adapter, "adapter_config.json", read_adapter), refusals=(InvalidRelease,), most=20_000,
+        read=_in_whole(_adapter, "adapter_config.json", read_adapter), refusals=(InvalidRelease,), most=20_000,
     ),
     Target(
         name="weights of an adapter", sender="who released it", made=_file_of(_adapter, "adapter_model.safetensors"),
-        read=_in_folder(_adapter, "adapter_model.safetensors", read_adapter), refusals=(InvalidRelease,), most=20_000,
+        read=_in_whole(_adapter, "adapter_model.safetensors", read_adapter), refusals=(InvalidRelease,), most=20_000,
     ),
     Target(
-        name="prototype", sender="who released it", made=_prototype, read=_alone(PROTOTYPE, read_prototype),
-        refusals=(InvalidRelease,),
+        name="prototype", sender="who released it", made=_prototype,
+        read=_of_tensors(in_folder(PROTOTYPE, read_prototype)), refusals=(InvalidRelease,),
     ),
     Target(
-        name="deployed model", sender="who deployed it", made=_deployment, read=_alone(DEPLOYMENT, load),
+        name="deployed model", sender="who deployed it", made=_deployment, read=in_folder(DEPLOYMENT, load),
         refusals=(InvalidRelease,),
     ),
     Target(
         name="sizes of a space", sender="who built it", made=_file_of(_space_folder, "space.json"),
-        read=_in_folder(_space_folder, "space.json", load_space), refusals=(InvalidSpace,), most=5_000,
+        read=_in_whole(_space_folder, "space.json", load_space), refusals=(InvalidSpace,), most=5_000,
     ),
     Target(
         name="weights of a space", sender="who built it", made=_file_of(_space_folder, "space.safetensors"),
-        read=_in_folder(_space_folder, "space.safetensors", load_space), refusals=(InvalidSpace,), most=1_000,
+        read=_in_whole(_space_folder, "space.safetensors", load_space), refusals=(InvalidSpace,), most=1_000,
     ),
     Target(
         name="reader of charts", sender="who built it", made=_chart_reader,
-        read=from_file("reader.safetensors", lambda path: _reread(path, chart_readers.load)), refusals=(InvalidChart,),
+        read=_of_tensors(from_file("reader.safetensors", chart_readers.load)), refusals=(InvalidChart,),
         most=5_000,
     ),
     Target(
         name="index of an archive", sender="the disk", made=_index,
-        read=from_file("index", lambda path: _reread(path, read_index)), refusals=(ArchiveRefused,),
+        read=_of_tensors(from_file("index", read_index)), refusals=(ArchiveRefused,),
     ),
     Target(
         name="request to a served model", sender="who asks",
-        made=lambda: [json.dumps(each).encode() for each in _REQUESTS], read=_ASKED.validate_json,
+        made=as_json(*_REQUESTS), read=_ASKED.validate_json,
         refusals=(ValidationError,),
     ),
     Target(
-        name="form of an answer", sender="who asks", made=lambda: [json.dumps(each).encode() for each in _WANTED],
+        name="form of an answer", sender="who asks", made=as_json(*_WANTED),
         read=_read_form, refusals=(FormRefused,), most=500,
     ),
 )  # fmt: skip
-
-
-def _reread(path: Path, read: Callable[[Path], object]) -> object:
-    path.write_bytes(_joined(path.read_bytes()))
-    return read(path)

@@ -1,10 +1,9 @@
 """Files that people write or a disk keeps: studies, policies, decisions, small state of node and coordinator."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from confide.client_node import witness
 from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
@@ -24,13 +23,26 @@ from confide.client_node.policy.decisions import load_decisions, load_leases
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.study.study import Study
 from confide.client_node.study.terms import load_draft
-from confide.coordinator.errors import NotFound, StateDamaged
+from confide.client_node.wire.checkpoints import Checkpoint
+from confide.coordinator.errors import Conflict, NotFound, StateDamaged
 from confide.coordinator.federation.home import load_settings
 from confide.coordinator.federation.serving import only_server, read_serving
+from confide.coordinator.store import place
 from confide.coordinator.studies.dictionary import read_dictionary
+from confide.privacy.ledger.chain import Head
 
-from ..client_node.conftest import CHAT, DOCUMENT, EVALUATION, SITE_TOML, STUDY_TOML, TEXT, build_study, identity_of
-from .places import from_file, scratch
+from ..client_node.conftest import (
+    CHAT,
+    DOCUMENT,
+    EVALUATION,
+    SITE_TOML,
+    STUDY_TOML,
+    TEXT,
+    build_study,
+    identity_of,
+    key_of,
+)
+from .inputs import as_json, from_file, in_folder, scratch
 from .target import Target
 
 
@@ -62,24 +74,6 @@ def _backup() -> list[bytes]:
     return [(folder / "made").read_bytes()]
 
 
-def _json(*values: Any) -> Callable[[], list[bytes]]:
-    return lambda: [json.dumps(value).encode() for value in values]
-
-
-def _at_home(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """Makes a decoder of one that reads the file of this name in a home."""
-
-    def read_bytes(data: bytes) -> object:
-        home = scratch(f"home-{name.replace('/', '-')}")
-        path = home / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-        path.chmod(0o600)
-        return read(home)
-
-    return read_bytes
-
-
 _DECISIONS = {
     "format": 2,
     "studies": {"ab" * 32: {"verdict": "approved", "runs": 2, "until": "2099-01-31", "by": "Ann"}},
@@ -107,6 +101,15 @@ _SERVING = {
 _DICTIONARY = b"name,kind,values,cuts\nage,number,,40|60\nsex,category,F|M,\nsick,flag,,\nill,label,,\n"
 
 
+def _witnessed() -> list[bytes]:
+    last = Checkpoint.issue(log="ab" * 32, head=Head(7, "cd" * 32), time="2026-01-31T12:00:00Z", signer=key_of("svi"))
+    older = witness.Refused(reason="older", checkpoint=last)
+    return [
+        each.model_dump_json().encode()
+        for each in (witness.Witnessed(last=last), witness.Witnessed(last=last, refused=older))
+    ]
+
+
 def _read_served(home: Path) -> object:
     with only_server(home):
         return read_serving(home)
@@ -131,63 +134,77 @@ TARGETS = (
         name="site.toml",
         sender="people",
         made=lambda: [SITE_TOML.encode()],
-        read=_at_home("site.toml", load_policy),
+        read=in_folder("site.toml", load_policy),
         refusals=(PolicyInvalid,),
     ),
     Target(
         name="decisions",
         sender="the disk",
-        made=_json(_DECISIONS),
-        read=_at_home("decisions.json", load_decisions),
+        made=as_json(_DECISIONS),
+        read=in_folder("decisions.json", load_decisions),
         refusals=(PolicyInvalid,),
     ),
     Target(
         name="decision log",
         sender="the disk",
         made=lambda: [json.dumps(_LOGGED).encode() + b"\n"],
-        read=_at_home("decisions.jsonl", decision_log.read),  # lines that cannot be read are counted
+        read=in_folder("decisions.jsonl", decision_log.read),  # lines that cannot be read are counted
         refusals=(),
     ),
     Target(
         name="leases",
         sender="the disk",
-        made=_json({"run-1": ["ab" * 32, 3]}),
-        read=_at_home("leases.json", load_leases),
+        made=as_json({"run-1": ["ab" * 32, 3]}),
+        read=in_folder("leases.json", load_leases),
         refusals=(FileDamaged,),
     ),
     Target(
         name="run reservations",
         sender="the disk",
-        made=_json({"runs": {"run-1": {"study": "ab" * 32, "heard": 1.5}}}),
-        read=_at_home("holds.json", lambda home: RunReservations(home).runs()),
+        made=as_json({"runs": {"run-1": {"study": "ab" * 32, "heard": 1.5}}}),
+        read=in_folder("holds.json", lambda home: RunReservations(home).runs()),
         refusals=(FileDamaged,),
     ),
     Target(
         name="kept head of a ledger",
         sender="the disk",
-        made=_json({"public_key": "ab" * 32, "seq": 7, "hash": "cd" * 32}),
-        read=_at_home("keys/ledger.head", lambda home: kept_head(home, "ab" * 32)),
+        made=as_json({"public_key": "ab" * 32, "seq": 7, "hash": "cd" * 32}),
+        read=in_folder("keys/ledger.head", lambda home: kept_head(home, "ab" * 32)),
+        refusals=(FileDamaged,),
+    ),
+    Target(
+        name="countersigned checkpoint",
+        sender="the disk",
+        made=_witnessed,
+        read=in_folder(witness.FILE, witness.load),
         refusals=(FileDamaged,),
     ),
     Target(
         name="enrolment",
         sender="the disk",
-        made=_json(_ENROLMENT),
-        read=_at_home("enrolment.json", Enrolment.load),
+        made=as_json(_ENROLMENT),
+        read=in_folder("enrolment.json", Enrolment.load),
         refusals=(NotEnrolled, ProxyInvalid),
     ),
     Target(
         name="settings of the coordinator",
         sender="the disk",
-        made=_json(_SETTINGS),
-        read=_at_home("settings.json", load_settings),
+        made=as_json(_SETTINGS),
+        read=in_folder("settings.json", load_settings),
         refusals=(StateDamaged, NotFound),
+    ),
+    Target(
+        name="place of the database",
+        sender="the disk",
+        made=as_json({"url": "postgresql://confide@db.example.org/fever?sslmode=verify-full"}),
+        read=in_folder(place.FILE, place.database_of),
+        refusals=(StateDamaged, Conflict),
     ),
     Target(
         name="note of the server",
         sender="the disk",
-        made=_json(_SERVING),
-        read=_at_home("serve.json", _read_served),
+        made=as_json(_SERVING),
+        read=in_folder("serve.json", _read_served),
         refusals=(),
     ),
     Target(

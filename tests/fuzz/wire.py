@@ -1,10 +1,14 @@
 """Bytes from the network: from a stranger at the gate, an enrolled node, the coordinator."""
 
 import base64
+import datetime as dt
 import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
@@ -18,7 +22,13 @@ from pydantic import ValidationError
 from confide.client_node.enrolment.identity import load_transport_public
 from confide.client_node.enrolment.join_file import make_join_file, read_join_file
 from confide.client_node.enrolment.outbound import check_proxy
-from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, InvitationCode, StudiesQuery
+from confide.client_node.enrolment.protocol import (
+    EnrolAnswer,
+    EnrolRequest,
+    InvitationCode,
+    RotateRequest,
+    StudiesQuery,
+)
 from confide.client_node.enrolment.sessions import Hello
 from confide.client_node.errors import CodeExpired, CodeInvalid, MessageInvalid, PacketInvalid, ProxyInvalid
 from confide.client_node.flower import pack, unpack
@@ -33,7 +43,7 @@ from confide.coordinator.gateway.credentials import Credentials
 
 from ..client_node.conftest import identity_of, key_of
 from ..client_node.wire.test_messages import EVERY_MESSAGE
-from .places import from_file
+from .inputs import as_json, from_file, from_text
 from .target import Target
 
 _IDENTITY = identity_of("svi")
@@ -72,8 +82,6 @@ def _transport_keys() -> list[bytes]:
 def _headers() -> list[bytes]:
     key = ec.derive_private_key(2**200 + 7, ec.SECP384R1())
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    from cryptography.hazmat.primitives import hashes
-
     stamp = b"2026-01-31T12:00:00+00:00"
     signature = key.sign(stamp, ec.ECDSA(hashes.SHA256()))
     pairs = {
@@ -85,8 +93,6 @@ def _headers() -> list[bytes]:
 
 
 def _read_headers(data: bytes) -> object:
-    from cryptography.exceptions import InvalidSignature
-
     shown = Credentials.read(tuple(line.partition(b":")[::2]) for line in data.split(b"\n"))
     try:
         shown.verify()
@@ -146,14 +152,12 @@ def _read_packed(data: bytes) -> object:
 def _model(model: Any) -> Callable[[bytes], object]:
     def read(data: bytes) -> object:
         found = model.model_validate_json(data)
-        return found.proven() if isinstance(found, EnrolRequest) else found
+        return found.proven() if isinstance(found, EnrolRequest | RotateRequest) else found
 
     return read
 
 
 def _join_files() -> list[bytes]:
-    import datetime as dt
-
     code = InvitationCode("fed.example.org:9443", b"s" * 16, b"c" * 32).text()
     made = make_join_file("north", ("train",), "Fever", code, dt.datetime(2099, 1, 1, tzinfo=dt.UTC))
     return [made.model_dump_json().encode()]
@@ -168,12 +172,11 @@ _REQUEST = {
     "identity_proof": "ef" * 64,
     "transport_proof": "12" * 50,
 }
+_QUERY = {"identity": "ab" * 32, "timestamp": 1.5, "nonce": "cd" * 16}
 _FORMS = (StateFormat(kind="float32", dim=40), StateFormat(kind="int8", dim=200, exact=8))
 
 
 def _states() -> list[bytes]:
-    import numpy as np
-
     return [form.encode(np.linspace(-1, 1, form.dim, dtype=np.float32)) for form in _FORMS]
 
 
@@ -186,28 +189,35 @@ TARGETS = (
         name="gate: key in a header",
         sender="a stranger",
         made=_transport_keys,
-        read=lambda data: load_transport_public(data),
+        read=load_transport_public,
         refusals=(ValueError,),
     ),
     Target(name="gate: headers", sender="a stranger", made=_headers, read=_read_headers, refusals=(ValueError,)),
     Target(
         name="gate: request to join",
         sender="a stranger",
-        made=lambda: [json.dumps(_REQUEST).encode()],
+        made=as_json(_REQUEST),
         read=_model(EnrolRequest),
         refusals=(ValidationError,),
     ),
     Target(
         name="gate: request for studies",
         sender="a stranger",
-        made=lambda: [json.dumps({"identity": "ab" * 32, "timestamp": 1.5, "nonce": "cd" * 16}).encode()],
+        made=as_json(_QUERY),
         read=_model(StudiesQuery),
+        refusals=(ValidationError,),
+    ),
+    Target(
+        name="gate: request for a new key",
+        sender="a stranger",
+        made=as_json({**_QUERY, "transport_public": "ecdsa-sha2-nistp384 AAAA", "transport_proof": "12" * 50}),
+        read=_model(RotateRequest),
         refusals=(ValidationError,),
     ),
     Target(
         name="gate: introduction",
         sender="an enrolled node",
-        made=lambda: [json.dumps({"version": "1.0", "session": "ab" * 16, "place": "cd" * 16}).encode()],
+        made=as_json({"version": "1.0", "session": "ab" * 16, "place": "cd" * 16}),
         read=Hello.read,
         refusals=(ValueError,),
     ),
@@ -255,7 +265,7 @@ TARGETS = (
     Target(
         name="answer to a request to join",
         sender="the coordinator",
-        made=lambda: [json.dumps({"name": "north", "roles": ["train"], "coordinator": "ab" * 32}).encode()],
+        made=as_json({"name": "north", "roles": ["train"], "coordinator": "ab" * 32}),
         read=_model(EnrolAnswer),
         refusals=(ValidationError,),
     ),
@@ -263,7 +273,7 @@ TARGETS = (
         name="invitation code",
         sender="people",
         made=lambda: [InvitationCode("fed.example.org:9443", b"s" * 16, b"c" * 32).text().encode()],
-        read=lambda data: InvitationCode.parse(data.decode("utf-8", "replace")),
+        read=from_text(InvitationCode.parse),
         refusals=(CodeInvalid,),
     ),
     Target(
@@ -277,7 +287,7 @@ TARGETS = (
         name="words of a hash",
         sender="people",
         made=lambda: [" ".join(words("ab" * 32)).encode(), b"cd" * 32],
-        read=lambda data: parse_words(data.decode("utf-8", "replace")),
+        read=from_text(parse_words),
         refusals=(ValueError,),
         most=20_000,  # a wrong word is compared with all 2,048
     ),
@@ -285,7 +295,7 @@ TARGETS = (
         name="proxy",
         sender="people",
         made=lambda: [b"http://user:pass@proxy.example.org:3128", b"env"],
-        read=lambda data: check_proxy(data.decode("utf-8", "replace")),
+        read=from_text(check_proxy),
         refusals=(ProxyInvalid,),
     ),
 )
