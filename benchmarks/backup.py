@@ -21,10 +21,11 @@ from statistics import median
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import insert, make_url, text
+from sqlalchemy import insert, text
 
 from confide.coordinator.federation import Settings, backup, create_home
 from confide.coordinator.store import LedgerReplica, Store
+from confide.coordinator.store.place import parse_database
 from confide.coordinator.store.tables import LedgerRow, Round, Run, StudyRow
 from confide.privacy.accounting import Release
 from confide.privacy.ledger import canonical
@@ -160,7 +161,7 @@ def fill(store: Store, charges: int) -> None:
 
 def emptied(database: str) -> None:
     """Deletes all tables of a database that was made for this."""
-    store = Store(make_url(database).set(drivername="postgresql+psycopg"))
+    store = Store(parse_database(database))
     with store.session() as session:
         session.execute(text("DROP SCHEMA public CASCADE"))
         session.execute(text("CREATE SCHEMA public"))
