@@ -1,14 +1,17 @@
 """A few of the faults of `make faults`, in the federation that the other tests of this folder share."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from confide.coordinator.demo.processes import DemoFederation
+from confide.coordinator.errors import DemoFailed
 
 from .conftest import finish, start_run
 from .faults import checks
-from .faults.bench import Bench
+from .faults.attempts import attempt
+from .faults.bench import Bench, Missed, Stuck
 from .faults.damages import damage
 from .faults.flatness import slope
 from .faults.kills import kill
@@ -69,6 +72,30 @@ def test_a_slope_is_of_what_comes_after_the_start():
     grown = [(number, 5.0 + 0.25 * number) for number in range(0, 30, 3)]
     assert slope(filled) == pytest.approx(0, abs=1e-9)
     assert slope(grown) == pytest.approx(0.25)
+
+
+class Idle(Bench):
+    """Runs nothing: only what is written of a fault is looked at."""
+
+    def ensure_run(self, *, needs: int = 8) -> None: ...
+
+    def mend(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("error", "is_done"),
+    [(Stuck("no commit"), True), (DemoFailed("no start"), True), (sqlite3.DatabaseError("damaged"), True),
+     (Missed("no process"), False)],
+    ids=lambda each: type(each).__name__,
+)  # fmt: skip
+def test_a_fault_from_which_nothing_comes_back_is_a_problem_and_a_missed_one_was_not_made(tmp_path, error, is_done):
+    def fault(planned: Outcome) -> Outcome:
+        raise error
+
+    outcomes = Outcomes(tmp_path / "outcomes.jsonl")
+    attempt(Idle(tmp_path, rounds=1), outcomes, Outcome(group="kill", fault="kill -9", target="driver"), fault)
+    (found,) = outcomes.read()
+    assert (found.is_done, found.problems) == (is_done, [str(error)] if is_done else [])
 
 
 def test_the_page_keeps_its_words_and_gets_the_newest_of_each_fault(tmp_path: Path):
