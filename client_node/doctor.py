@@ -208,15 +208,20 @@ def _party(node: _Node) -> Iterable[Finding]:
 
 def _party_address(node: _Node) -> Finding:
     name, address = "aggregator's address", node.enrolment.party_address or ""
-    host, _, port = address.rpartition(":")
+    listen = site_policy.load_node_policy(node.home).party.listen or address
+    host, _, port = listen.rpartition(":")
     if node.is_served:
         return Finding(name, "ok", f"{address}; the daemon runs and takes it in each run")
     try:
         with socket.create_server((host.strip("[]"), int(port)), family=_family(host)):
-            return Finding(name, "ok", f"{address} is free; whether the other two reach it shows in the first run only")
+            where = address if listen == address else f"{listen}, where {address} has to lead,"
+            return Finding(name, "ok", f"{where} is free; whether the other two reach it shows in the first run only")
     except (OSError, ValueError) as err:
-        remedy = "it must be an address of this machine and a free port; else enrol under a new name with another one"
-        return Finding(name, "failed", f"cannot listen on {address!r}: {err}", remedy)
+        remedy = (
+            "it must be an address of this machine and a free port; behind a router or in a container, name one as "
+            "party.listen in site.toml"
+        )
+        return Finding(name, "failed", f"cannot listen on {listen!r}: {err}", remedy)
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -5,6 +5,7 @@ Default deny: a fresh site has approved nothing, and a policy that cannot be rea
 
 import datetime as dt
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,10 +250,24 @@ class PeoplePolicy(StrictModel):
     four_eyes: bool = False  # an approval, or a cap that allows more, takes two logins of the operating system
 
 
+def _is_listenable(value: str) -> str:
+    found = re.fullmatch(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})", value)
+    if found is None or not 0 < int(found[1]) < 2**16:
+        raise rule("HOST:PORT of this machine, such as 0.0.0.0:7001")
+    return value
+
+
+class PartyPolicy(StrictModel):
+    """Settings of a node that aggregates."""
+
+    listen: Annotated[str, AfterValidator(_is_listenable)] | None = None  # None: at its address in the federation
+
+
 class NodePolicy(StrictModel):
     """The part of the policy that holds for every node, also for one that only aggregates."""
 
     studies: StudyPolicy = Field(default_factory=StudyPolicy)
+    party: PartyPolicy = PartyPolicy()
     schedule: SchedulePolicy = SchedulePolicy()
     policy: PeoplePolicy = PeoplePolicy()
 

@@ -22,6 +22,7 @@ from ...mpc.sharing.sealing import max_envelope_bytes, signed_position
 from ...mpc.sharing.shares import set_name
 from ..errors import LedgerOutdated, MessageInvalid, RunEnded, ShareMissing
 from ..files import damaged, read_json, read_own, write_private
+from ..policy.site_policy import load_node_policy
 from ..study import Study
 from ..wire.chunks import PART_BYTES
 from ..wire.messages import MAX_INLINE, AggregateOrder, Deposit, KeyCertificate
@@ -256,6 +257,7 @@ class AggregatorRole:
             pins=(parties[0].certificate, parties[1].certificate, parties[2].certificate),
             journal=self._home / "journal",
             timeout_s=_PATIENCE_S,
+            listen=load_node_policy(self._node_home).party.listen,
         )
         if self._party is None or self._config != wanted:
             self.stop()

@@ -82,6 +82,17 @@ def test_an_aggregator_s_port_that_is_taken_is_found(site):
     assert doctor._party_address(doctor._Node(site.home)).state == "ok"
 
 
+def test_an_aggregator_behind_a_router_is_looked_at_where_it_listens(site):
+    facts = json.loads((site.home / "enrolment.json").read_text())
+    (site.home / "enrolment.json").write_text(json.dumps(facts | {"party_address": "agg.example.org:7001"}))
+    assert "party.listen" in doctor._party_address(doctor._Node(site.home)).remedy
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    site.write(("[limits]", f'[party]\nlisten = "127.0.0.1:{port}"\n[limits]'))
+    found = doctor._party_address(doctor._Node(site.home))
+    assert (found.state, "agg.example.org:7001 has to lead" in found.detail) == ("ok", True)
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_crypten_is_imported_in_a_process_of_its_own():

@@ -228,3 +228,16 @@ def test_an_emptied_policy_of_an_aggregator_lets_nothing_run_either(site):
     (site.home / "site.toml").write_text("")
     with pytest.raises(PolicyInvalid, match="was it emptied"):
         approved_study(site.home, study.study_hash)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:7001", "[::1]:65535", "agg.example.org:1"])
+def test_a_place_to_listen_at_is_taken(site, listen):
+    site.write(("[limits]", f'[party]\nlisten = "{listen}"\n[limits]'))
+    assert load_policy(site.home).party.listen == listen
+
+
+@pytest.mark.parametrize("listen", ["7001", "0.0.0.0", "0.0.0.0:0", "0.0.0.0:65536", "::1:7001", "a b:7001", "a:70-1"])
+def test_what_is_no_place_to_listen_at_is_refused(site, listen):
+    site.write(("[limits]", f'[party]\nlisten = "{listen}"\n[limits]'))
+    with pytest.raises(PolicyInvalid, match=r"party\.listen"):
+        load_policy(site.home)

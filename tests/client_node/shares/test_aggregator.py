@@ -1,4 +1,5 @@
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,6 +221,20 @@ def test_one_process_serves_a_study_and_pins_its_certificates(open_role, study, 
     assert parties[0].config.aggregator_id == 1
     assert parties[0].config.pins == tuple(party.certificate for party in study.aggregators)
     assert parties[0].config.addresses == tuple(party.address for party in study.aggregators)
+
+
+def test_a_party_listens_where_site_toml_says_and_another_place_takes_a_new_process(
+    open_role, study, parties, tmp_path
+):
+    role = open_role()
+    role.run_key(study, RUN)
+    (tmp_path / "enrolment.json").write_text(json.dumps({
+        "name": "agg-b", "roles": ["aggregate"], "address": "fed.example:9443", "coordinator": "ab" * 32,
+    }))  # fmt: skip
+    (tmp_path / "site.toml").write_text('[party]\nlisten = "0.0.0.0:7001"\n')
+    role.run_key(study, RUN)
+    assert [party.config.listen for party in parties] == [None, "0.0.0.0:7001"]
+    assert parties[0].config.addresses == parties[1].config.addresses == tuple(p.address for p in study.aggregators)
 
 
 def test_studies_of_the_same_aggregators_share_one_process(open_role, study, make_study, parties):
