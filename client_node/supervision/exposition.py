@@ -4,7 +4,6 @@ No collector of the library's own is used: processor time, memory and garbage co
 the records that a step draws.
 """
 
-import os
 import shutil
 import sys
 import time
@@ -81,13 +80,6 @@ def of_disk(folder: Path) -> Iterator[Metric]:
     usage = shutil.disk_usage(folder)
     yield gauge("disk_free_bytes", "Free bytes of the home folder's disk.", usage.free)
     yield gauge("disk_size_bytes", "Size of the home folder's disk.", usage.total)
-
-
-def of_database(path: Path) -> Metric:
-    """Tells the size of a SQLite database, its log of writes included. Raises OSError."""
-    files = (path, path.with_name(path.name + "-wal"))
-    size = sum(os.stat(each).st_size for each in files if each.exists())
-    return gauge("database_bytes", "Size of the database and its log of writes.", size)
 
 
 def of_certificates(found: Mapping[tuple[str, str], bytes]) -> Metric:

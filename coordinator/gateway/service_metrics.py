@@ -103,7 +103,6 @@ class ServiceMetrics:
         )  # fmt: skip
         yield exposition.counter("gate_sent_bytes", "Bytes of all answers of the gate.", self.gate.sent_bytes)
         yield from exposition.of_disk(self.home)
-        yield exposition.of_database(self.home / "coordinator.db")
         stored: list[Metric] = []
         try:
             stored += self._of_store()
@@ -120,6 +119,7 @@ class ServiceMetrics:
     def _of_store(self) -> "Iterator[Metric]":
         yield from self._of_members()
         yield exposition.of_certificates(self._certificates())
+        yield exposition.gauge("database_bytes", "Size of the database.", self.store.size_bytes())
         figures = self.store.figures()
         yield exposition.gauges(
             "runs", "Runs by state.", ("state",), {(state.value,): figures.runs.get(state, 0) for state in RunState}

@@ -316,6 +316,13 @@ class Store:
             rounds, sent = session.execute(summed).one()
         return Figures(runs=runs, rounds=rounds, bytes_per_site=int(sent))
 
+    def size_bytes(self) -> int:
+        """Asks the database for its size, in bytes."""
+        size = "page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+        with self.session() as session:
+            asked = size if self._is_sqlite else "pg_database_size(current_database())"
+            return int(session.execute(text(f"SELECT {asked}")).scalar_one())
+
     def last_commit(self, run_id: str) -> tuple[int, float]:
         """Finds the number of a run's last committed round, and when that was (0, 0 before the first)."""
         newest = select(Round.number, Round.committed_at).where(Round.run == run_id).order_by(Round.number.desc())

@@ -129,6 +129,7 @@ def test_runs_are_counted_and_those_that_are_not_over_followed(metrics, federati
     with federation.store.session() as session:
         session.add_all(rows)
     found = samples(metrics)
+    assert found["confide_database_bytes",] > 100_000
     label = ("one", study.draft.name)
     assert found["confide_runs", "running"] == 1
     assert found["confide_runs", "done"] == 2
