@@ -56,17 +56,25 @@ class DemoFederation:
         return self.folder / "nodes" / name
 
     def found(
-        self, name: str, site_toml: Mapping[str, str], study_toml: Path, *, unprotected: bool = False, runs: int = 1
+        self,
+        name: str,
+        site_toml: Mapping[str, str],
+        study_toml: Path,
+        *,
+        unprotected: bool = False,
+        runs: int = 1,
+        init: Sequence[str] = (),
     ) -> str:
         """Makes the federation: init, invitations, enrolments, policies, study, approvals. Returns the study's hash.
 
         Args:
             unprotected: True to let every site approve a study without privacy.
             runs: the number of runs that every node approves.
+            init: more options of `coordinator init`.
         """
         gate, superlink, *party_ports = free_ports(2 + len(self.aggregators))
         self.command("coordinator", "init", "--home", str(self.home), "--federation", name, "--host", _HOST,
-                     "--port", str(gate), "--superlink-port", str(superlink))  # fmt: skip
+                     "--port", str(gate), "--superlink-port", str(superlink), *init)  # fmt: skip
         self.start_coordinator()
         addresses = {party: f"{_HOST}:{port}" for party, port in zip(self.aggregators, party_ports, strict=True)}
         fingerprints = self._each(lambda node: self._enrol(node, addresses.get(node)), self.nodes)

@@ -19,7 +19,7 @@ from ..client_node.conftest import STUDY_TOML, certificate_of, changed, identity
 if TYPE_CHECKING:
     from confide.client_node.study.study import Study
 
-    from ..postgresql import Cluster
+    from ..system.postgresql import Cluster
 
 SITES, PARTIES = ("other", "svi", "svhc", "rest"), ("agg-a", "agg-b", "agg-c")
 
@@ -75,7 +75,7 @@ def empty_store(tmp_path: Path, _empty_database: bytes) -> Iterator[Store]:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator["Cluster"]:
     """A PostgreSQL server; whoever asks for it starts processes."""
-    from ..postgresql import cluster
+    from ..system.postgresql import cluster
 
     with cluster() as made:
         yield made

@@ -28,7 +28,7 @@ from confide.coordinator.store.states import RunState
 from confide.privacy.ledger import backup as ledger_file
 from confide.privacy.ledger.ledger import Ledger
 
-from ..postgresql import Cluster, cluster
+from ..system.postgresql import Cluster, cluster
 from .homes import COORDINATOR, WIDE, Homes, Noting, call, done, found, nodes_at, quicken, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]

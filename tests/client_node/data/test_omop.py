@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from confide.client_node.data.tables import Problems, open_table
 from confide.client_node.policy.sources import SqlQuery
 
-from ...postgresql import postgresql_server
+from ...system.postgresql import postgresql_server
 
 pytestmark = pytest.mark.process
 PAGE = (Path(__file__).parents[3] / "docs" / "records.md").read_text()

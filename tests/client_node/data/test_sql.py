@@ -31,7 +31,7 @@ from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.policy.sources import SqlQuery
 from confide.client_node.training import warm_model
 
-from ...postgresql import postgresql_server
+from ...system.postgresql import postgresql_server
 from ..conftest import Site
 from ..test_node import Desk, make_desk, prepare
 

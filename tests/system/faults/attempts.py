@@ -1,7 +1,6 @@
 """Makes planned faults one after the other: what was done before is left out, and one that fails stops no other."""
 
 import re
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +8,7 @@ from dataclasses import replace
 from confide.coordinator.errors import DemoFailed
 
 from . import checks
-from .bench import Bench, Missed, Stuck
+from .bench import UNREADABLE, Bench, Missed, Stuck
 from .outcomes import Outcome, Outcomes
 
 
@@ -29,7 +28,7 @@ def attempt(
     except Missed as err:
         outcomes.add(replace(planned, told=f"not done: {err}"))
         bench.mend()
-    except (Stuck, DemoFailed, sqlite3.Error) as err:  # what does not come back is a problem of the fault
+    except (Stuck, DemoFailed, *UNREADABLE) as err:  # what does not come back is a problem of the fault
         outcomes.add(replace(planned, problems=[str(err)]))
         bench.mend()
 
@@ -37,7 +36,7 @@ def attempt(
 def _ensure_run(bench: Bench, needs: int) -> None:
     try:
         bench.ensure_run(needs=needs)
-    except (Stuck, DemoFailed, sqlite3.Error) as err:
+    except (Stuck, DemoFailed, *UNREADABLE) as err:
         raise Missed(str(err)) from err
 
 

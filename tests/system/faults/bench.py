@@ -14,13 +14,17 @@ from contextlib import closing
 from pathlib import Path
 
 import psutil
+import psycopg
 
+from confide.client_node.enrolment import Enrolment
 from confide.client_node.study.terms import load_draft
-from confide.coordinator.demo.processes import DemoFederation
+from confide.coordinator.demo.processes import DemoFederation, free_ports
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 
 from ..conftest import MARK, PARTIES, ROUNDS, SITES, STUDY_TOML, private_study, site_toml
+from ..postgresql import Cluster
+from .proxy import Link
 
 THREE = SITES[:3]
 SITE, PARTY = "south", "agg-b"  # those that faults happen to
@@ -35,6 +39,9 @@ SUPERLINK, WORKER, PARTY_CHILD, TRAINER = (
 )  # fmt: skip
 
 
+UNREADABLE = (sqlite3.Error, psycopg.Error)  # a database that is away, damaged or being recovered
+
+
 class Stuck(Exception):
     """Nothing moved for too long."""
 
@@ -46,12 +53,23 @@ class Missed(Exception):
 class Bench:
     """The federation, its reference run and the run that is disturbed; `found` makes it, `close` ends it."""
 
-    def __init__(self, folder: Path, *, rounds: int, is_private: bool = False, has_trainer: bool = False) -> None:
-        self.folder, self.rounds = folder, rounds
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rounds: int,
+        is_private: bool = False,
+        has_trainer: bool = False,
+        server: Cluster | None = None,
+    ) -> None:
+        """Starts nothing yet; with a `server` the coordinator keeps its records in a database there."""
+        self.folder, self.rounds, self.server = folder, rounds, server
         self.is_private, self._has_trainer = is_private, has_trainer
         self.federation = DemoFederation(folder / "run", THREE, PARTIES)
         self.home = self.federation.home
+        self.party_link: Link | None = None  # by which the other aggregators reach the one that faults happen to
         self.mark = secrets.token_hex(8)
+        self._url = ""
         self.reference: dict[int, str] = {}  # round -> hash of the state, of the undisturbed run
         self.run = ""
 
@@ -82,8 +100,15 @@ class Bench:
         policies = {site: site_toml(self.folder, site) for site in THREE}
         if self._has_trainer:
             policies[WORKED_SITE] += "workers = 1\n"
-        runs = 1 if self.is_private else APPROVED_RUNS
-        self.federation.found("tiny", policies, study_toml, unprotected=not self.is_private, runs=runs)
+        (port,) = free_ports(1)
+        policies[PARTY] = f'[party]\nlisten = "127.0.0.1:{port}"\n'
+        runs, database = 1 if self.is_private else APPROVED_RUNS, list[str]()
+        if self.server is not None:
+            self._url = self.server.url(is_empty=True).set(drivername="postgresql").render_as_string()
+            database = ["--database", self._url]
+        self.federation.found("tiny", policies, study_toml, unprotected=not self.is_private, runs=runs, init=database)
+        address = str(Enrolment.load(self.node(PARTY)).party_address)
+        self.party_link = Link(port=int(address.rpartition(":")[2]), target=port)
         self.federation.bring_up()
 
     def _study(self) -> str:
@@ -96,6 +121,8 @@ class Bench:
     def close(self) -> None:
         """Ends every process."""
         self.federation.shut_down()
+        if self.party_link is not None:
+            self.party_link.end()
         os.environ.pop(MARK, None)
 
     def start_run(self) -> str:
@@ -138,7 +165,10 @@ class Bench:
         return dict(self.query("select number, state_hash from round where run = ?", run))
 
     def query(self, words: str, *values: object, database: Path | None = None) -> list[tuple]:
-        """Reads a database as it is at this moment; nothing is held afterwards."""
+        """Reads the coordinator's database, or a file, as it is at this moment; nothing is held afterwards."""
+        if self._url and database is None:
+            with psycopg.connect(self._url, connect_timeout=20) as server:
+                return server.execute(words.replace("?", "%s"), values).fetchall()
         path = database or self.home / "coordinator.db"
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as connection:
             return connection.execute(words, values).fetchall()
@@ -151,7 +181,7 @@ class Bench:
             try:
                 if claim():
                     return time.monotonic() - start
-            except sqlite3.Error as err:  # the database is not there, or is being recovered
+            except UNREADABLE as err:
                 with_trouble = err
             if time.monotonic() - start > seconds:
                 raise Stuck(f"{what}: not within {seconds:.0f} s; the run is {self._told()}") from with_trouble
@@ -160,7 +190,7 @@ class Bench:
     def _told(self) -> str:
         try:
             return " | ".join(self.row())
-        except sqlite3.Error as err:
+        except UNREADABLE as err:
             return f"unknown ({err})"
 
     def pid(self, kind: str) -> int | None:

@@ -1,13 +1,12 @@
 """The promises that a fault must not break, looked up in the files of everybody after each fault."""
 
 import json
-import sqlite3
 import time
 from collections import Counter
 
 import psutil
 
-from .bench import PARTY_CHILD, TRAINER, WORKER, Bench
+from .bench import PARTY_CHILD, TRAINER, UNREADABLE, WORKER, Bench
 
 _ENDED_WITHIN_S = 20.0
 
@@ -16,7 +15,7 @@ def look(bench: Bench, *, is_over: bool = False) -> list[str]:
     """Lists the problems of now in words; `is_over` once the run is, when nothing may be under way any more."""
     try:
         found = [*_states(bench), *_ledgers(bench, is_over)]
-    except sqlite3.Error as err:
+    except UNREADABLE as err:
         found = [f"a database cannot be read: {err}"]
     return [*found, *_orphans(bench)]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import clocks, damages, disks, flatness, halts, kills, links
+from ..postgresql import Cluster, server
+from . import clocks, damages, databases, disks, flatness, halts, kills, links
 from .bench import Bench
 from .outcomes import Outcomes
 
@@ -17,11 +18,16 @@ ROUNDS = 60  # of a run that is disturbed; another one follows where they do not
 
 @contextmanager
 def _bench(
-    folder: Path, *, rounds: int = ROUNDS, has_trainer: bool = False, is_private: bool = False
+    folder: Path,
+    *,
+    rounds: int = ROUNDS,
+    has_trainer: bool = False,
+    is_private: bool = False,
+    database: Cluster | None = None,
 ) -> Iterator[Bench]:
     """A federation; its folder is deleted at the end."""
     home = Path(tempfile.mkdtemp(dir=folder))
-    bench = Bench(home, rounds=rounds, has_trainer=has_trainer, is_private=is_private)
+    bench = Bench(home, rounds=rounds, has_trainer=has_trainer, is_private=is_private, server=database)
     try:
         bench.found()
         yield bench
@@ -40,6 +46,12 @@ def _charges(folder: Path, outcomes: Outcomes, _: int) -> None:
         kills.kill_with_noise(bench, outcomes)
 
 
+def _databases(folder: Path, outcomes: Outcomes, _: int) -> None:
+    with server() as database, _bench(folder, database=database) as bench:
+        bench.run_undisturbed(20 * bench.rounds + 300)
+        databases.trouble_server(bench, outcomes)
+
+
 # Those that disturb a run without noise share one federation and its reference run.
 DISTURBING: dict[str, Callable[[Bench, Outcomes], None]] = {
     "kills": kills.kill_everywhere,
@@ -49,7 +61,11 @@ DISTURBING: dict[str, Callable[[Bench, Outcomes], None]] = {
     "halts": halts.halt_each,
     "clocks": clocks.step_each,
 }
-ALONE: dict[str, Callable[[Path, Outcomes, int], None]] = {"charges": _charges, "flatness": _flatness}
+ALONE: dict[str, Callable[[Path, Outcomes, int], None]] = {
+    "charges": _charges,
+    "databases": _databases,
+    "flatness": _flatness,
+}
 GROUPS = (*DISTURBING, *ALONE)
 
 

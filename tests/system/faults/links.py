@@ -1,102 +1,28 @@
-"""A link to the coordinator that is cut, held, delayed, slow or broken off in the middle of messages.
+"""A link that is cut, held, delayed, slow or broken off in the middle of messages.
 
-A node reaches its coordinator through a proxy of ours, as through a hospital's (`client-node proxy`).
+A node reaches its coordinator through a proxy of ours, as through a hospital's (`client-node proxy`), and one
+aggregator another, as through a router.
 """
 
-import random
-import socket
-import socketserver
-import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 
 from .attempts import after, attempt
 from .bench import PARTY, SITE, Bench
 from .outcomes import Outcome, Outcomes
 from .points import BY_NAME, reach
+from .proxy import Link
 
 TROUBLED_S = 15.0
-_CHUNK = 1 << 14
-
-
-class Link(socketserver.ThreadingTCPServer):
-    """A CONNECT proxy on loopback whose `trouble` may be set at any time; seeded, so that breaks can be repeated."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Tunnel)
-        self.trouble = ""
-        self.chance = random.Random("confide links")
-        self._open: set[socket.socket] = set()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        """Setting of `client-node proxy`."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def begin(self, trouble: str) -> None:
-        """Sets the trouble; a cut ends what is open."""
-        self.trouble = trouble
-        if trouble == "cut":
-            self.cut()
-
-    def cut(self) -> None:
-        """Ends every open connection."""
-        for one in list(self._open):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def pump(self, source: socket.socket, sink: socket.socket) -> None:
-        """Passes on what comes, as the trouble of the moment allows."""
-        self._open.add(source)
-        until_break = self.chance.randrange(200, 20_000)
-        with suppress(OSError):
-            while data := source.recv(_CHUNK):
-                while self.trouble == "held":
-                    time.sleep(0.05)
-                if self.trouble == "delayed by 0.5 s":
-                    time.sleep(0.5)
-                if self.trouble == "8 KiB/s":
-                    time.sleep(len(data) / 8192)
-                if self.trouble == "broken off":
-                    until_break -= len(data)
-                    if until_break < 0:
-                        sink.sendall(data[: len(data) // 2])  # half of it
-                        break
-                sink.sendall(data)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._open.discard(source)
-
-
-class _Tunnel(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        link: Link = self.server  # type: ignore[assignment]
-        target = self.rfile.readline().decode().split()[1]
-        while self.rfile.readline().strip():
-            pass
-        if link.trouble == "cut":
-            return
-        host, _, port = target.rpartition(":")
-        with socket.create_connection((host, int(port))) as far:
-            self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=link.pump, args=(far, self.connection), daemon=True)
-            back.start()
-            link.pump(self.connection, far)
-            back.join()
-
 
 _POINTS = {SITE: ("sites are asked", "answer stored at the site"), PARTY: ("aggregators are ordered",)}
+_BETWEEN, _PARTY_POINTS = "two aggregators", ("round begun at the aggregator", "coins bound at the party")
 TROUBLES = ("cut", "held", "broken off", "delayed by 0.5 s", "8 KiB/s")
 
 
 def trouble_each(bench: Bench, outcomes: Outcomes) -> None:
-    """Troubles the links of a site and of an aggregator, in each way at one or two points."""
+    """Troubles a link of two aggregators, one of a site and one of an aggregator, in each way at one or two points."""
+    _trouble_parties(bench, outcomes)
     for owner, points in _POINTS.items():
         planned = [
             Outcome(group="link", fault=f"{trouble}, {TROUBLED_S:.0f} s", target=owner, point=point)
@@ -115,8 +41,19 @@ def trouble_each(bench: Bench, outcomes: Outcomes) -> None:
         finally:
             link.begin("")
             _go_through(bench, owner, "none")
-            link.shutdown()
-            link.server_close()
+            link.end()
+
+
+def _trouble_parties(bench: Bench, outcomes: Outcomes) -> None:
+    link = bench.party_link
+    assert link is not None
+    for trouble in TROUBLES:
+        for point in _PARTY_POINTS:
+            planned = Outcome(group="link", fault=f"{trouble}, {TROUBLED_S:.0f} s", target=_BETWEEN, point=point)
+            try:
+                attempt(bench, outcomes, planned, lambda planned: _trouble(bench, link, planned), needs=30)
+            finally:
+                link.begin("")
 
 
 def _go_through(bench: Bench, owner: str, url: str) -> None:

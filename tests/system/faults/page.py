@@ -14,7 +14,8 @@ BEGIN, END = "<!-- begin: tables by make faults -->", "<!-- end: tables by make 
 WITHIN_S = 30.0  # of the restart, or of the end of the fault, to the next commit
 _GROUPS = {
     "kill": "kills", "damage": "damaged files", "disk": "full disks", "link": "links", "halt": "halted processes",
-    "clock": "clocks", "kill, with noise": "kills with noise and charges", "flatness": "flatness",
+    "clock": "clocks", "database": "databases", "kill, with noise": "kills with noise and charges",
+    "flatness": "flatness",
 }  # fmt: skip
 _MOST = 260  # characters of a sentence in a table
 
@@ -41,7 +42,13 @@ def tables(outcomes: Sequence[Outcome]) -> str:
         parts += ["### kill -9, point by point", _matrix(kills)]
     if damages := groups.get("damage"):
         parts += ["### Damaged files", _damages(damages)]
-    for name, title in (("disk", "Full disks"), ("link", "Links"), ("halt", "Halted processes"), ("clock", "Clocks")):
+    for name, title in (
+        ("disk", "Full disks"),
+        ("link", "Links"),
+        ("halt", "Halted processes"),
+        ("clock", "Clocks"),
+        ("database", "A database that is away"),
+    ):
         if found := groups.get(name):
             parts += [f"### {title}", _plain(found)]
     if flatness := groups.get("flatness"):
