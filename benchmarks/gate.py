@@ -99,6 +99,13 @@ def serve(home: Path, superlink: int, log: Path) -> None:
     store.close()
 
 
+def serve_alone(home: Path, log: Path) -> None:
+    """Serves a gate of a federation of nobody."""
+    Pki.create(home, [])
+    Store.create(home).close()
+    serve(home, free_port(), log)
+
+
 class Nodes:
     """Enrolled nodes that ask regularly, and note how long answers take."""
 
@@ -347,11 +354,13 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="one attacker in 17 has the nodes' own address")
     parser.add_argument("--odd-keys", type=int, default=0, help="so many mutated keys, without a network, instead")
     parser.add_argument("--json", action="store_true", help="one object a line")
-    for role, words in (("--gate", 3), ("--stub", 2), ("--attack", 2)):
+    for role, words in (("--gate", 3), ("--stub", 2), ("--attack", 2), ("--decoy", 2)):
         parser.add_argument(role, nargs=words, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.gate:
         return serve(Path(asked.gate[0]), int(asked.gate[1]), Path(asked.gate[2]))
+    if asked.decoy:
+        return serve_alone(Path(asked.decoy[0]), Path(asked.decoy[1]))
     if asked.stub:
         return serve_stub(Path(asked.stub[0]), int(asked.stub[1]))
     if asked.attack:

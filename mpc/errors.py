@@ -10,6 +10,7 @@ MpcError
 ├── JournalBroken      the record of released sets cannot be read or written
 ├── RuntimeUnsound     CrypTen is not the version whose random numbers and links were replaced
 ├── PartyLost          another party is silent, gone or out of step (also a ConnectionError)
+│   └── CheckBroken    the same after a norm check had begun, which counts as a try of it
 ├── PartyDied          this aggregator's own party process ended
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
@@ -72,6 +73,10 @@ class RuntimeUnsound(MpcError):
 
 class PartyLost(MpcError, ConnectionError):
     """A party that did not answer in time, closed its link or is out of step; the order may be repeated."""
+
+
+class CheckBroken(PartyLost):
+    """A party that was lost after the norm check of an order had begun; it may be tried a few times more."""
 
 
 class PartyDied(MpcError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...client_node.wire.messages import AggregateOrder, Packet, Reply, SetIncomplete, SetTaken, SignedTotal, sign
-from ...mpc.errors import TotalConflict, TotalForged
+from ...mpc.errors import CheckBroken, ChecksExhausted, TotalConflict, TotalForged
 from ...mpc.links.positions import History
 from ...mpc.sharing import Ring
 from ...mpc.sharing.ring import decode, read_total
@@ -42,6 +42,14 @@ _TOTALS_DIFFER = (
     "that all three had"
 )
 
+_CHECKS_EXHAUSTED = (
+    "the check of the vectors' lengths was broken off eight times, as happens while the link between two aggregators "
+    "breaks, and is not tried again: each try may tell a bit of a vector. Nothing of the round was opened, and its "
+    "charges stand. Have the aggregators' people mend the link between them, and start a new run: this one cannot go on"
+)
+_ENDS = {TotalConflict.__name__: _TOTALS_DIFFER, ChecksExhausted.__name__: _CHECKS_EXHAUSTED}
+_MOST_WAIT_S = 64.0  # so that the tries of a norm check last for minutes of a link that breaks again and again
+
 Answers = dict[str, tuple[Reply, Packet]]  # verified, by aggregator
 
 
@@ -59,13 +67,13 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
     """Asks the aggregators for the total of `updates` until all three sign one total of one set of sites.
 
     Raises:
-        AggregationFailed: they sign different sets or totals, cannot sum any set that the study allows, or make no
-            progress.
+        AggregationFailed: they sign different sets or totals, cannot sum any set that the study allows, have tried the
+            check of the vectors' lengths too often, or make no progress.
     """
     run = round_.run
     summed = run.folder.fixed_set(round_.number) or tuple(sorted(updates))
     delivery, most = Delivery(run, round_.number), 0
-    deadline = time.monotonic() + questions.PATIENCE_S
+    deadline, wait = time.monotonic() + questions.PATIENCE_S, questions.RETRY_S
     senders = itertools.cycle(run.parties)  # one that sends another total than it signs is not asked again at once
     while True:
         sender = next(senders)
@@ -100,7 +108,22 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
             raise AggregationFailed(
                 f"{round_.title} was not aggregated in {questions.PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
             )
-        time.sleep(questions.RETRY_S)
+        is_broken = any(CheckBroken.__name__ in why for why in problems.values())
+        if is_broken:
+            wait = min(2 * wait, _MOST_WAIT_S)
+            _rest(round_, wait)
+        else:
+            wait = questions.RETRY_S
+            time.sleep(wait)
+
+
+def _rest(round_: RoundContext, seconds: float) -> None:
+    """Waits before the aggregators are asked again, alive and ready to stop."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        round_.run.stop_if_asked()
+        round_.run.beat(f"{round_.title}: aggregators lost each other in a check, {left:.0f} s until the next try")
+        time.sleep(min(left, questions.RETRY_S))
 
 
 def opened_total(round_: RoundContext, agreed: AgreedTotal) -> np.ndarray:
@@ -140,7 +163,8 @@ def _order(
     """Orders the sum once; returns verified answers by aggregator, and the reasons why the others have none.
 
     Raises:
-        AggregationFailed: an aggregator says that the three do not have one total.
+        AggregationFailed: an aggregator says that the three do not have one total, or that the check of the vectors'
+            lengths was tried too often.
     """
     run, attempt = round_.run, secrets.randbelow(2**31)
     hashes = {f"history-{place}": told[site].records for place, site in enumerate(summed)}
@@ -158,11 +182,11 @@ def _order(
     }  # fmt: skip
     found: Answers = {}
     problems = dict.fromkeys(run.parties, "no answer in time")
-    totals_differ = False
+    ends: set[str] = set()
     for name, answer in verified_answers(run, "aggregate", requests, SignedTotal, SetTaken, SetIncomplete):
         if isinstance(answer, NodeFailure):
             delivery.forget(name, answer)
-            totals_differ = totals_differ or answer.error == TotalConflict.__name__
+            ends |= {answer.error} & _ENDS.keys()
         if not isinstance(answer, tuple):
             problems[name] = str(answer)
             continue
@@ -172,8 +196,8 @@ def _order(
             continue
         found[name] = answer
         problems[name] = _PROBLEMS.get(message.kind, "")
-    if totals_differ:
-        raise AggregationFailed(f"{round_.title}: {_TOTALS_DIFFER}")
+    if ends:
+        raise AggregationFailed(f"{round_.title}: {' '.join(_ENDS[error] for error in sorted(ends))}")
     return found, {name: why for name, why in problems.items() if why}
 
 

@@ -14,7 +14,8 @@ a round is bound to one set.
 
 import hmac
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..crypten.sums import SharedTotal, masked_sketch, opened_rows
 from ..errors import (
+    CheckBroken,
     CohortTooSmall,
     EnvelopeRejected,
     EnvelopeUnreadable,
@@ -143,7 +145,7 @@ def aggregate(
         SetConflict: a party has bound the round to another set; all three raise it.
         TotalConflict: the three do not have the same total, or this party has bound the round to another one.
         JournalBroken: this party's disk did not take the binding.
-        PartyLost: another party is gone or silent.
+        PartyLost: another party is gone or silent; as `CheckBroken` if the norm check had begun.
         CommitmentBroken: another party tried to choose what must be random, or changed its mind between attempts.
         ChecksExhausted: a vector's check has been tried too often.
     """
@@ -166,11 +168,12 @@ def aggregate(
             if summand.site in rejected:
                 total.subtract(summand.submission.share, summand.context)
     binding = Binding(_set_digest(order, kept, submissions, added), kept)
-    _refuse_other_set(order, binding, links, journal)
-    journal.bind(order.round_id, binding)
-    links.all_gather("DONE", b"", 0)  # nobody gives its share before all have bound
-    opened = total.open()
-    _bind_total(order, opened, links, journal)
+    with _counted_try() if order.rows else nullcontext():
+        _refuse_other_set(order, binding, links, journal)
+        journal.bind(order.round_id, binding)
+        links.all_gather("DONE", b"", 0)  # nobody gives its share before all have bound
+        opened = total.open()
+        _bind_total(order, opened, links, journal)
     logger.info("round %d: opened the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
     left_out = tuple(site for site in complete if site in rejected)
     return OpenedTotal(
@@ -242,11 +245,21 @@ def _add_checked(
     rejected: set[str] = set()
     for bound in sorted({summand.norm_bound for summand in summands}):
         alike = [place for place, summand in enumerate(summands) if summand.norm_bound == bound]
-        verdicts = judge(opened[alike], mask_words[alike], limits(bound, order.ring_bits, order.rows))
+        with _counted_try():
+            verdicts = judge(opened[alike], mask_words[alike], limits(bound, order.ring_bits, order.rows))
         rejected |= {summands[place].site for place, is_long in zip(alike, verdicts, strict=True) if is_long}
     for site in sorted(rejected):
         logger.warning("round %d: site %s is left out: its vector is longer than the study allows", order.round, site)
     return frozenset(rejected)
+
+
+@contextmanager
+def _counted_try() -> Iterator[None]:
+    """Tells the loss of a party after which this try of the norm check counts from one before."""
+    try:
+        yield
+    except PartyLost as err:
+        raise CheckBroken(str(err)) from err
 
 
 def _require_enough(order: Order, kept: tuple[str, ...], rejected: frozenset[str], *, is_topped: bool) -> None:

@@ -18,6 +18,7 @@ from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
 from confide.coordinator.errors import (
+    AggregationFailed,
     LeaseLost,
     RunRefused,
     RunStopped,
@@ -29,7 +30,7 @@ from confide.coordinator.errors import (
 )
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.run import questions, rounds
+from confide.coordinator.run import aggregation, questions, rounds
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
@@ -402,6 +403,32 @@ def test_a_stopped_run_ends_between_questions_and_goes_on_later(desk):
     put_in_state(desk.store, "run-1", "running")
     desk.drive(fleet)
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_check_that_breaks_is_tried_after_longer_and_longer_waits(desk, monkeypatch):
+    clock, asked = PlayedTime(), []
+    monkeypatch.setattr(aggregation, "time", clock)
+    monkeypatch.setattr(questions, "RETRY_S", 1.0)
+    broken = NodeFailure(reason="failed", error="CheckBroken")
+
+    def lose(kind: str, name: str) -> NodeFailure | None:
+        if (kind, name) != ("aggregate", "agg-b") or len(asked) > 4:
+            return None
+        asked.append(clock.now)
+        return broken
+
+    desk.drive(FakeFleet(desk.study, before=lose))
+    assert np.diff(asked).tolist() == [2.0, 4.0, 8.0, 16.0]
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_check_that_is_not_tried_again_ends_the_run_with_what_to_do(desk):
+    exhausted = NodeFailure(reason="failed", error="ChecksExhausted")
+    fleet = FakeFleet(
+        desk.study, before=lambda kind, name: exhausted if (kind, name) == ("aggregate", "agg-b") else None
+    )
+    with pytest.raises(AggregationFailed, match=r"broken off eight times.*start a new run"):
+        desk.drive(fleet)
 
 
 def test_a_reply_signed_by_another_site_counts_as_none(desk, monkeypatch):

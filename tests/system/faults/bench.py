@@ -160,6 +160,11 @@ class Bench:
         """Number of the last committed round."""
         return int(self.query("select coalesce(max(number), 0) from round where run = ?", self.run)[0][0])
 
+    def wait_rounds(self, count: int) -> None:
+        """Waits for so many more commits. Raises `Stuck`."""
+        last = self.committed() + count
+        self.wait(lambda: self.committed() >= last, f"round {last}", 20.0 * count + STUCK_S)
+
     def states(self, run: str) -> dict[int, str]:
         """Hash of the state after each committed round."""
         return dict(self.query("select number, state_hash from round where run = ?", run))

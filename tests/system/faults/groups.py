@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..postgresql import Cluster, server
-from . import clocks, damages, databases, disks, flatness, halts, kills, links
+from . import clocks, damages, databases, disks, flatness, floods, halts, kills, links
 from .bench import Bench
 from .outcomes import Outcomes
 
@@ -55,11 +55,13 @@ def _databases(folder: Path, outcomes: Outcomes, _: int) -> None:
 # Those that disturb a run without noise share one federation and its reference run.
 DISTURBING: dict[str, Callable[[Bench, Outcomes], None]] = {
     "kills": kills.kill_everywhere,
+    "pairs": kills.kill_two,
     "damages": damages.damage_each,
     "disks": disks.fill_each,
     "links": links.trouble_each,
     "halts": halts.halt_each,
     "clocks": clocks.step_each,
+    "floods": floods.flood_each,
 }
 ALONE: dict[str, Callable[[Path, Outcomes, int], None]] = {
     "charges": _charges,

@@ -1,8 +1,11 @@
-"""kill -9 of each kind of process at each named point of a round."""
+"""kill -9 of each kind of process at each named point of a round, and of two at once."""
 
+import itertools
 import os
+import random
 import signal
 import time
+from contextlib import suppress
 
 from . import checks
 from .attempts import after, attempt
@@ -34,23 +37,23 @@ _WITH_NOISE = (
     ("MPC party", "sketches bound at the party"),
     ("MPC party", "total bound at the party"),
 )
+_AND = " and "
 _STARTED_BY_US = ("coordinator", SITE, PARTY)  # a supervisor starts them again; the others have a parent that does
 
 
 def kill(bench: Bench, planned: Outcome, *, first: int = 0) -> Outcome:
-    """Kills a process at a point of the run; a supervisor starts it again at once, unless its parent does."""
+    """Kills the target, or both, at a point; a supervisor starts it again at once, unless its parent does."""
     reach(bench, BY_NAME[planned.point], first=first)
     before = bench.committed()
-    name = KINDS[planned.target]
-    pid = bench.pid(name)
-    if pid is None:
-        raise Missed(f"there is no {planned.target}")
-    if name in _STARTED_BY_US:
-        bench.federation.kill(name)
-    else:
-        os.kill(pid, signal.SIGKILL)
+    pids = {KINDS[kind]: bench.pid(KINDS[kind]) for kind in planned.target.split(_AND)}
+    for name, pid in pids.items():
+        if pid is None:
+            raise Missed(f"there is no {name}")
+        with suppress(ProcessLookupError):  # the other one was its parent
+            os.kill(pid, signal.SIGKILL)
     start = time.monotonic()
-    if name in _STARTED_BY_US:
+    for name in [name for name in pids if name in _STARTED_BY_US]:
+        bench.federation.kill(name)  # which has ended
         bench.restart(name)
     return after(bench, planned, start, before)
 
@@ -62,6 +65,15 @@ def kill_everywhere(bench: Bench, outcomes: Outcomes) -> None:
         for kind in KINDS:
             planned = Outcome(group="kill", fault="kill -9", target=kind, point=point.name)
             attempt(bench, outcomes, planned, lambda planned: kill(bench, planned))
+
+
+def kill_two(bench: Bench, outcomes: Outcomes) -> None:
+    """Kills each pair of kinds at once, at one point each, which chance names; the same ones every time."""
+    chance = random.Random("confide pairs")
+    for pair in itertools.combinations(KINDS, 2):
+        target, point = _AND.join(pair), chance.choice(POINTS).name
+        planned = Outcome(group="kill, two", fault="kill -9 of two", target=target, point=point)
+        attempt(bench, outcomes, planned, lambda planned: kill(bench, planned))
 
 
 def kill_with_noise(bench: Bench, outcomes: Outcomes) -> None:

@@ -13,9 +13,10 @@ from .points import POINTS
 BEGIN, END = "<!-- begin: tables by make faults -->", "<!-- end: tables by make faults -->"
 WITHIN_S = 30.0  # of the restart, or of the end of the fault, to the next commit
 _GROUPS = {
-    "kill": "kills", "damage": "damaged files", "disk": "full disks", "link": "links", "halt": "halted processes",
-    "clock": "clocks", "database": "databases", "kill, with noise": "kills with noise and charges",
-    "flatness": "flatness",
+    "kill": "kills", "kill, two": "two kills at once", "damage": "damaged files", "disk": "full disks", "link": "links",
+    "halt": "halted processes", "clock": "clocks", "database": "databases",
+    "kill, with noise": "kills with noise and charges",
+    "flood": "floods", "flatness": "flatness",
 }  # fmt: skip
 _MOST = 260  # characters of a sentence in a table
 
@@ -35,11 +36,13 @@ def tables(outcomes: Sequence[Outcome]) -> str:
         groups.setdefault(each.group, []).append(each)
     parts = [
         _machine(outcomes),
-        _summary([each for each in outcomes if each.group != "flatness"]),
+        _summary([each for each in outcomes if each.group not in ("flood", "flatness")]),
         _left([each.group for each in outcomes]),
     ]
     if kills := groups.get("kill"):
         parts += ["### kill -9, point by point", _matrix(kills)]
+    if pairs := groups.get("kill, two"):
+        parts += ["### kill -9 of two at once", _plain(pairs)]
     if damages := groups.get("damage"):
         parts += ["### Damaged files", _damages(damages)]
     for name, title in (
@@ -51,6 +54,8 @@ def tables(outcomes: Sequence[Outcome]) -> str:
     ):
         if found := groups.get(name):
             parts += [f"### {title}", _plain(found)]
+    if floods := groups.get("flood"):
+        parts += ["### Floods of strangers", _floods(floods)]
     if flatness := groups.get("flatness"):
         parts += ["### Flatness", _flatness(flatness)]
     return "\n\n".join(parts)
@@ -137,6 +142,19 @@ def _plain(found: Sequence[Outcome]) -> str:
         meanwhile = f"{each.figures['rounds meanwhile']:.0f}" if "rounds meanwhile" in each.figures else ""
         said = f"`{_short(each.told)}`" if each.told else ""
         lines.append(f"| {each.fault} | {each.target} | {each.point} | {meanwhile} | {seconds} | {said}{_bad(each)} |")
+    return "\n".join(lines)
+
+
+def _floods(found: Sequence[Outcome]) -> str:
+    heads = ("flood", "s a round: quiet, decoy, attack", "attack over decoy", "attack over quiet", "problems")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for each in found:
+        quiet, decoy, attack = (each.figures[name] for name in ("quiet", "decoy", "attack"))
+        problems = "; ".join(each.problems) or "none"
+        lines.append(
+            f"| {each.fault} | {quiet:.2f}, {decoy:.2f}, {attack:.2f} | {attack / decoy:.2f} | {attack / quiet:.2f} "
+            f"| {problems} |"
+        )
     return "\n".join(lines)
 
 
