@@ -64,6 +64,9 @@ class Register:
     def revoked_site(self, key: str) -> str | None:
         return None
 
+    def left_site(self, key: str) -> str | None:
+        return None
+
     def site_with_identity(self, identity: str) -> str | None:
         return None
 

@@ -27,6 +27,7 @@ ClientNodeError
 ├── CoordinatorUnreachable   nobody answers at the coordinator's address
 ├── CoordinatorRefused       the coordinator refuses this node
 ├── ProxyInvalid             a setting that names no HTTP proxy
+├── VersionRefused           this node and the coordinator have no protocol in common
 ├── FlowerUnsupported        Flower is installed in a version that this package does not know
 ├── PacketInvalid            a message that breaks the transport's limits
 ├── MessageInvalid           a message that is malformed, unsigned or makes no sense
@@ -195,6 +196,10 @@ class CoordinatorRefused(ClientNodeError):
 
 class ProxyInvalid(ClientNodeError, ValueError):
     """A setting that names no HTTP proxy; the message never repeats it, as it may hold a password."""
+
+
+class VersionRefused(ClientNodeError):
+    """A coordinator whose version has no protocol in common with this node's; the message says which to upgrade."""
 
 
 class FlowerUnsupported(ClientNodeError):

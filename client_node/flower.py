@@ -72,10 +72,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 
+from .. import versions
+from ..versions import OWN, Speaks
 from .enrolment import Enrolment, NodeIdentity, outbound
 from .enrolment.identity import wire_form
 from .enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
-from .errors import PacketInvalid
+from .errors import PacketInvalid, VersionRefused
 from .wire import one_body
 from .wire.messages import Packet
 
@@ -115,10 +117,17 @@ class Connection:
         self._client = outbound.open_client(enrolment.address, context, enrolment.proxy, _CALL_S)
         self._url = f"https://{enrolment.address}"
         self._key, self._hello, self._on_sent = identity.transport_key, hello, on_sent
+        self._name = identity.name
+        self.gate: Speaks | None = None  # what the coordinator speaks, as it told last
         self.public_key = wire_form(identity.transport_public)
 
     def call(self, name: str, request: Any, answer_type: Callable[[], T], *, timeout: float = _CALL_S) -> T:
-        """Sends one call of the Fleet protocol. Raises what httpx raises, and for a refusal `httpx.HTTPStatusError`."""
+        """Sends one call of the Fleet protocol.
+
+        Raises:
+            VersionRefused: this version and the coordinator's have no protocol in common.
+            httpx.HTTPError: what httpx raises, and for a refusal `httpx.HTTPStatusError`.
+        """
         answer = answer_type()
         content = request.SerializeToString(deterministic=True)
         answer.ParseFromString(self.post(_FLEET + name, content, timeout=timeout))  # type: ignore[attr-defined]
@@ -133,7 +142,19 @@ class Connection:
             self._url + path, content=content, headers=headers | self._signed(), timeout=timeout
         )
         self._on_sent(len(content))
+        self._require_common(response)
         return response.raise_for_status().content
+
+    def _require_common(self, response: httpx.Response) -> None:
+        """Notes what the coordinator speaks, where it tells. Raises `VersionRefused` unless that is ours as well."""
+        if (told := response.headers.get(versions.HEADER)) is None:
+            return
+        try:
+            self.gate = Speaks.read(told)
+        except ValueError as err:
+            raise VersionRefused("the coordinator's version cannot be read; upgrade this node first") from err
+        if self.gate.common(OWN) is None:
+            raise VersionRefused(versions.apart(self._name or "this node", OWN, self.gate))
 
     def close(self) -> None:
         """Closes every connection."""

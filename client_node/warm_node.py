@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 import httpx
 
 from ..privacy.errors import LedgerUnavailable
+from ..versions import OWN
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
-from .errors import ClientNodeError, CoordinatorUnreachable, SiteAway
+from .errors import ClientNodeError, CoordinatorUnreachable, SiteAway, VersionRefused
 from .flower import Connection, Question, Session, Undelivered, failure_text, pack, unpack
 from .vitals import Vitals
 from .wire.messages import Packet
@@ -85,7 +86,9 @@ class WarmNode:
                     vitals.polls()
                     session.open()
                     vitals.connected()
-                    self._changes.note("%s is connected to %s", self._identity.name, self._enrolment.address)
+                    self._changes.note(
+                        "%s is connected to %s%s", self._identity.name, self._enrolment.address, _at(connection)
+                    )
                     delay = _RETRY_S[0]
                     self._serve(session, stop)
                 except Exception as err:  # a daemon outlives whatever Flower raises
@@ -196,6 +199,8 @@ class WarmNode:
             return told
         if isinstance(err, httpx.TransportError):
             return outbound.connection_trouble(err, self._enrolment.proxy)
+        if isinstance(err, VersionRefused):
+            return str(err)
         if not isinstance(err, httpx.HTTPStatusError):
             return f"the connection broke ({type(err).__name__})"
         code, reason = err.response.status_code, err.response.headers.get(_REFUSED_HEADER, "")
@@ -204,6 +209,12 @@ class WarmNode:
         if code == httpx.codes.NOT_FOUND:
             reason = "older"  # it has not the call by which this node takes a question
         return _AGAIN.get(reason, f"the coordinator cannot serve this node just now ({code})")
+
+
+def _at(connection: Connection) -> str:
+    """Says what runs at the coordinator, and which protocol is common; nothing where it does not tell."""
+    gate = connection.gate
+    return "" if gate is None else f", which runs {gate}; both speak protocol {gate.common(OWN)}"
 
 
 def _told(err: Exception) -> str:
@@ -232,6 +243,8 @@ def _refusal(err: Exception) -> str | None:
 
 _REFUSALS: Mapping[str, str] = {
     "revoked": "the coordinator at %s has revoked this node; ask its operator, and enrol anew with a new code",
+    "left": "the coordinator at %s has noted that this node left the federation; to come back under its name, ask the "
+    "operator for a code, and use it here: client-node enroll CODE --again",
     "unknown": "the coordinator at %s does not know this node's key; check which home this is. If the key was rotated, "
     "and the coordinator restored from an older backup since: client-node keys rotate. Else enrol this node",
     "signature": "the coordinator at %s cannot verify this node's signature; restore its keys from a backup",

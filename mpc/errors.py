@@ -11,6 +11,7 @@ MpcError
 ├── RuntimeUnsound     CrypTen is not the version whose random numbers and links were replaced
 ├── PartyLost          another party is silent, gone or out of step (also a ConnectionError)
 │   └── CheckBroken    the same after a norm check had begun, which counts as a try of it
+├── VersionsApart      the three parties run versions that have no protocol in common
 ├── PartyDied          this aggregator's own party process ended
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
@@ -77,6 +78,10 @@ class PartyLost(MpcError, ConnectionError):
 
 class CheckBroken(PartyLost):
     """A party that was lost after the norm check of an order had begun; it may be tried a few times more."""
+
+
+class VersionsApart(MpcError):
+    """Versions of confide at the three parties that have no protocol in common; nothing was ordered."""
 
 
 class PartyDied(MpcError):

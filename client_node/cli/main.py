@@ -51,6 +51,7 @@ app.command("doctor", epilog=epilog("client-node doctor", "client-node doctor --
     epilog=epilog(
         "client-node enroll north.join --table patients.csv",
         "client-node enroll - --party-address agg.example.org:7000 < code.txt",
+        "client-node enroll north.join --again",
     )
 )
 def enroll(
@@ -68,6 +69,9 @@ def enroll(
             help="HTTP proxy to go out by, now and later: http://[USER:PASSWORD@]HOST:PORT, or env for HTTPS_PROXY.",
         ),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Come back to a federation that this node has left, with its keys.")
+    ] = False,
     table: Annotated[Path | None, typer.Option(help="A table to describe in the same step, as `init` does.")] = None,
     study: Annotated[str | None, typer.Option(help="With --table: path of a study.toml to match columns with.")] = None,
     unit_column: Annotated[str | None, typer.Option(help="With --table: says whose record a row is.")] = None,
@@ -84,10 +88,11 @@ def enroll(
 
     if code.endswith(join_file.SUFFIX):
         join = join_file.read_join_file(Path(code))
-        found = enrol(join.code, home, party_address=party_address, proxy=proxy)
+        found = enrol(join.code, home, party_address=party_address, proxy=proxy, again=again)
         tell(f"The code in {code} is used; delete the file.")
     else:
-        found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address, proxy=proxy)
+        code = sys.stdin.read() if code == "-" else code
+        found = enrol(code, home, party_address=party_address, proxy=proxy, again=again)
     if table is not None:
         setup.describe(home, table, setup.Wanted(study, unit_column, backbone=backbone), yes=yes, quiet=as_json)
     show_enrolment(found, home, as_json, fingerprint(NodeIdentity.load(home).identity_hex))

@@ -219,6 +219,7 @@ def enrol(
     party_address: str | None = None,
     party_certificate: str | None = None,
     proxy: str | None = None,
+    again: bool = False,
 ) -> Enrolment:
     """Joins the federation that issued `code`; makes this node's keys under `home` if there are none.
 
@@ -230,21 +231,46 @@ def enrol(
         party_address: host:port at which the other aggregators reach this node, for the role "aggregate".
         party_certificate: PEM certificate of that address; made under `home`/party if only an address is given.
         proxy: `http://[USER:PASSWORD@]HOST:PORT` or `env`; kept, and used from now on.
+        again: True if this node, which has left the federation, comes back: with the identity key that it has, another
+            transport key, and what is not given here as it was. Ledger, policy and decisions are not touched.
 
     Raises:
+        NotEnrolled: `again`, and `home` has no enrolment.
         ProxyInvalid: `proxy` is in neither form.
         CodeInvalid, CodeUsed, CodeExpired: the code is damaged, was used, or is too old.
         WrongCoordinator: a coordinator with another CA than the code's answers at the address.
         CoordinatorUnreachable: nobody answers.
-        AlreadyEnrolled: `home` has an enrolment.
+        AlreadyEnrolled: `home` has an enrolment, and this is not `again`.
+        EnrolmentFailed: the coordinator refuses, or `again` led to another federation or name than before.
     """
     invitation = InvitationCode.parse(code)
+    proxy = None if proxy is None else outbound.check_proxy(proxy)
+    if again:
+        before = Enrolment.load(home)
+        with locked(home / KEYS):  # a daemon that finds the coordinator to know another key already takes that up
+            own = replace(NodeIdentity.load(home), transport_key=next_key(home))
+            return _join(invitation, own, roles_wanted, party_address, party_certificate, proxy, before)
     if (home / _FILE).exists():
         raise AlreadyEnrolled(
-            f"{home} already belongs to a federation as {Enrolment.load(home).name!r}; use another home"
+            f"{home} already belongs to a federation as {Enrolment.load(home).name!r}; use another home. If this node "
+            "has left it and comes back: --again"
         )
-    proxy = None if proxy is None else outbound.check_proxy(proxy)
-    identity = NodeIdentity.create(home)
+    return _join(invitation, NodeIdentity.create(home), roles_wanted, party_address, party_certificate, proxy, None)
+
+
+def _join(
+    invitation: InvitationCode,
+    identity: NodeIdentity,
+    roles_wanted: tuple[Role, ...] | None,
+    party_address: str | None,
+    party_certificate: str | None,
+    proxy: str | None,
+    before: Enrolment | None,
+) -> Enrolment:
+    """Asks to be enrolled with these keys, and stores the answer; `before` is what a node had that comes back."""
+    home = identity.home
+    if before is not None:
+        party_address, proxy = party_address or before.party_address, proxy or before.proxy
     if party_address is not None and party_certificate is None:
         party_certificate = _make_party_certificate(home)
     ca_pem = _fetch_ca(invitation, proxy)
@@ -257,6 +283,12 @@ def enrol(
         raise EnrolmentFailed(
             "the coordinator's answer cannot be read; its version may differ from this node's"
         ) from err
+    if before is not None and not _leads_back(before, answer):
+        raise EnrolmentFailed(
+            f"this code is for {answer.name} of a coordinator with the key {answer.coordinator[:16]}..., and this home "
+            f"is {before.name} of {before.coordinator[:16]}...; nothing was changed here. Have what it enrolled "
+            "revoked there, and ask for a code of this home's name"
+        )
     write_private(home / _CA_FILE, ca_pem)
     identity.named(answer.name)
     kept = {
@@ -264,7 +296,14 @@ def enrol(
         "coordinator": answer.coordinator, "party_address": party_address, "proxy": proxy,
     }  # fmt: skip
     write_private(home / _FILE, json.dumps(kept, indent=2).encode())
+    if before is not None:
+        take_next_key(home)  # last: until then, the same as a rotation that was cut short
     return Enrolment.load(home)
+
+
+def _leads_back(before: Enrolment, answer: EnrolAnswer) -> bool:
+    """True if a coordinator's answer is that of the federation, and for the name, that this node had."""
+    return (answer.name, answer.coordinator) == (before.name, before.coordinator)
 
 
 def change_proxy(home: Path, proxy: str | None) -> Enrolment:

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from ... import __version__
+from ...versions import OWN, Speaks
 from ..errors import AlreadyRunning
 
 HELLO_HEADER = "confide-hello"  # with an activation
@@ -29,20 +29,27 @@ _LOCK_TRIES = 4
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+_Protocol = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class Hello(BaseModel):
-    """A daemon's introduction: the version of confide that it runs, its session, and the place of its home."""
+    """A daemon's introduction: the version of confide that it runs, its session, and the place of its home.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    Every version must be able to read that of every other, so fields that a later one adds are passed over.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
     version: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+!-]{1,32}$")]
+    oldest: _Protocol = 1  # the range of protocols that it speaks; who tells none speaks the first
+    newest: _Protocol = 1
     session: _Token
     place: _Token
 
     @classmethod
     def of(cls, home: Path) -> Self:
         """Makes the introduction of a new daemon for `home`."""
-        return cls(version=__version__, session=secrets.token_hex(16), place=_place(home))
+        session, place = secrets.token_hex(16), _place(home)
+        return cls(version=OWN.version, oldest=OWN.oldest, newest=OWN.newest, session=session, place=place)
 
     @classmethod
     def read(cls, header: bytes | str) -> Self:
@@ -51,6 +58,17 @@ class Hello(BaseModel):
             return cls.model_validate_json(header)
         except ValidationError:
             raise ValueError("not the introduction of a daemon") from None
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.oldest > self.newest:
+            raise ValueError("no range of protocols")
+        return self
+
+    @property
+    def speaks(self) -> Speaks:
+        """The version that it names, with the protocols."""
+        return Speaks(version=self.version, oldest=self.oldest, newest=self.newest)
 
     def succeeds(self, other: "Hello") -> bool:
         """True if `other` is this daemon itself, or must be dead because this one holds its home."""

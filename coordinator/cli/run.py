@@ -37,11 +37,14 @@ def run_start(
 @app.command("list", epilog=epilog("coordinator run list"))
 def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every run."""
-    from ..federation import opened_store
+    from ..federation import opened_store, serving
+    from ..run.glance import of_versions
     from ..run.overview import run_standings
 
     with opened_store(home) as store:
         show_runs(run_standings(store), as_json)
+    for worry in of_versions(serving.read_serving(home)):
+        tell(f"! {worry}")
 
 
 @app.command("rounds", epilog=epilog("coordinator run rounds RUN --json"))

@@ -1,4 +1,4 @@
-"""The commands `coordinator site`: invite, list and revoke sites."""
+"""The commands `coordinator site`: invite and list sites, let them leave, revoke them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...client_node.cli.application import JsonOption, epilog, group
-from ...client_node.cli.console import agree_by_name, show_change
+from ...client_node.cli.console import agree, agree_by_name, show_change
 from .options import DEFAULT_HOME, HomeOption, YesOption
 from .tables import show_invitations, show_join_files, show_members
 
@@ -52,6 +52,22 @@ def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> N
 
     with opened_store(home) as store:
         show_members(members.members(store), as_json)
+
+
+@app.command("leave", epilog=epilog("coordinator site leave svi", "coordinator site leave svi --yes"))
+def site_leave(name: str, home: HomeOption = DEFAULT_HOME, yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """Let a site leave: its next request is refused. It keeps its name and ledger, and `site invite NAME` lets it back.
+
+    Only for keys that nobody has stolen: whoever shows the site's identity key with the new code is let back in.
+    """
+    from ..federation import members, opened_store
+
+    with opened_store(home) as store:
+        store.node(name)
+        agree(f"Runs under way go on without {name}, and studies in which it aggregates stop. Let it leave?", yes=yes)
+        members.leave(store, home, name)
+        said = f"{name} has left; a running server refuses it until it comes back by: coordinator site invite {name}"
+        show_change({"name": name, "state": "left"}, as_json, said)
 
 
 @app.command("revoke", epilog=epilog("coordinator site revoke svi", "coordinator site revoke svi --yes"))

@@ -1,4 +1,4 @@
-"""Members of the federation: lists, invites and revokes them for the operator."""
+"""Members of the federation: lists and invites them, lets them leave, and revokes them, for the operator."""
 
 import datetime as dt
 import re
@@ -10,10 +10,11 @@ from typing import Literal, get_args
 from ...client_node.enrolment import Role, join_file
 from ..errors import Conflict
 from ..store import Store
+from ..store.tables import NodeRow
 from .home import load_settings
 from .invites import VALID_S
 from .pki import Pki
-from .register import Register
+from .register import Register, why_not_invited
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -24,7 +25,7 @@ class Member:
 
     name: str
     roles: str  # comma-separated: train, aggregate
-    state: Literal["invited", "enrolled", "revoked"]
+    state: Literal["invited", "enrolled", "left", "revoked"]
     identity: str  # Ed25519 key in hex; empty before it enrols
 
 
@@ -43,7 +44,7 @@ def members(store: Store) -> list[Member]:
         Member(
             name=node.name,
             roles=node.roles,
-            state="revoked" if node.revoked_at else "enrolled" if node.enrolled_at else "invited",
+            state=_state(node),
             identity=node.identity or "",
         )
         for node in store.nodes()
@@ -72,14 +73,12 @@ def invite(store: Store, home: Path, guests: Sequence[tuple[str, Sequence[str]]]
     """Makes a one-time code for each guest, a name with roles, with which a site of that name can enrol.
 
     Raises:
-        Conflict: as `parse_guests`, or a name is enrolled already; nobody is invited then.
+        Conflict: as `parse_guests`, or a name is enrolled or was revoked; nobody is invited then.
     """
     parsed = parse_guests(guests)
-    if enrolled := sorted({name for name, _ in parsed} & {n.name for n in store.nodes() if n.enrolled_at is not None}):
-        raise Conflict(
-            f"{', '.join(enrolled)} is enrolled already; revoke it and choose another name for its new keys. Nobody "
-            "was invited"
-        )
+    names = {name for name, _ in parsed}
+    if refusals := [why for node in store.nodes() if node.name in names and (why := why_not_invited(node))]:
+        raise Conflict(f"{'; '.join(refusals)}. Nobody was invited")
     register, address = Register(store, Pki.load(home)), load_settings(home).address
     return [Invitation(name, roles, register.invite(name, roles, address)) for name, roles in parsed]
 
@@ -108,6 +107,22 @@ def write_invitations(invitations: Sequence[Invitation], home: Path, path: Path)
 def revoke(store: Store, home: Path, name: str) -> None:
     """Revokes a site: a running server refuses its next request. Raises `NotFound`."""
     Register(store, Pki.load(home)).revoke(name)
+
+
+def leave(store: Store, home: Path, name: str) -> None:
+    """Lets a site leave: it is refused like a revoked one, and may come back under its name with its identity key.
+
+    Raises:
+        NotFound: there is no such site.
+        Conflict: it has not enrolled, has left already, or was revoked.
+    """
+    Register(store, Pki.load(home)).leave(name)
+
+
+def _state(node: NodeRow) -> Literal["invited", "enrolled", "left", "revoked"]:
+    if node.revoked_at is not None:
+        return "revoked" if node.left_at is None else "left"
+    return "invited" if node.enrolled_at is None else "enrolled"
 
 
 def parse_roles(words: Sequence[str]) -> tuple[Role, ...]:

@@ -1,4 +1,8 @@
-"""The federation's register: invited, enrolled and revoked nodes, with their keys."""
+"""The federation's register: nodes that are invited, enrolled, have left or were revoked, with their keys.
+
+A node that has left keeps its name, and whoever shows the identity key of that name may take it up again. A key that
+was revoked never comes back: whoever stole it has it still.
+"""
 
 import base64
 import logging
@@ -24,7 +28,7 @@ _ABOUT = "the register"
 
 
 class Register:
-    """Invites, enrols and revokes nodes; finds the node of a request's key for the gate."""
+    """Invites and enrols nodes, lets them leave, revokes them; finds the node of a request's key for the gate."""
 
     def __init__(self, store: Store, pki: Pki) -> None:
         self._store, self._pki = store, pki
@@ -32,20 +36,23 @@ class Register:
     def invite(self, name: str, roles: tuple[Role, ...], address: str) -> str:
         """Makes a one-time code for `name`; a second invitation before the enrolment withdraws the first code.
 
+        The code of a node that has left admits nobody but that node.
+
         Raises:
-            Conflict: the name is enrolled already.
+            Conflict: the name is enrolled already, or was revoked.
         """
         secret, digest = new_invite()
         with self._store.alone(_ABOUT) as session:
             node = session.get(NodeRow, name)
-            if node is not None and node.enrolled_at is not None:
-                raise Conflict(f"{name} is enrolled already; revoke it and choose another name for its new keys")
+            if node is not None and (why := why_not_invited(node)):
+                raise Conflict(why)
             if node is None:
                 node = NodeRow(name=name, roles="")
                 session.add(node)
             node.roles = ",".join(roles)
             node.invite_digest, node.invite_expires = digest, time.time() + VALID_S
-            node.revoked_at = None  # set here only if the last invitation was withdrawn
+            if node.left_at is None:
+                node.revoked_at = None  # set here only if the last invitation was withdrawn
             self._store.log_action(session, "site.invite", site=name, roles=node.roles)
         return code_text(address, secret, self._pki.ca_digest)
 
@@ -56,18 +63,21 @@ class Register:
 
         Raises:
             InviteRefused: the code is unknown, expired, or used by other keys.
-            EnrolmentInvalid: keys are taken, or an aggregator names no address or certificate.
+            EnrolmentInvalid: keys are taken, are not those of the node that comes back, or an aggregator names no
+                address or certificate.
         """
         secret = bytes.fromhex(request.secret)
         key = fingerprint(request.transport_public.encode())
         with self._store.alone(_ABOUT) as session:  # of two keys with one code, or two codes with one key, one gets in
             node = session.scalars(select(NodeRow).where(NodeRow.invite_digest == digest_of(secret))).first()
-            is_repeat = node is not None and (node.identity, node.fingerprint) == (request.identity, key)
+            comes_back = node is not None and node.left_at is not None
+            is_known = node is not None and (node.identity, node.fingerprint) == (request.identity, key)
+            is_repeat = is_known and not comes_back
             check(
                 secret,
                 digest=node.invite_digest if node else None,
                 expires_at=(node.invite_expires or 0.0) if node else 0.0,
-                is_used=node is not None and node.enrolled_at is not None and not is_repeat,
+                is_used=node is not None and node.enrolled_at is not None and not is_repeat and not comes_back,
             )
             assert node is not None  # `check` refuses an unknown code
             answer = EnrolAnswer(name=node.name, roles=_roles(node), coordinator=self._pki.identity_hex)
@@ -76,17 +86,27 @@ class Register:
             aggregates = "aggregate" in answer.roles
             if aggregates and not (request.party_address and _is_certificate(request.party_certificate)):
                 raise EnrolmentInvalid("an aggregator names where the other two reach it: --party-address HOST:PORT")
+            if comes_back and not is_same_identity(node.identity, request.identity):
+                raise EnrolmentInvalid(
+                    f"{node.name} has left and comes back with the identity key that it had, and no other; enrol from "
+                    "its home, or from a backup of it, with --again"
+                )
             taken = select(NodeRow).where((NodeRow.fingerprint == key) | (NodeRow.identity == request.identity))
-            if session.scalars(taken).first() is not None:
+            if any(other.name != node.name for other in session.scalars(taken)):
                 raise EnrolmentInvalid("these keys are registered under another name; enrol from a fresh home")
             node.identity, node.fingerprint = request.identity, key
             node.transport_key = request.transport_public.encode()
             if aggregates:
                 node.party_address, node.party_certificate = request.party_address, request.party_certificate
             node.enrolled_at = time.time()
-            who = f"site:{node.name}"
-            self._store.log_action(session, "site.enrol", actor=who, site=node.name, identity=request.identity)
-        logger.info("%s enrolled to %s", answer.name, " and ".join(answer.roles))
+            node.revoked_at = node.left_at = None
+            who, named = f"site:{node.name}", {"site": node.name, "identity": request.identity}
+            if comes_back:
+                self._store.log_action(session, "site.return", actor=who, **named, key=key)
+            else:
+                self._store.log_action(session, "site.enrol", actor=who, **named)
+        doing = "came back" if comes_back else "enrolled"
+        logger.info("%s %s to %s", answer.name, doing, " and ".join(answer.roles))
         return answer
 
     def rotate(self, request: RotateRequest) -> str:
@@ -119,12 +139,32 @@ class Register:
         return old
 
     def revoke(self, name: str) -> None:
-        """Revokes a node and its invitation code: the gate refuses its next request."""
+        """Revokes a node and its invitation code: the gate refuses its next request, and its keys never come back."""
         node = self._store.node(name)
-        turned_out = {"revoked_at": time.time(), "invite_digest": None}
+        turned_out = {"revoked_at": time.time(), "left_at": None, "invite_digest": None}
         with self._store.alone(_ABOUT) as session:
             session.execute(update(NodeRow).where(NodeRow.name == node.name).values(**turned_out))
             self._store.log_action(session, "site.revoke", site=node.name)
+
+    def leave(self, name: str) -> None:
+        """Lets a node leave: the gate refuses its next request, and the node may come back (`enrol`).
+
+        A second time withdraws the code by which it was to come back.
+
+        Raises:
+            NotFound: there is no such node.
+            Conflict: it has not enrolled, was revoked, or has left and has no code.
+        """
+        self._store.node(name)
+        with self._store.alone(_ABOUT) as session:
+            node = session.get_one(NodeRow, name)
+            if node.enrolled_at is None:
+                raise Conflict(f"{name} has not enrolled; `coordinator site revoke {name}` withdraws its invitation")
+            if node.revoked_at is not None and (node.left_at is None or node.invite_digest is None):
+                raise Conflict(f"{name} {'was revoked' if node.left_at is None else 'has left already'}")
+            node.left_at = node.revoked_at = time.time()
+            node.invite_digest = None
+            self._store.log_action(session, "site.leave", site=name)
 
     def site_of(self, key: str) -> str | None:
         """Name of the enrolled, unrevoked node with this transport key fingerprint; None if there is none."""
@@ -136,7 +176,14 @@ class Register:
         """Name of the node that had this transport key until it was revoked; None if there is none."""
         with self._store.session() as session:
             node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
-            return node.name if node is not None and node.revoked_at is not None else None
+            is_revoked = node is not None and node.revoked_at is not None and node.left_at is None
+            return node.name if node is not None and is_revoked else None
+
+    def left_site(self, key: str) -> str | None:
+        """Name of the node that had this transport key until it left; None if there is none."""
+        with self._store.session() as session:
+            node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
+            return node.name if node is not None and node.left_at is not None else None
 
     def site_with_identity(self, identity: str) -> str | None:
         """Name of the enrolled, unrevoked node with this Ed25519 key; None if there is none."""
@@ -150,6 +197,20 @@ class Register:
             {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
             for row in self._store.studies()
         ]
+
+
+def why_not_invited(node: NodeRow) -> str | None:
+    """Says why no code is made for a node's name; None if one may be."""
+    if node.enrolled_at is None or node.left_at is not None:
+        return None
+    if node.revoked_at is not None:
+        return f"{node.name} was revoked, and neither its keys nor its name come back; choose another name"
+    return f"{node.name} is enrolled already; revoke it and choose another name for its new keys"
+
+
+def is_same_identity(known: str | None, shown: str) -> bool:
+    """True if the key `shown` (hex) is the identity that the register knows; the gate has checked its proof."""
+    return known == shown
 
 
 def _is_certificate(pem: str | None) -> bool:

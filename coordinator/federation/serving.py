@@ -28,6 +28,7 @@ class SeenNode:
 
     at: float  # seconds since 1970
     version: str = ""  # of confide there, as it says; empty if it does not
+    protocol: int = 0  # that both speak; 0 before it connects
 
     def was_online(self, moment: float) -> bool:
         """True if the node had asked for something a short time before `moment`."""
@@ -45,6 +46,7 @@ class Serving:
     worker: bool  # True if drivers can be started
     trouble: str = ""  # what it cannot do at this moment, and why
     nodes: Mapping[str, SeenNode] = field(default_factory=dict)
+    apart: Mapping[str, str] = field(default_factory=dict)  # nodes that are refused for their version, with the reason
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 

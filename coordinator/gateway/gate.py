@@ -7,7 +7,7 @@ node needs. It checks, for every request, that
 - the path is one of the ten that a node uses (all others are 404, Flower's own enrolment included);
 - the key shown is enrolled and not revoked *now*, and the caller holds its private half (`credentials`);
 - the node id in it is the caller's own: Flower would accept site B's reply in site A's name;
-- the daemon is the one that speaks for the key just now (`daemons`);
+- the daemon is the one that speaks for the key just now (`daemons`), and speaks a protocol that this version speaks;
 - the body is small enough, and a reply has a bounded number of parts.
 
 The gate has paths of its own for the CA certificate, enrolment, and the list of studies. Refused requests leave lines
@@ -32,14 +32,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
+from ... import versions
 from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateRequest, SignedQuery, StudiesQuery
 from ...client_node.enrolment.sessions import Hello
 from ...client_node.wire import one_body
 from ...mpc.crash import spot
+from ...versions import OWN, Speaks
 from ..errors import EnrolmentInvalid, InviteRefused, StoreUnavailable
-from ..federation.serving import SeenNode
+from ..federation.serving import ONLINE_S, SeenNode
 from ..fleet import WakeListener, flower
 from ..fleet.calls import MORE_HEADER
 from .admission import Visit
@@ -98,6 +100,9 @@ class Registry(Protocol):
     def revoked_site(self, fingerprint: str) -> str | None:
         """Name of the node that had this transport key until it was revoked; None if there is none."""
 
+    def left_site(self, fingerprint: str) -> str | None:
+        """Name of the node that had this transport key until it left the federation; None if there is none."""
+
     def site_with_identity(self, identity: str) -> str | None:
         """Name of the node with this Ed25519 public key (hex); None if it is unknown or revoked."""
 
@@ -145,6 +150,7 @@ class FleetGate:
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
         self._daemons = Daemons()
         self.seen: dict[str, SeenNode] = {}  # site -> its last request; other threads read it
+        self._apart: dict[str, tuple[float, Speaks]] = {}  # site -> when it was refused for its version, and that
         self.admitted: Counter[str] = Counter()  # requests of enrolled nodes, by call
         self.sent_bytes = 0  # of all answers
         self._nonces: dict[str, float] = {}
@@ -173,6 +179,11 @@ class FleetGate:
     def refused(self) -> Counter[str]:
         """Counts refused requests by reason; the reasons are those of the log."""
         return self._log.counts
+
+    def apart(self) -> dict[str, str]:
+        """Tells of every node that is refused for its version, and has just tried, why; other threads may ask."""
+        newest = dict(self._apart).items()
+        return {site: versions.apart(site, spoken, OWN) for site, (at, spoken) in newest if time.time() - at < ONLINE_S}
 
     async def _answer(self, scope: Message, receive: Receive) -> Answer:
         method, path = scope["method"], scope["path"]
@@ -258,17 +269,16 @@ class FleetGate:
                 gone.cancel()
         if call == "send-node-heartbeat" and claim is not None and self._vouching.has_vouched(claim):
             return 200, [], flower.heartbeat_taken()
-        if call == "activate-node":
+        if hello is not None:
             return await self._activate(headers, body, key_id, site, hello, _peer(scope))
         status, answered, answer = await self._forward(call, headers, body, key_id, site, claim)
         if call == "deactivate-node" and status == 200 and claim is not None:
-            self._daemons.left(key_id)
             self._vouching.leave(claim)
             self._turn(claim)
         return _answered(status, answered, answer)
 
     async def _activate(
-        self, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, hello: Hello | None, peer: str
+        self, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, hello: Hello, peer: str
     ) -> Answer:
         until = time.monotonic() + CONNECT_S
         while True:
@@ -283,7 +293,7 @@ class FleetGate:
             status, answered, answer = await self._take_over(headers, body, key_id, site, hello)
         if status == 200:
             self._note_activation(flower.activated_node(answer), key_id, site, hello, peer)
-        return _answered(status, answered, answer)
+        return _answered(status, [*answered, _SPEAKS], answer)
 
     async def _poll(
         self, call: str, shown: Credentials, body: bytes, held: Held, peer: str, gone: "asyncio.Future[None]"
@@ -317,7 +327,6 @@ class FleetGate:
 
     def _hold_on(self, held: Held) -> None:
         """Counts a request that is held as one that comes again and again."""
-        self._daemons.hear(held.key_id, held.session)
         self._see(held.site)
 
     def _turn(self, node: int) -> None:
@@ -326,24 +335,27 @@ class FleetGate:
         self._silent.pop(node, None)
         self._wake.call([node])
 
-    def _see(self, site: str, version: str | None = None) -> None:
+    def _see(self, site: str, hello: Hello | None = None) -> None:
         """Notes a request of this node now; its version, where none is told, is the one before."""
-        known = self.seen.get(site)
-        told = version if version is not None else known.version if known is not None else ""
-        self.seen[site] = SeenNode(at=time.time(), version=told)
+        known = self.seen.get(site, SeenNode(at=0.0))
+        version, protocol = known.version, known.protocol
+        if hello is not None:
+            version, protocol = hello.version, OWN.common(hello.speaks) or 0
+        self.seen[site] = SeenNode(at=time.time(), version=version, protocol=protocol)
 
-    def _note_activation(self, node: int, key_id: str, site: str, hello: Hello | None, peer: str) -> None:
+    def _note_activation(self, node: int, key_id: str, site: str, hello: Hello, peer: str) -> None:
         """Notes under which id a key is active. Raises `_TurnedAway` if that is the id of another key."""
         if any(own == node and other != key_id for other, own in self._node_ids.items()):
             self._refuse_impersonation(key_id, site, self._node_ids.get(key_id), node)
         self._node_ids[key_id] = node
         self._vouching.connect(node)
         self._turn(node)
-        self._see(site, hello.version if hello is not None else "")
+        self._see(site, hello)
+        self._apart.pop(site, None)
         if self._daemons.connected(key_id, hello):
-            version = "a version that it does not tell" if hello is None else hello.version
+            about = hello.version
             self._log.passed(
-                "connected", key_id, "%s is connected, with confide %s, from %s", site, version, peer, about=version
+                "connected", key_id, "%s is connected, with %s, from %s", site, hello.speaks, peer, about=about
             )
 
     async def _forward(
@@ -362,7 +374,7 @@ class FleetGate:
         return status, answered, answer
 
     async def _take_over(
-        self, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, hello: Hello | None
+        self, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, hello: Hello
     ) -> Answer:
         """Activates a node that still counts as online, if the daemon that made it so is known to be dead.
 
@@ -375,7 +387,7 @@ class FleetGate:
         return await self._forward("activate-node", headers, body, key_id, site, None)
 
     def _daemon(self, call: str, shown: Credentials, site: str) -> Hello | None:
-        """Checks that the daemon that asks is the one that speaks for the key; returns its introduction, if any."""
+        """Checks that the daemon that asks speaks for the key; returns the introduction of one that connects."""
         key_id = shown.key_id
         if call == "activate-node":
             try:
@@ -383,12 +395,11 @@ class FleetGate:
             except ValueError as err:
                 self._log.known("form", key_id, "site %r sent an introduction that cannot be read", site)
                 raise _TurnedAway(400) from err
-            if not self._daemons.may_connect(key_id, hello):
-                self._refuse_second(key_id, site)
-            if hello is not None:
-                self._daemons.hear(key_id, hello.session.encode())
+            spoken = versions.EARLIER if hello is None else hello.speaks
+            if hello is None or OWN.common(spoken) is None:
+                self._refuse_version(key_id, site, spoken)
             return hello
-        if not self._daemons.hear(key_id, shown.session):
+        if not self._daemons.may_speak(key_id, shown.session):
             self._log.known(
                 "replaced", key_id, "two daemons use the key of site %r: a copy of its home, or a stolen key", site
             )
@@ -402,8 +413,17 @@ class FleetGate:
     def _refuse_unknown(self, key_id: str, peer: str) -> NoReturn:
         if former := self._registry.revoked_site(key_id):
             self._refuse_revoked(key_id, former, peer)
+        if former := self._registry.left_site(key_id):
+            self._log.known("left", key_id, "site %r has left the federation, and asks from %s", former, peer)
+            raise _TurnedAway(401, refused="left")
         self._log.stranger("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
         raise _TurnedAway(401, refused="unknown")
+
+    def _refuse_version(self, key_id: str, site: str, spoken: Speaks) -> NoReturn:
+        self._apart[site] = time.time(), spoken
+        why = versions.apart(site, spoken, OWN)
+        self._log.known("version", key_id, "%s", why, about=str(spoken))
+        raise _TurnedAway(_UPGRADE, refused="version")
 
     def _refuse_second(self, key_id: str, site: str) -> NoReturn:
         self._log.known(
@@ -534,10 +554,8 @@ class FleetGate:
             self._log.known("rotation", request.identity, "the new key of site %r is not taken: %s", site, err)
             raise _TurnedAway(409, "invalid", str(err)) from err
         new = fingerprint(request.transport_public.encode())
-        if old != new:
-            self._daemons.left(old)
-            if (node := self._node_ids.pop(old, None)) is not None:
-                self._turn(node)
+        if old != new and (node := self._node_ids.pop(old, None)) is not None:
+            self._turn(node)
         self._log.passed("rotated", new, "site %r has a new transport key %s, from %s", site, new[:16], _peer(scope))
         return 200, _JSON, b"{}"
 
@@ -584,6 +602,8 @@ class FleetGate:
 
 
 _JSON = [(b"content-type", b"application/json")]
+_SPEAKS = versions.HEADER.encode(), OWN.text().encode()
+_UPGRADE = 426  # HTTP's "upgrade required"
 
 
 def _check_proofs(request: EnrolRequest) -> None:
@@ -605,6 +625,8 @@ def _answered(status: int, headers: list[tuple[bytes, bytes]], answer: bytes) ->
 
 def _refusal(end: _TurnedAway) -> Answer:
     headers = [(REFUSED_HEADER, end.refused.encode())] if end.refused else []
+    if end.status == _UPGRADE:
+        headers.append(_SPEAKS)
     if not end.error:
         return end.status, headers, b""
     return end.status, headers + _JSON, json.dumps({"error": end.error, "message": end.message}).encode()

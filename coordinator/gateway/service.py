@@ -189,6 +189,7 @@ class Service:
             worker=self._drivers.is_ready,
             trouble=trouble,
             nodes=dict(gate.seen),
+            apart=gate.apart(),
         )
         try:
             note_serving(self._home, serving)

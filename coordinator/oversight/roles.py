@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Access] = {
     "site invite": Access("admin", "site.invite"),
     "site list": Access("viewer"),
     "site revoke": Access("admin", "site.revoke"),
+    "site leave": Access("admin", "site.leave"),
     "study init": Access(ANYONE),
     "study check": Access("viewer"),
     "study compare": Access(ANYONE),

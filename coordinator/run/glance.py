@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import __version__
 from ...client_node.wire.checkpoints import DIGESTS_A_MESSAGE
 from ..errors import CoordinatorError
 from ..federation import Pki, load_settings, members
@@ -52,7 +51,7 @@ def look(store: Store, home: Path) -> Glance:
     serving = read_serving(home)
     seen: Mapping[str, SeenNode] = {} if serving is None else serving.nodes
     standings = [_standing(member, serving, seen.get(member.name)) for member in members.members(store)]
-    worries = [*_of_server(store, serving, home), *_of_runs(store, serving, standings), *_of_versions(standings)]
+    worries = [*_of_server(store, serving, home), *_of_runs(store, serving, standings), *of_versions(serving)]
     worries += [*access.warnings(store), *_of_witnesses(store)]
     return Glance(
         federation=load_settings(home).federation,
@@ -124,10 +123,18 @@ def _last(member: MemberStanding) -> str:
     return f"last seen {time.time() - member.last_seen:.0f} s ago"
 
 
-def _of_versions(standings: Sequence[MemberStanding]) -> Iterator[str]:
-    for each in standings:
-        if each.version not in ("", __version__):
-            yield f"{each.name} runs confide {each.version}, this is {__version__}: versions cannot be mixed"
+def of_versions(serving: Serving | None) -> Iterator[str]:
+    """Tells which nodes run another version than the server, beside it or refused by it; nothing without a server."""
+    if serving is None:
+        return
+    yield from serving.apart.values()
+    beside: dict[tuple[str, int], list[str]] = {}
+    for name, seen in sorted(serving.nodes.items()):
+        if seen.protocol and seen.version != serving.version and seen.was_online(serving.noted):
+            beside.setdefault((seen.version, seen.protocol), []).append(name)
+    for (version, protocol), names in beside.items():
+        told = f"confide {version} beside {serving.version} here; both speak protocol {protocol}, so runs go on"
+        yield f"{', '.join(names)}: {told} (docs/versions.md)"
 
 
 def _of_witnesses(store: Store) -> Iterator[str]:

@@ -42,6 +42,8 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "site.enrol": {"site": Name, "identity": Digest},
     "site.rotate": {"site": Name, "key": Digest},  # fingerprint of its new transport key
     "site.revoke": {"site": Name},
+    "site.leave": {"site": Name},
+    "site.return": {"site": Name, "identity": Digest, "key": Digest},  # key: fingerprint of its new transport key
     "study.create": {"study": Short, "hash": Digest},
     "run.start": {"run": Short, "hash": Digest},
     "run.stop": _Moved,

@@ -61,7 +61,8 @@ class NodeRow(Base):
     party_certificate: Mapped[str | None] = mapped_column(String(8192))
     flower_id: Mapped[str | None] = mapped_column(String(32))  # id in the SuperLink's cache, not an identity
     enrolled_at: Mapped[float | None]
-    revoked_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]  # shut out since
+    left_at: Mapped[float | None]  # with `revoked_at`: it left, and may come back with the same identity
 
 
 class StudyRow(Base):

@@ -147,7 +147,7 @@ def _enrolled(store: Store, names: tuple[str, ...], role: str) -> tuple[list[Nod
         if node is None:
             against.append(f"{name} is not a site; invite it: coordinator site invite {name} --role {role}")
         elif node.revoked_at is not None:
-            against.append(f"{name} was revoked")
+            against.append(f"{name} {'was revoked' if node.left_at is None else 'has left the federation'}")
         elif node.enrolled_at is None:
             against.append(f"{name} was invited and has not enrolled yet")
         elif role not in node.roles.split(","):

@@ -115,10 +115,7 @@ def compare_orders(order: Order, links: Links) -> None:
         PartyLost: a party is gone or silent.
     """
     if len(set(links.all_gather("ORDR", order.digest(), _HASH))) != 1:
-        raise OrderMismatch(
-            f"round {order.round}, attempt {order.attempt}: the parties were given different orders, or their versions "
-            "of confide differ"
-        )
+        raise OrderMismatch(f"round {order.round}, attempt {order.attempt}: the parties were given different orders")
 
 
 def aggregate(

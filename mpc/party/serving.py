@@ -32,6 +32,7 @@ from ..sharing.ring import RingVector
 from ..sharing.shares import Words
 from ..sharing.sketch import Limits
 from . import aggregation
+from .greeting import greet
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Party:
                 logger.info("round %d: linking up anew: %s", order.round, err)
                 self._drop_links()
         self._links = TlsCommunicator.connect(self._config, timeout_s=order.timeout_s)
+        greet(self._links)
         runtime.start(self._links)
         aggregation.compare_orders(order, self._links)
         return self._links

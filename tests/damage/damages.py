@@ -72,6 +72,7 @@ COORDINATOR_COMMANDS = (
     "site invite new",
     "site list",
     "site revoke east --yes",
+    "site leave east --yes",
     "study check {draft}",
     "study init {draft} --units 100",
     "study create {draft}",

@@ -40,6 +40,7 @@ from confide.client_node.wire.messages import Packet, sign, verify
 from confide.coordinator.fleet import flower as fleet_flower
 from confide.coordinator.fleet.calls import read_ids, write_ids
 from confide.coordinator.gateway.credentials import Credentials
+from confide.versions import Speaks
 
 from ..client_node.conftest import identity_of, key_of
 from ..client_node.wire.test_messages import EVERY_MESSAGE
@@ -217,8 +218,15 @@ TARGETS = (
     Target(
         name="gate: introduction",
         sender="an enrolled node",
-        made=as_json({"version": "1.0", "session": "ab" * 16, "place": "cd" * 16}),
+        made=as_json({"version": "1.0", "oldest": 1, "newest": 2, "session": "ab" * 16, "place": "cd" * 16}),
         read=Hello.read,
+        refusals=(ValueError,),
+    ),
+    Target(
+        name="version and protocols",
+        sender="the coordinator or a party",
+        made=as_json({"version": "1.0", "oldest": 1, "newest": 2}),
+        read=Speaks.read,
         refusals=(ValueError,),
     ),
     Target(

@@ -95,6 +95,9 @@ class Federation:
     def revoked_site(self, key: str) -> str | None:
         return self.revoked.get(key)
 
+    def left_site(self, key: str) -> str | None:
+        return None
+
     def site_with_identity(self, identity: str) -> str | None:
         return None
 

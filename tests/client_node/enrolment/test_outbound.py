@@ -108,7 +108,7 @@ class Federation:
     def site_of(self, fingerprint: str) -> None:
         return None
 
-    revoked_site = site_of
+    revoked_site = left_site = site_of
 
     def site_with_identity(self, identity: str) -> str:
         return "north"

@@ -47,6 +47,9 @@ class Register:
     def revoked_site(self, fingerprint: str) -> str | None:
         return None
 
+    def left_site(self, fingerprint: str) -> str | None:
+        return None
+
     def site_with_identity(self, identity: str) -> str | None:
         return "north" if identity in [request.identity for request in self.enrolled] else None
 

@@ -82,6 +82,7 @@ def test_without_a_token_no_command_of_the_table_does_anything(call, store, comm
     before = actions(store)
     words = {
         "site invite": ["north"], "site revoke": ["svi", "--yes"], "study check": [tmp_path / "s"],
+        "site leave": ["svi", "--yes"],
         "study create": [tmp_path / "s"], "study show": ["s"], "run start": ["s"], "run rounds": ["r"],
         "run watch": ["r"], "run stop": ["r"], "run abandon": ["r", "--yes"], "run resume": ["r"],
         "run metrics": ["r"], "budget export": ["svi", tmp_path / "f"], "adapter export": ["r", tmp_path / "f"],
@@ -221,6 +222,7 @@ CHANGES |= {
     "backup": simple("backup", "{out}/federation.backup"),
     "site invite": simple("site", "invite", "north"),
     "site revoke": simple("site", "revoke", "rest", "--yes"),
+    "site leave": simple("site", "leave", "other", "--yes"),
     "run start": simple("run", "start", "thyroid", "--again"),
     "run stop": simple("run", "stop", "{run}"),
     "run abandon": simple("run", "abandon", "{run}", "--yes"),

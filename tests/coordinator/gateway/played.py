@@ -53,6 +53,7 @@ class PlayedSuperLink:
 class PlayedRegister:
     known: dict[str, str] = field(default_factory=dict)
     revoked: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
 
     def site_of(self, fingerprint: str) -> str | None:
@@ -60,6 +61,9 @@ class PlayedRegister:
 
     def revoked_site(self, fingerprint: str) -> str | None:
         return self.revoked.get(fingerprint)
+
+    def left_site(self, fingerprint: str) -> str | None:
+        return self.left.get(fingerprint)
 
     def site_with_identity(self, identity: str) -> str | None:
         return self.identities.get(identity)

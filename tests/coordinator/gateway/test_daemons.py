@@ -5,21 +5,21 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
 
-from confide import __version__
 from confide.client_node.enrolment import outbound
 from confide.client_node.enrolment.identity import NodeIdentity, wire_form
 from confide.client_node.enrolment.sessions import HELLO_HEADER, LOCK_FILE, SESSION_HEADER, Hello
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.gateway import gate as gate_module
-from confide.coordinator.gateway.daemons import SILENT_S, Daemons
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
+from confide.versions import EARLIER, HEADER, OWN, PROTOCOL, Speaks, apart
 
-from .played import Clock, PlayedRegister, PlayedSuperLink, pull, signed
+from .played import PlayedRegister, PlayedSuperLink, pull, signed
 
 
 class Flower:
@@ -70,7 +70,6 @@ class Setting:
     site: Site
     superlink: Flower
     app: FleetGate
-    clock: Clock
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +93,13 @@ def setting(
         ca_path=pki.ca_path,
         superlink=behind.port,
     )  # type: ignore[arg-type, return-value]
-    clock = Clock()
-    app._daemons = Daemons(clock)
     server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     with httpx.Client(
         base_url=f"https://127.0.0.1:{server.port}", verify=outbound.trusting(pki.ca_path.read_text())
     ) as client:
         site = Site(client, tmp_path / "north")
         register.known[site.identity.transport_fingerprint] = "north"
-        yield Setting(site, superlink, app, clock)
+        yield Setting(site, superlink, app)
     server.stop()
     behind.stop()
 
@@ -163,69 +160,12 @@ def test_of_two_daemons_only_the_one_that_connected_last_gets_messages(
     assert "two daemons use the key of site 'north'" in caplog.text
 
 
-def test_a_node_without_an_introduction_waits_as_flower_has_it(setting: Setting) -> None:
-    site, superlink = setting.site, setting.superlink
-    assert site.activate(None).status_code == 200
-    superlink.waiting = [b"asked now"]
-    assert site.pull(None).content == b"asked now"
-    assert site.activate(None).status_code == 409
-    superlink.online.clear()
-    assert site.activate(None).status_code == 200
-
-
-def test_leaving_the_introduction_out_is_no_way_past_a_daemon_that_lives(
-    setting: Setting, caplog: pytest.LogCaptureFixture
-) -> None:
-    site, superlink = setting.site, setting.superlink
-    own = Hello.of(site.identity.home)
-    site.activate(own)
-    superlink.online.clear()  # a SuperLink that was started again counts nobody as online
-    superlink.calls.clear()
-    for _ in range(3):
-        answer = site.activate(None)
-        assert (answer.status_code, answer.headers["confide-refused"]) == (409, "in-use")
-    assert superlink.calls == []
-    superlink.waiting = [b"asked now"]
-    assert site.pull(None).status_code == 409
-    assert site.pull(own).content == b"asked now"
-    assert caplog.text.count("a second daemon uses the key of site 'north'") == 1
-    assert setting.app.seen["north"].version == __version__
-
-
-def test_a_daemon_that_asks_stays_the_one_that_lives(setting: Setting) -> None:
-    site, own = setting.site, Hello.of(setting.site.identity.home)
-    site.activate(own)
-    for _ in range(3):
-        setting.clock.now += SILENT_S - 1
-        site.pull(own)
-    setting.superlink.online.clear()
-    assert site.activate(None).status_code == 409
-
-
-def test_after_a_silence_a_daemon_without_an_introduction_gets_in_and_the_other_out(
-    setting: Setting, caplog: pytest.LogCaptureFixture
-) -> None:
-    site, own = setting.site, Hello.of(setting.site.identity.home)
-    site.activate(own)
-    setting.clock.now += SILENT_S
-    setting.superlink.online.clear()
-    assert site.activate(None).status_code == 200
-    assert setting.app.seen["north"].version == ""
-    assert site.pull(None).status_code == 200
-    answer = site.pull(own)
-    assert (answer.status_code, answer.headers["confide-refused"]) == (409, "replaced")
-    assert "north is connected, with confide a version that it does not tell" in caplog.text
-    assert "two daemons use the key of site 'north'" in caplog.text
-    assert site.activate(own).status_code == 409  # it waits in its turn
-    assert setting.app.seen["north"].version == ""
-
-
-def test_a_daemon_that_said_goodbye_keeps_nobody_out(setting: Setting) -> None:
+def test_a_daemon_that_said_goodbye_keeps_nobody_out(setting: Setting, tmp_path: Path) -> None:
     site, own = setting.site, Hello.of(setting.site.identity.home)
     site.activate(own)
     goodbye = DeactivateNodeRequest(node_id=7).SerializeToString()
     assert site.post("deactivate-node", goodbye, {SESSION_HEADER: own.session}).status_code == 200
-    assert site.activate(None).status_code == 200
+    assert site.activate(copied(site.identity.home, tmp_path)).status_code == 200
 
 
 def test_the_gates_log_tells_the_version_of_each_daemon_once(
@@ -235,7 +175,8 @@ def test_the_gates_log_tells_the_version_of_each_daemon_once(
     hello = Hello.of(site.identity.home)
     for _ in range(3):
         site.activate(hello)
-    assert caplog.messages == [f"north is connected, with confide {__version__}, from 127.0.0.1"]
+    assert caplog.messages == [f"north is connected, with {OWN}, from 127.0.0.1"]
+    assert setting.app.seen["north"].version == OWN.version
 
 
 def test_a_key_that_connects_again_and_again_leaves_one_line(
@@ -246,26 +187,90 @@ def test_a_key_that_connects_again_and_again_leaves_one_line(
     assert caplog.text.count("north is connected") == 1
 
 
-def too_long(told: dict[str, str]) -> None:
+def too_long(told: dict[str, Any]) -> None:
     told["version"] = "1" * 33
 
 
-def a_line_of_a_log(told: dict[str, str]) -> None:
+def a_line_of_a_log(told: dict[str, Any]) -> None:
     told["version"] = "1.0\nrevoked key"
 
 
-def unknown_field(told: dict[str, str]) -> None:
-    told["more"] = ""
-
-
-def short_session(told: dict[str, str]) -> None:
+def short_session(told: dict[str, Any]) -> None:
     told["session"] = "ab"
 
 
-@pytest.mark.parametrize("change", [too_long, a_line_of_a_log, unknown_field, short_session])
-def test_an_introduction_of_another_form_is_refused(setting: Setting, change: Callable[[dict[str, str]], None]) -> None:
+def turned_round(told: dict[str, Any]) -> None:
+    told["oldest"], told["newest"] = 3, 2
+
+
+@pytest.mark.parametrize("change", [too_long, a_line_of_a_log, short_session, turned_round])
+def test_an_introduction_of_another_form_is_refused(setting: Setting, change: Callable[[dict[str, Any]], None]) -> None:
     site, superlink = setting.site, setting.superlink
     told = Hello.of(site.identity.home).model_dump()
     change(told)
     assert site.activate(None, **{HELLO_HEADER: json.dumps(told)}).status_code == 400
     assert superlink.calls == []
+
+
+def spoken(home: Path, oldest: int, newest: int) -> Hello:
+    """The introduction of a daemon of another version."""
+    return Hello.of(home).model_copy(update={"version": "9.9.9", "oldest": oldest, "newest": newest})
+
+
+@pytest.mark.parametrize("oldest", [PROTOCOL, PROTOCOL + 1], ids=["neighbour", "two apart"])
+def test_a_neighbouring_version_is_let_in_and_one_that_is_two_apart_is_not(
+    setting: Setting, oldest: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, newest = setting.site, oldest + 1
+    answer = site.activate(spoken(site.identity.home, oldest, newest))
+    assert Speaks.read(answer.headers[HEADER]) == OWN  # in either case
+    if oldest == PROTOCOL:
+        assert answer.status_code == 200
+        assert (setting.app.seen["north"].version, setting.app.seen["north"].protocol) == ("9.9.9", PROTOCOL)
+        assert setting.app.apart() == {}
+    else:
+        assert (answer.status_code, answer.headers["confide-refused"]) == (426, "version")
+        assert setting.superlink.calls == []
+        (said,) = setting.app.apart().values()
+        assert said.endswith("no protocol is common to both: upgrade the coordinator first")
+        assert caplog.messages == [f"turned away: {said}"]
+
+
+@pytest.mark.parametrize("told", [None, {}], ids=["no introduction", "an introduction without protocols"])
+def test_a_version_of_the_first_protocol_is_refused_with_the_sentence_that_its_operator_is_told(
+    setting: Setting, told: dict[str, str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = setting.site
+    hello = Hello.of(site.identity.home).model_dump(exclude={"oldest", "newest"})
+    changed = {} if told is None else {HELLO_HEADER: json.dumps(hello)}
+    for _ in range(3):
+        answer = site.activate(None, **changed)
+        assert (answer.status_code, answer.headers["confide-refused"]) == (426, "version")
+    assert setting.superlink.calls == []
+    spoke = EARLIER if told is None else Speaks(version=OWN.version, oldest=1, newest=1)
+    assert setting.app.apart() == {"north": apart("north", spoke, OWN)}
+    assert setting.app.apart()["north"].endswith("upgrade north first")
+    assert len(caplog.messages) == 1
+
+
+def test_leaving_the_introduction_out_is_no_way_past_a_daemon_that_lives(setting: Setting) -> None:
+    site, own = setting.site, Hello.of(setting.site.identity.home)
+    site.activate(own)
+    setting.superlink.online.clear()  # a SuperLink that was started again counts nobody as online
+    assert site.activate(None).status_code == 426
+    setting.superlink.waiting = [b"asked now"]
+    assert site.pull(None).status_code == 409
+    assert site.pull(own).content == b"asked now"
+
+
+def test_a_refusal_is_forgotten_once_the_node_is_upgraded(setting: Setting) -> None:
+    site = setting.site
+    site.activate(None)
+    assert setting.app.apart().keys() == {"north"}
+    assert site.activate(Hello.of(site.identity.home)).status_code == 200
+    assert setting.app.apart() == {}
+
+
+def test_what_a_later_version_adds_to_its_introduction_is_passed_over(setting: Setting) -> None:
+    told = spoken(setting.site.identity.home, PROTOCOL, PROTOCOL + 1).model_dump() | {"more": ["of", "it"]}
+    assert setting.site.activate(None, **{HELLO_HEADER: json.dumps(told)}).status_code == 200

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from confide.client_node.enrolment.identity import NodeIdentity, wire_form
 from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
-from confide.client_node.enrolment.sessions import HELLO_HEADER, SESSION_HEADER
+from confide.client_node.enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.wake import PORT_VARIABLE, WakeListener, wake
 from confide.coordinator.gateway import gate as gate_module
@@ -38,6 +38,7 @@ from confide.coordinator.gateway.crowd import Limits
 from confide.coordinator.gateway.daemons import Daemons
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.refusals import RefusalLog
+from confide.versions import OWN
 
 from .played import PlayedRegister, PlayedSuperLink, pull, signed
 
@@ -55,7 +56,15 @@ class Setting:
     upstream_port: int
 
     def post(self, call: str, body: bytes, who: NodeIdentity, **changed: str) -> httpx.Response:
-        return self.client.post(f"/v1/fleet/{call}", content=body, headers=signed(who) | changed)
+        return self.client.post(f"/v1/fleet/{call}", content=body, headers=signed(who) | introduced(call) | changed)
+
+
+def introduced(call: str) -> dict[str, str]:
+    """The headers by which a daemon is told from others, of one that has always the same session."""
+    hello = Hello(version=OWN.version, oldest=OWN.oldest, newest=OWN.newest, session="a" * 32, place="b" * 32)
+    return {SESSION_HEADER: hello.session} | (
+        {HELLO_HEADER: hello.model_dump_json()} if call == "activate-node" else {}
+    )
 
 
 def push(node_id: int, src: int, tree: ObjectTree | None = None) -> bytes:
@@ -345,7 +354,8 @@ def test_nodes_are_told_to_try_again_while_the_superlink_is_away(
         front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
         response = httpx.post(
             f"https://127.0.0.1:{front.port}/v1/fleet/activate-node", content=activation(nodes["north"]),
-            headers=signed(nodes["north"]), verify=ssl.create_default_context(cafile=str(pki.ca_path)), trust_env=False,
+            headers=signed(nodes["north"]) | introduced("activate-node"), trust_env=False,
+            verify=ssl.create_default_context(cafile=str(pki.ca_path)),
         )  # fmt: skip
         front.stop()
     assert response.status_code == 503

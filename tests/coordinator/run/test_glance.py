@@ -43,14 +43,15 @@ def served(home):
     """Notes what a running server would, with all nodes online but those named."""
     with only_server(home):
 
-        def note(*away, trouble="", superlink=True, versions=None, age=0.0):
+        def note(*away, trouble="", superlink=True, versions=None, age=0.0, apart=None):
+            versions = dict.fromkeys((*SITES, *PARTIES), "x") | (versions or {})
             nodes = {
-                name: SeenNode(at=time.time() - (300 if name in away else 1), version=(versions or {}).get(name, ""))
-                for name in (*SITES, *PARTIES)
+                name: SeenNode(at=time.time() - (300 if name in away else 1), version=version, protocol=2)
+                for name, version in versions.items()
             }
             serving = Serving(
                 since=1.0, noted=time.time() - age, version="x", superlink=superlink, worker=True, trouble=trouble,
-                nodes=nodes,
+                nodes=nodes, apart=apart or {},
             )  # fmt: skip
             note_serving(home, serving)
 
@@ -97,10 +98,14 @@ def test_a_silent_driver_is_told(store, home, served, change):
 
 
 def test_trouble_of_the_server_and_other_versions_are_told(store, home, served):
-    served(trouble="the SuperLink does not answer", versions={"svi": "0.1.0"})
-    first, second = look(store, home).worries
+    versions = {"svi": "0.9.0", "agg-a": "0.9.0", "rest": "0.8.0"}
+    apart = {"svhc": "svhc runs another one: upgrade svhc first"}
+    served("rest", trouble="the SuperLink does not answer", versions=versions, apart=apart)
+    first, *others = look(store, home).worries
     assert first == "the server is in trouble: the SuperLink does not answer"
-    assert second.startswith("svi runs confide 0.1.0, this is ")
+    assert "svhc runs another one: upgrade svhc first" in others
+    beside = "agg-a, svi: confide 0.9.0 beside x here; both speak protocol 2, so runs go on (docs/versions.md)"
+    assert [each for each in others if "confide 0." in each] == [beside]  # one that is away says nothing of today
     served(superlink=False)
     assert look(store, home).worries == ["the SuperLink does not answer yet; no node can connect"]
 

@@ -1,0 +1,78 @@
+"""Homes that earlier versions made go on: their commands, their run, their ledgers, under this version.
+
+`make_home.py` writes one archive for each version; all are tried but that of 0.1.0, whose studies state no start
+(`test_home_0_1_0.py`). `home-unreleased.tar.xz` was made between 0.2.0 and the next release, whose own takes its place.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import enrol
+from confide.coordinator.federation import members, opened_store
+from confide.coordinator.run.driver import drive
+from confide.coordinator.store import Store, migrate
+from confide.privacy.report.verify import verify
+
+from ..coordinator.open_gate import open_gate
+from ..damage.homes import AWAY, COORDINATOR, SITES, Homes, Noting, call, done, nodes_at, quicken
+
+HERE = Path(__file__).parent
+ARCHIVES = sorted(HERE.glob("home-*.tar.xz"))
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(
+    params=[archive for archive in ARCHIVES if archive.name != "home-0.1.0.tar.xz"], ids=lambda archive: archive.name
+)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Homes:
+    """The federation of an archive, unpacked at another place than where it was made, and its database upgraded."""
+    with tarfile.open(request.param) as archive:
+        archive.extractall(tmp_path, filter="data")
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    for site in SITES:  # their people name the folder of the backbone
+        policy = tmp_path / site / "site.toml"
+        policy.write_text(policy.read_text().replace(facts["folder"], str(tmp_path)))
+    store = Store.open(tmp_path / COORDINATOR)
+    migrate(store.url)  # as `coordinator serve` does when it starts
+    store.close()
+    return Homes(tmp_path, facts["study"], facts["run"])
+
+
+def test_a_run_that_an_earlier_version_left_goes_on_to_its_end(made: Homes) -> None:
+    home = made.home(COORDINATOR)
+    spent = {site: done(made.home(site), "budget", "show", "--json").stdout for site in SITES}
+    done(home, "run", "resume", made.run)
+    with pytest.MonkeyPatch.context() as patch, nodes_at(made.folder) as nodes:
+        quicken(patch)
+        drive(Noting(nodes, made.asked), home, made.run)
+    (run,) = json.loads(done(home, "run", "list", "--json").stdout)
+    assert (run["state"], run["rounds"]) == ("done", 2)
+    steps = [name for kind, name, _ in made.asked if kind == "step"]
+    assert steps == []  # what was sealed before is sent, and nothing is drawn anew
+    report = json.loads(done(home, "budget", "report", "--json").stdout)
+    assert verify(report).failures == []
+    assert {site: done(made.home(site), "budget", "show", "--json").stdout == was for site, was in spent.items()} == {
+        site: site == AWAY for site in SITES
+    }  # settled by the set that was summed
+    assert call(home, "audit", "verify").exit_code == 0
+
+
+def test_a_site_of_an_earlier_version_leaves_and_comes_back(made: Homes) -> None:
+    home, site = made.home(COORDINATOR), made.home("east")
+    before = NodeIdentity.load(site)
+    ledger = done(site, "budget", "show", "--json").stdout
+    with open_gate(home):
+        done(home, "site", "leave", "east", "--yes")
+        with opened_store(home) as store:
+            assert {each.name: each.state for each in members.members(store)}["east"] == "left"
+        code = json.loads(done(home, "site", "invite", "east", "--json").stdout)["code"]
+        enrol(code, site, again=True)
+    after = NodeIdentity.load(site)
+    assert after.identity_hex == before.identity_hex
+    assert after.transport_fingerprint != before.transport_fingerprint
+    assert done(site, "budget", "show", "--json").stdout == ledger
+    assert call(home, "audit", "verify").exit_code == 0
