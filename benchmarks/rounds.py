@@ -77,7 +77,7 @@ def open_gate(superlink: SuperLink, pki: Pki, sites: Sequence[str]) -> tuple[Reg
     app = FleetGate(
         register, enrol=register.enrol, rotate=register.rotate,
         studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port,
-        secret=superlink.secret,
+        secret=superlink.secret, superlink_ca=superlink.ca_path,
     )  # fmt: skip
     limits = Limits(per_address=32 + 10 * len(sites))  # all of them come from this machine
     return register, serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=limits)
@@ -130,7 +130,7 @@ def run(home: Path, superlink: SuperLink, mode: str, nodes: dict[str, list[str]]
             node = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             stack.callback(node.wait)
             stack.callback(node.terminate)
-        with open_grid(superlink.port, Pki.load(home).ca_path, superlink.submit().token) as grid:
+        with open_grid(superlink.port, Pki.load(home).loopback_ca_path, superlink.submit().token) as grid:
             one_round = warm_round(grid, home, plan) if mode == "warm" else stock_round(grid, plan)
             return [timed(one_round) for _ in range(plan["rounds"][mode])]
 

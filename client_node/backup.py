@@ -39,7 +39,7 @@ from .home_archive import (
 from .shares import Outbox, run_keys
 
 _LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_units.KEY_FILE)  # paths in the archive
-_BEFORE = ("enrolment.json", "ca.crt", "site.toml", "keys/*", "party/*")
+_BEFORE = ("enrolment.json", "authority.json", "ca.crt", "site.toml", "keys/*", "party/*")
 _AFTER = (  # the head of a log before the log, which only grows
     "decisions.json", "decisions.head", "decisions.jsonl", "peers.json", "witness.json", "leases.json",
     "aggregator/journal", "aggregator/positions",

@@ -91,8 +91,11 @@ def _coordinator(node: _Node) -> Iterable[Finding]:
     if not node.is_enrolled:
         return []
     ca_pem = node.enrolment.ca_pem()
-    ends = certificate_dates("federation's CA", x509.load_pem_x509_certificate(ca_pem.encode()), "ask the operator")
-    return [ends, *gate_at(node.enrolment.address, ca_pem, protocol.CA_PATH, proxy=node.enrolment.proxy)]
+    ends = [
+        certificate_dates("federation's CA", each, "ask the operator for its successor")
+        for each in x509.load_pem_x509_certificates(ca_pem.encode())
+    ]
+    return [*ends, *gate_at(node.enrolment.address, ca_pem, protocol.CA_PATH, proxy=node.enrolment.proxy)]
 
 
 def _studies(node: _Node) -> Iterable[Finding]:

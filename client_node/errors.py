@@ -26,6 +26,7 @@ ClientNodeError
 ├── NotEnrolled              no enrolment in the home folder
 ├── CoordinatorUnreachable   nobody answers at the coordinator's address
 ├── CoordinatorRefused       the coordinator refuses this node
+├── StatementRefused         a statement about the coordinator's CA that this node does not take
 ├── ProxyInvalid             a setting that names no HTTP proxy
 ├── VersionRefused           this node and the coordinator have no protocol in common
 ├── FlowerUnsupported        Flower is installed in a version that this package does not know
@@ -192,6 +193,10 @@ class CoordinatorUnreachable(ClientNodeError):
 
 class CoordinatorRefused(ClientNodeError):
     """A refusal by the coordinator: this node's key is unknown there, or was revoked."""
+
+
+class StatementRefused(ClientNodeError):
+    """A statement about the coordinator's CA that this node does not take; what it trusts is as before."""
 
 
 class ProxyInvalid(ClientNodeError, ValueError):

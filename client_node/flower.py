@@ -74,7 +74,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 
 from .. import versions
 from ..versions import OWN, Speaks
-from .enrolment import Enrolment, NodeIdentity, outbound
+from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.identity import wire_form
 from .enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
 from .errors import PacketInvalid, VersionRefused
@@ -113,8 +113,10 @@ class Connection:
         self, identity: NodeIdentity, enrolment: Enrolment, hello: Hello,
         on_sent: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:  # fmt: skip
-        context = outbound.trusting(enrolment.ca_pem())
-        self._client = outbound.open_client(enrolment.address, context, enrolment.proxy, _CALL_S)
+        self._enrolment, self._ca = enrolment, enrolment.ca_pem()
+        self._client = self._opened()
+        self._outdated: list[httpx.Client] = []  # a heartbeat may be on its way on one of them
+        self.told_authorities = ""  # `authority.mark` of the CAs that the gate wants trusted, as it said last
         self._url = f"https://{enrolment.address}"
         self._key, self._hello, self._on_sent = identity.transport_key, hello, on_sent
         self._name = identity.name
@@ -143,6 +145,7 @@ class Connection:
         )
         self._on_sent(len(content))
         self._require_common(response)
+        self.told_authorities = response.headers.get(protocol.AUTHORITY_HEADER, self.told_authorities)
         return response.raise_for_status().content
 
     def _require_common(self, response: httpx.Response) -> None:
@@ -156,9 +159,31 @@ class Connection:
         if self.gate.common(OWN) is None:
             raise VersionRefused(versions.apart(self._name or "this node", OWN, self.gate))
 
+    def trust_anew(self) -> bool:
+        """Trusts what `ca.crt` holds now, on connections that are opened from now on; returns True if that is new.
+
+        Raises:
+            NotEnrolled: the file is damaged; what was trusted before is trusted on.
+        """
+        found = self._enrolment.ca_pem()
+        if found == self._ca:
+            return False
+        for client in self._outdated:
+            client.close()
+        self._outdated = [self._client]
+        self._ca = found
+        self._client = self._opened()
+        return True
+
     def close(self) -> None:
         """Closes every connection."""
-        self._client.close()
+        for client in (*self._outdated, self._client):
+            client.close()
+
+    def _opened(self) -> httpx.Client:
+        return outbound.open_client(
+            self._enrolment.address, outbound.trusting(self._ca), self._enrolment.proxy, _CALL_S
+        )
 
     def _signed(self) -> dict[str, str]:
         """Headers by which Flower knows a node: its key, the time, and the key's signature of the time."""

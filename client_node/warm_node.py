@@ -15,6 +15,7 @@ import httpx
 
 from ..privacy.errors import LedgerUnavailable
 from ..versions import OWN
+from .authority_keeper import AuthorityKeeper
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
@@ -63,6 +64,7 @@ class WarmNode:
         self._vitals = vitals or Vitals()
         self._troubles, self._changes = Diary(logger, again_s=60.0), Diary(logger)
         self._absences = Diary(logger, again_s=_DAY_S)  # asked again and again meanwhile
+        self._authority = AuthorityKeeper(identity.home)
         self._session: Session | None = None
         self._ended = threading.Event()
 
@@ -81,6 +83,7 @@ class WarmNode:
         delay = _RETRY_S[0]
         try:
             while not stop.is_set():
+                self._authority.look(connection)
                 self._session = session = Session(connection)
                 try:
                     vitals.polls()
@@ -90,7 +93,7 @@ class WarmNode:
                         "%s is connected to %s%s", self._identity.name, self._enrolment.address, _at(connection)
                     )
                     delay = _RETRY_S[0]
-                    self._serve(session, stop)
+                    self._serve(session, connection, stop)
                 except Exception as err:  # a daemon outlives whatever Flower raises
                     reason = _refusal(err)
                     trouble = self._trouble(err) if reason is None else ""
@@ -139,11 +142,12 @@ class WarmNode:
         if (is_idle or not self._ended.wait(_LEAVE_AFTER_S)) and self._session is not None:
             self._session.leave()
 
-    def _serve(self, session: Session, stop: threading.Event) -> None:
+    def _serve(self, session: Session, connection: Connection, stop: threading.Event) -> None:
         last, wait = time.monotonic(), _POLL_S[0]
         is_resting = False
         while not stop.is_set():
             session.check()
+            self._authority.look(connection)
             asked = time.monotonic()
             self._vitals.polls()
             question = session.pull()

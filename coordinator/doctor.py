@@ -79,13 +79,13 @@ def _certificates(of: _Federation) -> Iterable[Finding]:
     server = x509.load_pem_x509_certificate(of.pki.certificate_path.read_bytes())
     authority = x509.load_pem_x509_certificate(of.pki.ca_path.read_bytes())
     found = [
-        certificate_dates("CA certificate", authority, "found a new federation: nodes trust this CA and no other"),
+        certificate_dates("CA certificate", authority, "give it a successor: coordinator ca rotate"),
         certificate_dates("gate's certificate", server, _RENEW),
     ]
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     known = {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
     host = of.settings.address.rpartition(":")[0].strip("[]")
-    if host not in known:
+    if not {host, f"*.{host.partition('.')[2]}"} & known:  # the star is of a CA that others keep
         found.append(
             Finding("gate's certificate", "failed", f"it is for {', '.join(sorted(known))}, not {host}", _RENEW)
         )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import backup, budget, chart, data, doctor, health, keys, policy, search, service, setup, site, study
+from . import backup, budget, ca, chart, data, doctor, health, keys, policy, search, service, setup, site, study
 from .application import PROBLEMS, REFUSED, JsonOption, LogForm, LogFormOption, MonitorOption, application, epilog
 from .console import agree, tell
 from .options import DEFAULT_HOME, ByOption, HomeOption, YesOption
@@ -25,6 +25,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
 app.add_typer(chart.app, name="chart")
 app.add_typer(keys.app, name="keys")
+app.add_typer(ca.app, name="ca")
 app.command(
     "init",
     epilog=epilog("client-node init patients.csv", "client-node init patients.csv --study study.toml"),

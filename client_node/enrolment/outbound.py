@@ -23,6 +23,7 @@ _PROXY = re.compile(r"http://(?:[^\s/@]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])
 _MOST_PORT = 65535
 _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_...
 _OTHER_NAME = (62, 64)  # of a host, of an address
+_SUCCESSOR = "ask the operator for the statement about the new one, and take it: client-node ca accept FILE"
 
 
 def check_proxy(setting: str) -> str:
@@ -65,7 +66,7 @@ def open_client(address: str, context: ssl.SSLContext, proxy: str | None, timeou
 
 
 def trusting(ca_pem: str) -> ssl.SSLContext:
-    """Makes a TLS 1.3 context that trusts the CA in `ca_pem` and no other."""
+    """Makes a TLS 1.3 context that trusts the CA in `ca_pem`, or the two, and no other."""
     context = ssl.create_default_context(cadata=ca_pem)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
@@ -89,8 +90,8 @@ def certificate_trouble(err: BaseException, ca_path: Path | None = None) -> str 
     if refused.verify_code == _EXPIRED:
         if ca_path is not None and (end := _end_of(ca_path)) is not None and end < clock:
             return (
-                f"this federation's CA ended on {end:%Y-%m-%d}, {here}; if the clock is right, all nodes must be "
-                "invited anew. Nothing was sent"
+                f"this federation's CA ended on {end:%Y-%m-%d}, {here}; if the clock is right, {_SUCCESSOR}. "
+                "Nothing was sent"
             )
         return (
             f"its certificate has expired {here}; if the clock is right, its operator must start `coordinator serve` "
@@ -102,7 +103,7 @@ def certificate_trouble(err: BaseException, ca_path: Path | None = None) -> str 
         )
     return (
         "its certificate is not from this federation's CA: another server answers there, or a device on the way opens "
-        "TLS. Nothing was sent"
+        f"TLS. If the CA has had a successor while this node was away, {_SUCCESSOR}. Nothing was sent"
     )
 
 
@@ -135,6 +136,6 @@ def _from_environment(address: str) -> str | None:
 
 def _end_of(path: Path) -> dt.datetime | None:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+        return max(each.not_valid_after_utc for each in x509.load_pem_x509_certificates(path.read_bytes()))
     except (OSError, ValueError):
         return None

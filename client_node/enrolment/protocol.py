@@ -49,6 +49,8 @@ Address = Annotated[str, StringConstraints(pattern=_ADDRESS)]
 
 CA_PATH, ENROLL_PATH, STUDIES_PATH = "/confide/v1/ca", "/confide/v1/enroll", "/confide/v1/studies"
 ROTATE_PATH = "/confide/v1/rotate"
+AUTHORITY_PATH = "/confide/v1/authority"
+AUTHORITY_HEADER = "confide-authority"  # of answers to enrolled nodes: `authority.mark` of the CAs to trust
 SIGNATURE_HEADER = "confide-signature"
 PARTY_FOLDER = "party"  # under the home, of an aggregator: its certificate and key for the other two
 _FILE, _CA_FILE = "enrolment.json", "ca.crt"
@@ -56,6 +58,7 @@ _SECRET_BYTES = 16
 _TIMEOUT = 20.0  # seconds
 _MAX_ANSWER = 32 << 20  # bytes; a list of studies holds vocabularies, no tensors
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_MOST_AUTHORITIES = 2  # the CA, and its successor
 _MAX_KEPT = 2**16  # bytes of a file in the home
 _REMEDY = "It is this node's place in its federation: restore it from a backup, or enrol anew from a fresh home"
 _CA_REMEDY = (
@@ -164,6 +167,13 @@ class RotateRequest(SignedQuery):
         return b"confide rotated key 1\n" + f"{self.identity} {self.nonce} {self.transport_public}".encode()
 
 
+class AuthorityQuery(SignedQuery):
+    """A node's signed question which CAs vouch for the coordinator; it says which ones the node trusts."""
+
+    domain = b"confide authority query 1\n"
+    trusts: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=2)]  # SHA-256 of certificates, the first first
+
+
 class _Kept(BaseModel):
     """What `enrolment.json` holds."""
 
@@ -207,8 +217,20 @@ class Enrolment:
         )  # fmt: skip
 
     def ca_pem(self) -> str:
-        """Reads the certificate of the federation's CA; raises `NotEnrolled` unless the file holds one."""
-        return _certificate(self.ca_path, remedy=_CA_REMEDY, error=NotEnrolled)
+        """Reads the certificate of the federation's CA, and of its successor if that is trusted already.
+
+        Raises:
+            NotEnrolled: the file holds anything else.
+        """
+        pem = _certificate(self.ca_path, remedy=_CA_REMEDY, error=NotEnrolled)
+        try:
+            found = len(x509.load_pem_x509_certificates(pem.encode()))
+        except (ValueError, x509.InvalidVersion):
+            found = 0
+        if not (found == pem.count("-----BEGIN") and found <= _MOST_AUTHORITIES):
+            problem = "holds more than one or two whole certificates"
+            raise damaged(self.ca_path, problem, remedy=_CA_REMEDY, error=NotEnrolled)
+        return pem
 
 
 def enrol(
@@ -341,15 +363,21 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
         raise CoordinatorRefused("the coordinator's list of studies cannot be read; its version may differ") from err
 
 
-def send_signed(query: SignedQuery, path: str, identity: NodeIdentity, enrolment: Enrolment) -> bytes:
+def send_signed(
+    query: SignedQuery, path: str, identity: NodeIdentity, enrolment: Enrolment, *, ca_pem: str | None = None
+) -> bytes:
     """Sends a query under the node's signature; returns the answer.
+
+    Args:
+        ca_pem: the only CAs to trust for it; None for those of the enrolment.
 
     Raises:
         CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused
     """
     body = query.model_dump_json().encode()
     signature = identity.signer.sign(query.signed_part(body)).hex()
-    way = _Way(enrolment.address, outbound.trusting(enrolment.ca_pem()), enrolment.proxy, enrolment.ca_path)
+    trusting = outbound.trusting(enrolment.ca_pem() if ca_pem is None else ca_pem)
+    way = _Way(enrolment.address, trusting, enrolment.proxy, enrolment.ca_path)
     return way.exchange("POST", path, body, {SIGNATURE_HEADER: signature})
 
 
@@ -429,7 +457,8 @@ def _fetch_ca(invitation: InvitationCode, proxy: str | None) -> bytes:
     if not secrets.compare_digest(found, invitation.ca_digest):
         raise WrongCoordinator(
             f"{invitation.address} is not the coordinator that issued this code: its CA certificate is another one. "
-            "The code was not sent. Ask the operator whether the address is right."
+            "The code was not sent. Ask the operator whether the address is right, and for a new code if that CA has "
+            "had a successor since"
         )
     return pem
 

@@ -48,8 +48,8 @@ class Entry(StrictModel):
     at: _Short  # UTC
     by: _Short
     login: _Short
-    decision: Literal["approve", "revoke", "cap", "confirm", "remove", "accept", "propose", "forget"]
-    about: _Short  # the hash of a study, a data set and its unit, a site, or an entry of the coordinator's audit log
+    decision: Literal["approve", "revoke", "cap", "confirm", "remove", "accept", "propose", "forget", "trust"]
+    about: _Short  # the hash of a study, a data set and its unit, a site, a CA, or an entry of the coordinator's log
     detail: Annotated[str, Field(max_length=2000)]
 
 

@@ -277,6 +277,12 @@ def note_forgotten(home: Path, digest: str, detail: str, *, by: str | None = Non
         decision_log.write(home, "forget", digest, detail, by=by)
 
 
+def note_trusted(home: Path, digests: Sequence[str], *, by: str | None = None) -> None:
+    """Records that a person lets the node trust these CAs (SHA-256, hex) for its coordinator, and no others."""
+    with locked(home / FILE):
+        decision_log.write(home, "trust", digests[0], f"the coordinator's CAs: {', '.join(digests)}", by=by)
+
+
 def load_leases(home: Path) -> dict[str, Lease]:
     """Reads the study and the newest lease of each run whose messages this node has admitted.
 

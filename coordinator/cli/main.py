@@ -16,9 +16,9 @@ from ...client_node.cli.application import (
     epilog,
 )
 from ..errors import CoordinatorError
-from . import adapter, audit, backbone, backup, budget, doctor, operator, run, site, space, study
+from . import adapter, audit, backbone, backup, budget, ca, certificate, doctor, operator, run, site, space, study
 from .guard import guard, options
-from .options import DEFAULT_HOME, DatabaseOption, HomeOption
+from .options import DEFAULT_HOME, CaOption, CertificateKeyOption, CertificateOption, DatabaseOption, HomeOption
 from .serving import serve_federation
 from .tables import here, show_made, show_status
 
@@ -30,6 +30,8 @@ app = application(
     options=options,
 )
 app.add_typer(site.app, name="site")
+app.add_typer(ca.app, name="ca")
+app.add_typer(certificate.app, name="certificate")
 app.add_typer(study.app, name="study")
 app.add_typer(run.app, name="run")
 app.add_typer(budget.app, name="budget")
@@ -54,6 +56,7 @@ _FIRST_EXAMPLE = "thyroid"
     epilog=epilog(
         'coordinator init --federation "Thyroid 2026" --host fed.example.org',
         "coordinator init --site svi --out parcel --then-serve",
+        "coordinator init --certificate chain.pem --key key.pem --ca ca.pem",
     )
 )
 def init(
@@ -76,6 +79,9 @@ def init(
         Path | None, typer.Option("--out", help="Folder for the join files of those who are invited.")
     ] = None,
     database: DatabaseOption = None,
+    certificate: CertificateOption = None,
+    key: CertificateKeyOption = None,
+    ca_file: CaOption = None,
     then_serve: Annotated[bool, typer.Option("--then-serve", help="Then serve, as `coordinator serve` does.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,6 +92,11 @@ def init(
     members.parse_guests(guests)
     if (parcel is None) == bool(guests):
         raise typer.BadParameter("join files need a folder, and the folder needs sites", param_hint="--out")
+    given = None
+    if certificate is not None and key is not None and ca_file is not None:
+        given = certificate, key, ca_file
+    elif not certificate is key is ca_file is None:
+        raise typer.BadParameter("it takes all three: --certificate, --key and --ca", param_hint="--certificate")
     if parcel is not None:
         try:
             parcel.mkdir(parents=True, exist_ok=True)
@@ -95,7 +106,7 @@ def init(
         federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port,
         strangers_per_address=strangers_per_address,
     )  # fmt: skip
-    create_home(home, settings, database)
+    create_home(home, settings, database, given)
     steps = [] if then_serve else [here(home, "serve")]
     if parcel is None:
         show_made(settings, home, as_json, steps=[*steps, here(home, "site invite NAME")])

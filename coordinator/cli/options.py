@@ -20,6 +20,12 @@ DatabaseOption = Annotated[
         help="An empty PostgreSQL database, without a password: postgresql://USER@HOST/NAME (docs/backup.md).",
     ),
 ]  # fmt: skip
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option("--certificate", help="PEM, from a CA that others keep: the gate's, then those below the CA."),
+]
+CertificateKeyOption = Annotated[Path | None, typer.Option("--key", help="Private key of --certificate, PEM.")]
+CaOption = Annotated[Path | None, typer.Option("--ca", help="The CA of --certificate that nodes are to trust, PEM.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 TextOption = Annotated[
     Path | None, typer.Option("--text", help="UTF-8 file to read, at most 1 MiB; left out, the backbone's licence.")

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from ...client_node.files import read_json, write_private
 from ..errors import Conflict, NotFound, StateDamaged
+from ..given import read_given
 from ..store import Store, audit_log, place
 from ..store.actions import plain
 from .pki import Pki
@@ -42,17 +43,20 @@ class Settings:
 _SCHEMA = TypeAdapter(Settings)
 
 
-def create_home(home: Path, settings: Settings, database: str | None = None) -> None:
+def create_home(
+    home: Path, settings: Settings, database: str | None = None, given: tuple[Path, Path, Path] | None = None
+) -> None:
     """Makes keys, certificates, database and settings under `home`.
 
     An `init` that was cut short is completed.
 
     Args:
         database: the URL of an empty PostgreSQL database; None for SQLite in the home.
+        given: files with the gate's certificate, its key and its CA, if others keep that; None for a CA of our own.
 
     Raises:
         Conflict: `home` holds a federation already or other files, the settings contradict each other, or the database
-            cannot be used; nothing was changed.
+            or a certificate cannot be used; nothing was changed.
         StoreUnavailable: the database cannot be used just now.
     """
     if (home / _SETTINGS).exists():
@@ -62,10 +66,12 @@ def create_home(home: Path, settings: Settings, database: str | None = None) -> 
     if others := sorted(path.name for path in home.glob("*") if path.name not in _BEGUN):
         shown = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
         raise Conflict(f"{home} holds other files ({shown}); nothing was changed. Use a folder that is new or empty")
+    host = settings.address.rpartition(":")[0]
+    checked = None if given is None else read_given(*given, host)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = Store.create(home, url)
     try:
-        pki = Pki.create(home, [settings.address.rpartition(":")[0]])
+        pki = Pki.create(home, [host], checked)
         with store.session() as session:
             if audit_log.hold(session).seq < 0:  # else an `init` that was cut short had come so far
                 named = {"federation": plain(settings.federation), "coordinator": pki.identity_hex}

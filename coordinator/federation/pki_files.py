@@ -4,19 +4,25 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ...client_node.files import damaged, read_own
 from ..errors import StateDamaged
+from ..given import verifies
 
 _MAX_BYTES = 2**16
 _CA = (
     "Every node trusts this CA and no other: restore ca.crt and ca.key from one backup; without one, found the "
     "federation anew, and all nodes enrol anew"
 )
+_NEXT = "It is the CA that comes next: restore both of its files, or run `coordinator ca cancel` and begin anew"
 _SERVER = "The gate shows it to every node: restore server.crt and server.key from one backup"
+_OTHERS = (
+    "It is of a CA that others keep: restore server.crt, server.key and ca.crt from one backup, then `coordinator "
+    "certificate use` with the newest"
+)
 _SIGNING = (
     "Every node knows the coordinator by it, and studies name it: restore it from a backup; without one, found the "
     "federation anew, and all nodes enrol anew"
@@ -40,9 +46,38 @@ def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKe
     return _pair(folder / "ca.crt", folder / "ca.key", _CA)
 
 
+def next_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Reads the certificate and key of the CA that comes next, which belong together; raises as `signing_key`."""
+    return _pair(folder / "ca.next.crt", folder / "ca.next.key", _NEXT)
+
+
 def server(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """Reads the gate's certificate and key, which belong together; raises as `signing_key`."""
     return _pair(folder / "server.crt", folder / "server.key", _SERVER)
+
+
+def given(folder: Path, name: str) -> tuple[x509.Certificate, bytes]:
+    """Reads a CA that others keep, and the chain from the gate's certificate up to it; they and the key fit each other.
+
+    Args:
+        name: ".next" for those that lie ready; "" for those in use.
+
+    Raises:
+        StateDamaged: as `signing_key`; or the chain does not lead to the CA.
+    """
+    remedy, paths = _NEXT if name else _OTHERS, [folder / f"server{name}.crt", folder / f"server{name}.key"]
+    ca = _certificate(folder / f"ca{name}.crt", remedy)
+    leaf, key = _certificate(paths[0], remedy), _key(paths[1], remedy)
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) or leaf.public_key() != key.public_key():
+        raise damaged(paths[0], f"is not of the key in {paths[1].name}", remedy=remedy, error=StateDamaged)
+    pem = _read(paths[0], remedy, is_secret=False)
+    try:
+        fits = verifies(x509.load_pem_x509_certificates(pem), ca)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise damaged(paths[0], f"does not lead to the CA in ca{name}.crt", remedy=remedy, error=StateDamaged)
+    return ca, pem
 
 
 def is_cut_off(folder: Path) -> bool:

@@ -5,16 +5,18 @@ was revoked never comes back: whoever stole it has it still.
 """
 
 import base64
+import json
 import logging
 import time
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 from sqlalchemy import select, update
 
 from ...client_node.enrolment import Role
 from ...client_node.enrolment.identity import fingerprint
-from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateRequest
+from ...client_node.enrolment.protocol import AuthorityQuery, EnrolAnswer, EnrolRequest, RotateRequest
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store, audit_log
 from ..store.tables import NodeRow
@@ -24,6 +26,7 @@ from .pki import Pki
 logger = logging.getLogger(__name__)
 
 MOST_ROTATIONS = 5  # of one node in an hour
+MOST_CONFIRMATIONS = 20  # likewise: a rotation of the CA takes two or three
 _ABOUT = "the register"
 
 
@@ -137,6 +140,34 @@ class Register:
             node.fingerprint, node.transport_key = key, request.transport_public.encode()
             self._store.log_action(session, "site.rotate", actor=who, site=node.name, key=key)
         return old
+
+    def note_trust(self, query: AuthorityQuery, wanted: tuple[str, ...]) -> None:
+        """Notes which CAs a node says that it trusts; the audit log has it when they are those that are `wanted`.
+
+        Raises:
+            EnrolmentInvalid: the node is not enrolled or not any more, or has changed its mind too often in an hour.
+        """
+        said = json.dumps(query.trusts)
+        with self._store.alone(_ABOUT) as session:
+            node = session.scalars(select(NodeRow).where(NodeRow.identity == query.identity)).first()
+            if node is None or node.revoked_at is not None:
+                raise EnrolmentInvalid("the coordinator does not know this node, or has revoked it")
+            if node.trusted_cas == said:
+                return
+            who = f"site:{node.name}"
+            if query.trusts == wanted:
+                if audit_log.count_of_hour(session, "site.trust", who) >= MOST_CONFIRMATIONS:
+                    raise EnrolmentInvalid("this node has confirmed other CAs too often within the hour; wait")
+                self._store.log_action(session, "site.trust", actor=who, site=node.name, cas=list(query.trusts))
+            node.trusted_cas = said
+
+    def void_codes(self, names: Sequence[str], action: str, **fields: Any) -> None:
+        """Voids the codes of nodes that have not enrolled yet, for a reason that the audit log has as an action."""
+        values = {"invite_digest": None, "invite_expires": None}
+        with self._store.alone(_ABOUT) as session:
+            is_meant = NodeRow.name.in_(names), NodeRow.enrolled_at.is_(None)
+            session.execute(update(NodeRow).where(*is_meant).values(**values))
+            self._store.log_action(session, action, **fields, void=list(names))
 
     def revoke(self, name: str) -> None:
         """Revokes a node and its invitation code: the gate refuses its next request, and its keys never come back."""

@@ -10,9 +10,9 @@ node needs. It checks, for every request, that
 - the daemon is the one that speaks for the key just now (`daemons`), and speaks a protocol that this version speaks;
 - the body is small enough, and a reply has a bounded number of parts.
 
-The gate has paths of its own for the CA certificate, enrolment, and the list of studies. Refused requests leave lines
-in the log `confide.gate` (`refusals`); secrets and bodies are never logged. Connections are kept in bounds by
-`admission`, to which the gate says when a caller has proven an enrolled key.
+The gate has paths of its own for the CA certificate, enrolment, new keys, the list of studies, and the CAs to trust.
+Refused requests leave lines in the log `confide.gate` (`refusals`); secrets and bodies are never logged. Connections
+are kept in bounds by `admission`, to which the gate says when a caller has proven an enrolled key.
 
 Out of scope: a node that sends a flood of well-formed messages fills the SuperLink's cache; revoke it.
 """
@@ -35,7 +35,14 @@ from pydantic import ValidationError
 from ... import versions
 from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
-from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, RotateRequest, SignedQuery, StudiesQuery
+from ...client_node.enrolment.protocol import (
+    AuthorityQuery,
+    EnrolAnswer,
+    EnrolRequest,
+    RotateRequest,
+    SignedQuery,
+    StudiesQuery,
+)
 from ...client_node.enrolment.sessions import Hello
 from ...client_node.wire import one_body
 from ...mpc.crash import spot
@@ -45,6 +52,7 @@ from ..federation.serving import ONLINE_S, SeenNode
 from ..fleet import WakeListener, flower
 from ..fleet.calls import MORE_HEADER
 from .admission import Visit
+from .announcing import Announcer
 from .credentials import Credentials
 from .daemons import Daemons
 from .listener import Message, Receive, Send, serve_gate
@@ -126,6 +134,8 @@ class FleetGate:
         ca_path: the federation's CA certificate, PEM.
         superlink: port of the SuperLink on loopback.
         secret: by which the SuperLink knows the gate (`vouching`).
+        superlink_ca: the CA certificate by which the SuperLink is known; None for `ca_path`.
+        announcer: tells nodes which CAs to trust; None for a gate whose CA has no successor.
     """
 
     def __init__(
@@ -138,10 +148,12 @@ class FleetGate:
         ca_path: Path,
         superlink: int,
         secret: str = "",
+        superlink_ca: Path | None = None,
+        announcer: Announcer | None = None,
     ) -> None:
         self._registry, self._enrol, self._rotate, self._studies = registry, enrol, rotate, studies
-        self._ca = ca_path.read_bytes()
-        self._upstream = Upstream("127.0.0.1", superlink, ca_path)
+        self._ca, self._announcer = ca_path.read_bytes(), announcer
+        self._upstream = Upstream("127.0.0.1", superlink, superlink_ca or ca_path)
         self._wake = WakeListener(superlink)
         self._vouching = Vouching(self._upstream, self._wake, secret, self._hold_on)
         self._silent: dict[int, int] = {}  # node -> its call up to which the SuperLink has nothing for it
@@ -171,6 +183,8 @@ class FleetGate:
         except Exception as err:
             status, headers, body = self._failure(scope, err)
         headers = [*headers, (b"content-length", str(len(body)).encode())]
+        if self._announcer is not None and scope["state"]["visit"].key is not None:
+            headers.append((protocol.AUTHORITY_HEADER.encode(), self._announcer.mark.encode()))
         self.sent_bytes += len(body)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -190,13 +204,16 @@ class FleetGate:
         if method == "POST" and path in _CALLS:
             return await self._fleet(scope, receive, _CALLS[path])
         if method == "GET" and path == protocol.CA_PATH:
-            return 200, [(b"content-type", b"application/x-pem-file")], self._ca
+            pem = self._ca if self._announcer is None else self._announcer.present
+            return 200, [(b"content-type", b"application/x-pem-file")], pem
         if method == "POST" and path == protocol.ENROLL_PATH:
             return await self._answer_enrolment(scope, await self._body(scope, receive, _OWN_CAP))
         if method == "POST" and path == protocol.STUDIES_PATH:
             return await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
         if method == "POST" and path == protocol.ROTATE_PATH:
             return await self._take_new_key(scope, await self._body(scope, receive, _OWN_CAP))
+        if method == "POST" and path == protocol.AUTHORITY_PATH and self._announcer is not None:
+            return await self._tell_authorities(scope, await self._body(scope, receive, _OWN_CAP), self._announcer)
         asked = scope["raw_path"][:80].decode("ascii", "replace")  # undecoded, so that nobody writes lines of his own
         self._log.stranger("path", _peer(scope), "%s asked for %s %s", _peer(scope), method[:16], asked)
         await _read_rest(receive)
@@ -558,6 +575,16 @@ class FleetGate:
             self._turn(node)
         self._log.passed("rotated", new, "site %r has a new transport key %s, from %s", site, new[:16], _peer(scope))
         return 200, _JSON, b"{}"
+
+    async def _tell_authorities(self, scope: Message, body: bytes, announcer: Announcer) -> Answer:
+        """Tells a node which CAs to trust, and notes which it does."""
+        query, site = self._signed_query(scope, body, AuthorityQuery)
+        try:
+            answer = await self._done("telling of the CA", announcer.answer, query)
+        except EnrolmentInvalid as err:
+            self._log.known("authority", query.identity, "what site %r trusts is not noted: %s", site, err)
+            raise _TurnedAway(409, "invalid", str(err)) from err
+        return 200, _JSON, answer
 
     async def _done(self, what: str, work: Callable[[A], T], about: A) -> T:
         """Has the register do its part, in a thread; raises what it says on purpose, and `_TurnedAway` for the rest."""

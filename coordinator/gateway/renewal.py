@@ -19,6 +19,8 @@ EVERY_S = 24 * 3600.0
 class CertificateKeeper:
     """Renews the gate's certificate when it is due, and warns once a day of one that is about to end."""
 
+    _seen: object = None  # the certificate's file, as it was when it was looked at
+
     def __init__(self, pki: Pki, noted: Callable[[dt.datetime], object] = lambda _: None) -> None:
         """Renews at once, if need be: the gate that is opened next shows a valid certificate.
 
@@ -32,15 +34,18 @@ class CertificateKeeper:
         self._shown = pki.certificate_path.read_bytes()
 
     def check(self, gate: GateServer | None = None) -> None:
-        """Looks once a day, and gives `gate` a renewed certificate; connections that are open stay open.
+        """Looks once a day, and when a command has changed it, and gives `gate` a renewed certificate.
 
-        A renewal that fails is a line in the log: the certificate holds for weeks then, and the next try is tomorrow.
+        Connections that are open stay open. A renewal that fails is a line in the log: the certificate holds for weeks
+        then, and the next try is tomorrow.
         """
-        if time.monotonic() < self._next:
+        state = self._state()
+        if time.monotonic() < self._next and state == self._seen:
             return
-        self._next = time.monotonic() + EVERY_S
+        self._seen, self._next = state, time.monotonic() + EVERY_S
         try:
             if self._pki.renew_if_due():
+                self._seen = self._state()
                 logger.info("the server certificate was renewed")
                 self._noted(self._pki.certificate_ends)
             found = self._pki.certificate_path.read_bytes()
@@ -51,3 +56,10 @@ class CertificateKeeper:
                 logger.warning("%s", line)
         except (CoordinatorError, OSError, x509.ExtensionNotFound) as err:
             logger.error("the server certificate cannot be renewed: %s", err)
+
+    def _state(self) -> object:
+        try:
+            found = self._pki.certificate_path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -22,6 +22,7 @@ from ..oversight import checkpoints
 from ..store import Store, migrate
 from ..store.actions import SELF
 from ..store.tables import NodeRow
+from .announcing import Announcer
 from .crowd import Limits
 from .drivers import Drivers
 from .gate import FleetGate, serve_gate
@@ -82,6 +83,7 @@ class Service:
                 self._store.close()
 
     def _serve(self, stop: threading.Event, monitor: int | None, supervisor: Supervisor) -> None:
+        announcer = Announcer(self._pki, self._register.note_trust)
         gate = FleetGate(
             self._register,
             enrol=self._register.enrol,
@@ -90,6 +92,8 @@ class Service:
             ca_path=self._pki.ca_path,
             superlink=self._superlink.port,
             secret=self._superlink.secret,
+            superlink_ca=self._superlink.ca_path,
+            announcer=announcer,
         )
         settings, pki = self._settings, self._pki
         certificates = CertificateKeeper(pki, self._note_renewal)
@@ -107,6 +111,9 @@ class Service:
                     self._superlink.require_kept()
                     self._tick(gate)
                     certificates.check(server)
+                    if announcer.look():
+                        logger.info("nodes are told of another list of CAs to trust")
+                        certificates.check(server)  # so that nobody is told to drop a CA whose certificate is shown
                     self._show_life(server, supervisor)
                     self._cut_logs_off()
         finally:

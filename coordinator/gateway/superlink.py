@@ -58,9 +58,11 @@ class SuperLink:
         self.home, self.port = home.resolve(), port or _free_port()
         self.secret = secrets.token_hex(32)  # by which the SuperLink knows the gate
         self._pki, self._fab_folder = Pki.load(home), fab
+        self._pki.loopback_pair()  # now, for whoever connects reads its CA once
+        self._ca = self.ca_path.read_bytes()
         self._folder = self.home / "flower"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._control = flower.Control(self.port, self._pki.ca_path)
+        self._control = flower.Control(self.port, self.ca_path)
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping, self._up = threading.Event(), threading.Event()
         self._failure: Exception | None = None
@@ -113,6 +115,11 @@ class SuperLink:
     def pid(self) -> int | None:
         """Process id of the child."""
         return self._child.pid if self._child is not None else None
+
+    @property
+    def ca_path(self) -> Path:
+        """Path of the CA certificate by which the SuperLink is known on this machine, PEM."""
+        return self._pki.loopback_ca_path
 
     @property
     def log_path(self) -> Path:
@@ -249,10 +256,14 @@ class SuperLink:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         certificate, key = self._pki.loopback_pair()
+        if self.ca_path.read_bytes() != self._ca:
+            raise SuperLinkFailed(
+                f"{certificate} or what belongs to it was damaged, and is made anew: start `coordinator serve` again"
+            )
         command = [
             sys.executable, "-m", "confide.coordinator.fleet.superlink_process",
             "--host", "127.0.0.1", "--port", str(self.port),
-            "--ssl-ca-certfile", str(self._pki.ca_path), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key),
+            "--ssl-ca-certfile", str(self.ca_path), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key),
             "--enable-supernode-auth", "--isolation", "process",
             "--disable-runtime-dependency-installation",
         ]  # fmt: skip

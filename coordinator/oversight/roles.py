@@ -34,6 +34,12 @@ COMMANDS: Mapping[str, Access] = {
     "site list": Access("viewer"),
     "site revoke": Access("admin", "site.revoke"),
     "site leave": Access("admin", "site.leave"),
+    "certificate use": Access("admin", "certificate.use"),
+    "ca rotate": Access("admin", "ca.rotate"),
+    "ca status": Access("viewer"),
+    "ca finish": Access("admin", "ca.finish"),
+    "ca cancel": Access("admin", "ca.cancel"),
+    "ca statement": Access("viewer"),  # public certificates, under the coordinator's signature
     "study init": Access(ANYONE),
     "study check": Access("viewer"),
     "study compare": Access(ANYONE),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...client_node.wire.checkpoints import DIGESTS_A_MESSAGE
+from .. import ca_rotation
 from ..errors import CoordinatorError
 from ..federation import Pki, load_settings, members
 from ..federation.members import Member
@@ -90,7 +91,14 @@ def _of_server(store: Store, serving: Serving | None, home: Path) -> Iterator[st
     if (free := shutil.disk_usage(home).free) < LEAST_FREE:
         yield f"the disk of {home} has {free >> 20} MiB left"
     try:
-        yield from Pki.load(home).warnings()
+        pki = Pki.load(home)
+        yield from pki.warnings()
+        if pki.has_next:
+            lacking = ca_rotation.standing(store, home).lacking
+            told = (
+                f"not known to trust the next one yet: {', '.join(lacking)}" if lacking else "all nodes trust the next"
+            )
+            yield f"the CA's rotation is under way; {told} (coordinator ca status)"
     except CoordinatorError as err:
         yield f"certificates and keys: {err}"
 

@@ -90,7 +90,7 @@ class Worker:
         """Drives the run in a new process; returns its exit code."""
         try:
             self._become_driver()
-            with open_grid(self._port, Pki.load(self._home).ca_path, token) as grid:
+            with open_grid(self._port, Pki.load(self._home).loopback_ca_path, token) as grid:
                 drive(Fleet(grid), self._home, run_id, fenced=lambda: os._exit(0))
             return 0
         except BaseException as err:

@@ -44,6 +44,7 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "site.revoke": {"site": Name},
     "site.leave": {"site": Name},
     "site.return": {"site": Name, "identity": Digest, "key": Digest},  # key: fingerprint of its new transport key
+    "site.trust": {"site": Name, "cas": Annotated[list[Digest], Field(max_length=2)]},  # it has confirmed them
     "study.create": {"study": Short, "hash": Digest},
     "run.start": {"run": Short, "hash": Digest},
     "run.stop": _Moved,
@@ -61,6 +62,10 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "adapter.merge": _Model,
     "adapter.deploy": _Model,
     "budget.export": {"site": Name, "file": Text},
+    "ca.rotate": {"ca": Digest, "next": Digest},
+    "ca.cancel": {"ca": Digest},
+    "ca.finish": {"ca": Digest, "before": Digest, "without": _Names, "void": _Names},  # void: whose codes are
+    "certificate.use": {"until": Moment, "ca": Digest},
     "certificate.renew": {"until": Moment},
     "serve.start": {"version": Short},
     "serve.stop": {},

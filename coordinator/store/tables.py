@@ -63,6 +63,7 @@ class NodeRow(Base):
     enrolled_at: Mapped[float | None]
     revoked_at: Mapped[float | None]  # shut out since
     left_at: Mapped[float | None]  # with `revoked_at`: it left, and may come back with the same identity
+    trusted_cas: Mapped[str | None] = mapped_column(String(160))  # JSON list of SHA-256, hex: by the node's last word
 
 
 class StudyRow(Base):

@@ -69,7 +69,7 @@ class Federation:
         self._app = FleetGate(
             self, enrol=self.enrol, rotate=lambda _: "",
             studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port,
-            secret=self.superlink.secret,
+            secret=self.superlink.secret, superlink_ca=self.superlink.ca_path,
         )  # fmt: skip
         return serve_gate(self, "127.0.0.1", port, self.pki.certificate_path, self.pki.key_path)
 
@@ -130,7 +130,7 @@ class Federation:
 
     def drive(self, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> list[dict[str, str]]:
         """What the nodes answered to each step of a run."""
-        with open_grid(self.superlink.port, self.pki.ca_path, self.superlink.submit().token) as grid:
+        with open_grid(self.superlink.port, self.superlink.ca_path, self.superlink.submit().token) as grid:
             fleet = Fleet(grid, self.known.get)
             until(lambda: set(nodes) <= fleet.online(), 60)
             return [self._ask(fleet, number, step, nodes) for number, step in enumerate(steps)]
@@ -183,6 +183,7 @@ def test_enrolled_nodes_answer_and_their_private_errors_stay_at_home(federation:
 
 def test_operators_and_drivers_interfaces_do_not_pass_the_gate(federation: Federation) -> None:
     trusting = ssl.create_default_context(cafile=str(federation.pki.ca_path))
+    trusting.load_verify_locations(str(federation.superlink.ca_path))
     headers = {"content-type": "application/protobuf", "accept": "application/protobuf"}
     for path, message in (
         ("/v1/control/register-node", RegisterNodeRequest(public_key=b"x")),

@@ -1,12 +1,14 @@
 """The federation's certificates, judged by OpenSSL's own verification."""
 
 import datetime as dt
+import shutil
 import ssl
 import stat
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from confide.coordinator.errors import PkiMissing
 from confide.coordinator.federation.pki import Pki
@@ -146,18 +148,30 @@ def test_a_certificate_that_could_not_be_renewed_is_warned_of(tmp_path: Path) ->
     assert "the server certificate ends on" in pki.warnings(NOW + 370 * DAY)[0]
 
 
-def test_the_superlinks_certificate_is_for_loopback_alone_and_holds_as_long_as_the_ca(tmp_path: Path) -> None:
+def test_the_superlinks_certificate_is_for_loopback_alone_and_from_a_ca_of_its_own(tmp_path: Path) -> None:
     pki = made(tmp_path)
     path, key = pki.loopback_pair()
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    ca = x509.load_pem_x509_certificate(pki.ca_path.read_bytes())
-    assert certificate.not_valid_after_utc == ca.not_valid_after_utc
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(pki.loopback_ca_path.read_bytes()))
+    with pytest.raises(InvalidSignature):
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(pki.ca_path.read_bytes()))
+    assert certificate.not_valid_after_utc > NOW + 3600 * DAY
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [str(each.value) for each in names] == ["127.0.0.1", "localhost"]
     before = path.read_bytes()
     pki.loopback_pair()
     assert path.read_bytes() == before
-    path.write_bytes(b"")
-    pki.loopback_pair()
-    assert x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc == ca.not_valid_after_utc
+    for damaged in (path, key, pki.loopback_ca_path):
+        damaged.write_bytes(b"")
+        pki.loopback_pair()
+        ca = x509.load_pem_x509_certificate(pki.loopback_ca_path.read_bytes())
+        x509.load_pem_x509_certificate(path.read_bytes()).verify_directly_issued_by(ca)
+
+
+def test_a_superlink_certificate_of_an_earlier_version_is_made_anew(tmp_path: Path) -> None:
+    pki = made(tmp_path)
+    shutil.copy(pki.certificate_path, pki.folder / "superlink.crt")
+    shutil.copy(pki.key_path, pki.folder / "superlink.key")
+    path, _ = pki.loopback_pair()
+    assert path.read_bytes() != pki.certificate_path.read_bytes()

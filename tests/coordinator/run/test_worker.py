@@ -48,6 +48,7 @@ class Worker:
 
 @pytest.fixture
 def home(tmp_path, pki):
+    pki.loopback_pair()  # which its CA is made with
     shutil.copytree(pki.ca_path.parent, tmp_path / "pki")
     return tmp_path
 

@@ -1,0 +1,57 @@
+"""Keeps a daemon's trust in its coordinator's CA up to date while it goes on: a daemon may run for months.
+
+The gate tells with every answer which CAs it wants trusted, as a digest. Where that is not what this node trusts, the
+signed list is fetched in a thread of its own, and taken up for the connections that are opened from then on. What a
+command has written to `ca.crt` meanwhile is taken up too.
+"""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from . import authority
+from .diary import Diary
+from .errors import ClientNodeError
+from .flower import Connection
+
+logger = logging.getLogger(__name__)
+
+_AGAIN_S = 60.0  # between two fetches
+
+
+class AuthorityKeeper:
+    """Looks after the trust of one daemon's connection."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._seen: tuple[int, ...] = ()
+        self._trusted = ""  # `authority.mark` of what `ca.crt` lists
+        self._due = 0.0
+        self._thread: threading.Thread | None = None
+        self._troubles = Diary(logger, again_s=3600.0)
+
+    def look(self, connection: Connection) -> None:
+        """Takes up a changed `ca.crt`, and begins to fetch the coordinator's list if it is another; returns at once."""
+        try:
+            found = (self._home / "ca.crt").stat()
+            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if seen != self._seen:
+                trust = authority.trusted(self._home)
+                if connection.trust_anew():
+                    logger.info("the coordinator's CA is trusted from now on by: %s", ", ".join(trust.digests))
+                self._seen, self._trusted = seen, authority.mark(trust.digests)
+        except (ClientNodeError, OSError) as err:
+            self._troubles.note("the coordinator's CA is trusted as before: %s", err, level=logging.ERROR)
+            return
+        is_other = connection.told_authorities not in ("", self._trusted)
+        if is_other and time.monotonic() >= self._due and not (self._thread and self._thread.is_alive()):
+            self._due = time.monotonic() + _AGAIN_S
+            self._thread = threading.Thread(target=self._fetch, name="confide-authority", daemon=True)
+            self._thread.start()
+
+    def _fetch(self) -> None:
+        try:
+            authority.fetch(self._home)
+        except (ClientNodeError, OSError) as err:
+            self._troubles.note("the coordinator tells of another CA: %s", err, level=logging.WARNING)

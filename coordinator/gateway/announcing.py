@@ -1,0 +1,67 @@
+"""Tells nodes which CAs they are to trust: a digest with every answer, and the signed list to whoever asks for it."""
+
+import logging
+from collections.abc import Callable
+
+from cryptography import x509
+
+from ...client_node.authority import Statement, digest, mark
+from ...client_node.enrolment.protocol import AuthorityQuery
+from ..errors import CoordinatorError
+from ..federation import Pki
+
+logger = logging.getLogger(__name__)
+
+Note = Callable[[AuthorityQuery, tuple[str, ...]], None]
+
+
+class Announcer:
+    """The CAs that nodes are to trust, as they are in the home; commands change them while a server runs.
+
+    Args:
+        note: is told which CAs a node says that it trusts, and which are wanted; raises `EnrolmentInvalid`.
+    """
+
+    def __init__(self, pki: Pki, note: Note) -> None:
+        self._pki, self._note = pki, note
+        self._seen: object = None
+        self._read(self._state())
+
+    def look(self) -> bool:
+        """Reads the list anew if its files have changed; returns True if it has. What is damaged changes nothing."""
+        state = self._state()
+        if state == self._seen:
+            return False
+        before = self.mark
+        try:
+            self._read(state)
+        except (CoordinatorError, OSError) as err:
+            self._seen = state  # looked at again when it changes
+            logger.error("nodes are told of the CA as before: %s", err)
+        return self.mark != before
+
+    def answer(self, query: AuthorityQuery) -> bytes:
+        """Notes what a node trusts, and answers it with the signed list."""
+        self._note(query, self._digests)
+        return Statement.issue(self._certificates, self._pki.signer).model_dump_json().encode()
+
+    @property
+    def present(self) -> bytes:
+        """The certificate of the CA that vouches for the gate now, PEM."""
+        return self._certificates[0]
+
+    def _read(self, state: object) -> None:
+        certificates = self._pki.authorities()
+        digests = tuple(digest(x509.load_pem_x509_certificate(each)) for each in certificates)
+        self._certificates, self._digests, self.mark, self._seen = certificates, digests, mark(digests), state
+
+    def _state(self) -> object:
+        found: list[object] = []
+        for name in ("ca.crt", "ca.next.crt", "ca.next.key", "server.next.key"):
+            path = self._pki.folder / name
+            try:
+                each = path.stat()
+                found.append((each.st_ino, each.st_mtime_ns, each.st_size))
+            except OSError:
+                found.append(None)
+        return found

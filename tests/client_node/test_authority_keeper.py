@@ -1,0 +1,99 @@
+"""A daemon's connection follows the coordinator's CA, against the real gate."""
+
+import shutil
+import ssl
+
+import httpx
+import pytest
+
+from confide.client_node import authority
+from confide.client_node.authority_keeper import AuthorityKeeper
+from confide.client_node.enrolment import Enrolment
+from confide.client_node.enrolment.sessions import Hello
+from confide.client_node.flower import Connection
+from confide.coordinator import ca_rotation
+
+from ..coordinator.rotating_gate import RotatingGate, rotating_gate
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def gate(tmp_path):
+    with rotating_gate(tmp_path / "coordinator") as opened:
+        yield opened
+
+
+class Daemon:
+    """A node's connection and what looks after it, as `WarmNode` has them."""
+
+    def __init__(self, gate: RotatingGate, home) -> None:
+        self.home = home
+        self.connection = Connection(gate.join(home), Enrolment.load(home), Hello.of(home))
+        self.keeper = AuthorityKeeper(home)
+
+    def poll(self) -> None:
+        """Asks once; there is no SuperLink behind this gate, which says so and tells of its CAs all the same."""
+        self.keeper._due = 0.0
+        self.keeper.look(self.connection)
+        with pytest.raises(httpx.HTTPStatusError):
+            self.connection.post("/v1/fleet/send-node-heartbeat", b"")
+        self.keeper.look(self.connection)
+        if self.keeper._thread is not None:
+            self.keeper._thread.join()
+        self.keeper.look(self.connection)
+
+
+@pytest.fixture
+def daemon(gate, tmp_path):
+    made = Daemon(gate, tmp_path / "north")
+    yield made
+    made.connection.close()
+
+
+def test_a_connected_daemon_follows_both_steps_by_itself(gate, daemon):
+    daemon.poll()
+    assert daemon.keeper._thread is None  # nothing to fetch
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    daemon.poll()
+    assert len(authority.trusted(daemon.home).digests) == 2
+    following = ca_rotation.finish(gate.store, gate.home).present.sha256
+    gate.tick()
+    daemon.poll()
+    assert authority.trusted(daemon.home).digests == (following,)
+    daemon.poll()
+    assert daemon.connection._ca.encode() == gate.pki.ca_path.read_bytes()
+
+
+def test_a_daemon_that_cannot_connect_any_more_takes_up_what_a_person_brings(gate, daemon, tmp_path):
+    ca_rotation.begin(gate.store, gate.home)
+    ca_rotation.finish(gate.store, gate.home, without=["north"])
+    gate.tick()
+    daemon.keeper.look(daemon.connection)
+    with pytest.raises(httpx.ConnectError) as caught:
+        daemon.connection.post("/v1/fleet/send-node-heartbeat", b"")
+    assert isinstance(caught.value.__cause__.__cause__, ssl.SSLCertVerificationError)
+    ca_rotation.write_statement(gate.pki, tmp_path / "authority.json")
+    authority.accept(daemon.home, authority.read_file(daemon.home, tmp_path / "authority.json"))
+    daemon.poll()
+
+
+def test_a_ca_file_that_is_damaged_while_a_daemon_runs_is_told_once_and_changes_nothing(gate, daemon, caplog):
+    daemon.poll()
+    shutil.copy(daemon.home / "ca.crt", daemon.home / "kept")
+    (daemon.home / "ca.crt").write_text("none")
+    for _ in range(3):
+        daemon.poll()
+    assert caplog.text.count("is trusted as before") == 1
+    shutil.copy(daemon.home / "kept", daemon.home / "ca.crt")
+    daemon.poll()
+
+
+def test_what_the_gate_tells_is_no_reason_to_trust_it(gate, daemon, caplog):
+    """A digest that fits no list makes the daemon ask, and nothing more."""
+    before = (daemon.home / "ca.crt").read_bytes()
+    gate.announcer.mark = "ab" * 32
+    daemon.poll()
+    assert daemon.keeper._thread is not None
+    assert (daemon.home / "ca.crt").read_bytes() == before
