@@ -28,7 +28,12 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(ca.app, name="ca")
 app.command(
     "init",
-    epilog=epilog("client-node init patients.csv", "client-node init patients.csv --study study.toml"),
+    epilog=epilog(
+        "client-node init patients.csv",
+        "client-node init patients.csv --study study.toml",
+        "client-node init visits.sql --url sqlite:////data/hospital.db",
+        "client-node init export --study study.toml",
+    ),
 )(setup.init)
 app.command("serve", epilog=epilog("client-node serve diagnoses", "client-node serve one two --port 9000"))(
     service.serve
@@ -73,10 +78,16 @@ def enroll(
     again: Annotated[
         bool, typer.Option("--again", help="Come back to a federation that this node has left, with its keys.")
     ] = False,
-    table: Annotated[Path | None, typer.Option(help="A table to describe in the same step, as `init` does.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="A table, QUERY.sql or FHIR export to describe in the same step, as `init` does."),
+    ] = None,
     study: Annotated[str | None, typer.Option(help="With --table: path of a study.toml to match columns with.")] = None,
     unit_column: Annotated[str | None, typer.Option(help="With --table: says whose record a row is.")] = None,
     backbone: Annotated[str, typer.Option(help="With --table: folder that the operator sent.")] = "backbone",
+    url: setup.UrlOption = None,
+    password_file: setup.PasswordFileOption = None,
+    password_env: setup.PasswordEnvOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,7 +106,10 @@ def enroll(
         code = sys.stdin.read() if code == "-" else code
         found = enrol(code, home, party_address=party_address, proxy=proxy, again=again)
     if table is not None:
-        setup.describe(home, table, setup.Wanted(study, unit_column, backbone=backbone), yes=yes, quiet=as_json)
+        wanted = setup.Wanted(
+            study, unit_column, backbone=backbone, url=url, password_file=password_file, password_env=password_env
+        )
+        setup.describe(home, table, wanted, yes=yes, quiet=as_json)
     show_enrolment(found, home, as_json, fingerprint(NodeIdentity.load(home).identity_hex))
 
 

@@ -15,7 +15,7 @@ from ...models.records.kind import Column
 from ...models.records.tasks import OutcomeTerms, is_told
 from ..errors import DataInvalid
 from ..policy import SitePolicy
-from ..policy.sources import Source
+from ..policy.sources import FhirExport, Source
 from ..study import Study, StudyDraft
 from ..study.terms import DataTerms
 from .named_files import files_below
@@ -434,5 +434,7 @@ def _absent(wanted: _Wanted, table: Table) -> tuple[str, str]:
     near = difflib.get_close_matches(wanted.own.lower(), [name.lower() for name in table.names], n=1)
     match = next((name for name in table.names if near and name.lower() == near[0]), None)
     place = {_UNIT: "data.unit_column", _LABEL: "data.label_column"}.get(wanted.name, f"data.columns.{wanted.name}")
+    if isinstance(table.source, FhirExport) and wanted.name != _UNIT:  # a name is not what is missing
+        match, place = None, f"data.fhir.columns.{wanted.own}, with what it is made of"
     hint = f"did you mean {match}? Name it in site.toml under {place}" if match else f"name it in site.toml: {place}"
     return f"a column of this name for the study's {wanted.name.strip('()')}", f"none; {hint}"

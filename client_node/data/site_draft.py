@@ -1,4 +1,4 @@
-"""Writes a first site.toml from a table: its columns, the kinds that they seem to have, and guesses to be looked at.
+"""Writes a first site.toml from a source of records: its columns, the kinds that they seem to have, and guesses.
 
 The kinds are told to the site's own people only. No cell is copied anywhere.
 """
@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,12 +22,17 @@ from ...models.strict import one_line
 from ..errors import DataInvalid, PolicyInvalid
 from ..files import write_private
 from ..policy import SitePolicy
-from ..policy.site_policy import FILE
+from ..policy.decisions import today
+from ..policy.site_policy import FILE, DataPolicy
+from ..policy.sources import Source, SqlPolicy
 from ..study.terms import DataTerms
 from ..study.toml import parse_json
+from . import fhir_draft
+from .sources.fhir import ID
 from .tables import Problem, Problems, open_table
 
 _SEPARATORS = ",;\t|"
+_QUERY, _TABLES = ".sql", (".csv", ".parquet", ".pq")
 _HEADER_BYTES = 2**16
 _ROWS = 10_000  # looked at for kinds
 _MOST_VALUES = 50  # of a column that still seems to be a category
@@ -35,17 +41,30 @@ _PEOPLE = ("patient", "person", "customer", "client", "subject", "borrower", "me
 
 
 @dataclass(frozen=True, slots=True)
-class TableSketch:
-    """A table as it looks from its header and its first rows, for the site's own people."""
+class Database:
+    """The database of a query, as `[data.sql]` of site.toml names it."""
 
-    path: Path
+    url: str
+    password_file: Path | None = None
+    password_env: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableSketch:
+    """A source of records as it looks from its header and its first rows, for the site's own people."""
+
+    path: Path  # of a table, of a query's file, or of an export's folder
     separator: str
     decimal: str
     kinds: Mapping[str, str]  # column -> number, flag, category, text, or empty
+    sql: SqlPolicy | None = None  # of a query
+    export: fhir_draft.ExportSketch | None = None
 
     @property
     def unit_columns(self) -> tuple[str, ...]:
         """Columns whose names say that they tell whose record a row is, the likeliest first."""
+        if self.export is not None:
+            return (ID,)
         found = [name for name in self.kinds if _IDS.fullmatch(name) or _bare(name).startswith(_PEOPLE)]
         return tuple(sorted(found, key=lambda name: (not _bare(name).startswith(_PEOPLE), not _IDS.fullmatch(name))))
 
@@ -63,20 +82,54 @@ class PolicyWishes:
     backbone: str = "backbone"
 
 
-def sketch(path: Path) -> TableSketch:
-    """Looks at a table's header and at its first rows.
+def sketch(path: Path, database: Database | None = None) -> TableSketch:
+    """Looks at a table's header and first rows, at those of a query's answer, or at the codes of a FHIR export.
+
+    Args:
+        path: of a table, of a file with one SELECT, or of an export's folder.
+        database: of the query; None where `path` is a table or an export.
 
     Raises:
-        DataInvalid: it cannot be read.
+        DataInvalid: it cannot be read, or the database refuses the query.
+        PolicyInvalid: a query has no database, or a table has one.
     """
-    table = open_table(path, separator=_separator_of(path))
-    first = next(iter(islice(table.batches(table.names, Problems()), 1)), {})
+    if database is None and path.suffix.lower() == _QUERY:
+        raise PolicyInvalid(str(path), ("a query needs its database: say --url, as data.sql.url of site.toml",))
+    if database is not None:
+        sql = _sql_of(path, database)
+        source = DataPolicy(sql=sql, name="unnamed", unit="unit", unit_column="unit").beside(Path.cwd()).source
+        return TableSketch(path, ",", ".", _look(source, ",")[1], sql=sql)
+    if fhir_draft.is_export(path):
+        return TableSketch(path, ",", ".", {ID: "text"}, export=fhir_draft.look(path))
+    separator, (decimal, kinds) = (found := _separator_of(path)), _look(path, found)
+    return TableSketch(path, separator, decimal, kinds)
+
+
+def _sql_of(path: Path, database: Database) -> SqlPolicy:
+    """Checks the settings of a query by the rules of site.toml.
+
+    Raises:
+        PolicyInvalid: `path` is a table, or a setting does not fit; a URL is not shown.
+    """
+    if path.is_dir() or path.suffix.lower() in _TABLES:  # whose records would go to the database as a query
+        raise PolicyInvalid(str(path), ("--url is for a query, and this is no file of one SELECT",))
+    stated = {"url": database.url, "query_file": str(path), "password_env": database.password_env} | (
+        {} if database.password_file is None else {"password_file": str(database.password_file.resolve())}
+    )
+    return parse_json(json.dumps(stated), SqlPolicy, error=PolicyInvalid, source="--url")
+
+
+def _look(source: Source, separator: str) -> tuple[str, dict[str, str]]:
+    """Returns the decimal sign, and the kind of every column, by the first rows."""
+    table = open_table(source, separator=separator)
+    with closing(table.batches(table.names, Problems())) as batches:
+        first = next(islice(batches, 1), {})
     columns = {name: column.slice(0, _ROWS) for name, column in first.items()}
     commas = sum(int(cells.has_decimal_comma(column).sum()) for column in columns.values())
     points = sum(_numbers_with_a_point(column) for column in columns.values())
     decimal = "," if commas > points else "."
     kinds = {name: _kind(columns[name], decimal) if name in columns else "empty" for name in table.names if name}
-    return TableSketch(path, table.separator, decimal, kinds)
+    return decimal, kinds
 
 
 def unit_word(unit_column: str) -> str:
@@ -90,11 +143,15 @@ def own_names(
 ) -> dict[str, str | None]:
     """Pairs each column of a study that the table has not with the one of the table that is most like it, if any.
 
+    In an export every column is one that it has not, and is paired with a code.
+
     Args:
         label_column: the table's column for the study's label, if it is known already.
         site: whose table it is, as the study names it; without it, nothing is guessed for a column that some sites
             alone have.
     """
+    if found.export is not None:
+        return _of_export(found, terms)[1]
     names, pairs = list(found.kinds), {}
     for column in terms.kind.columns(terms.terms):
         is_others = column.sites is not None and site is not None and site not in column.sites
@@ -125,7 +182,8 @@ def site_toml(
             raise DataInvalid(
                 str(found.path), (Problem(None, name, f"a column of this name ({place})", f"none{hint}"),)
             )
-    text = "\n".join([*_data(found, wishes), *_columns(found, wishes, terms, site), *_rest(wishes), ""])
+    columns = _of_export(found, terms)[0] if found.export else _columns(found, wishes, terms, site)
+    text = "\n".join([*_data(found, wishes), *columns, *_rest(wishes), ""])
     try:
         parse_json(json.dumps(tomllib.loads(text)), SitePolicy, error=PolicyInvalid, source="site.toml")
     except tomllib.TOMLDecodeError as err:
@@ -155,12 +213,20 @@ def write_policy(home: Path, text: str) -> Path:
     return home / FILE
 
 
+def _of_export(found: TableSketch, terms: DataTerms | None) -> tuple[list[str], dict[str, str | None]]:
+    assert found.export is not None, "the sketch is of an export"
+    columns = None if terms is None else terms.kind.columns(terms.terms)
+    return fhir_draft.toml_lines(found.path, found.export, columns, day=today())
+
+
 def _data(found: TableSketch, wishes: PolicyWishes) -> list[str]:
+    is_table = found.sql is None and found.export is None
+    table = " TABLE" if is_table else ""
     lines = [
-        "# Written by `client-node init`. Look through it, then: client-node data check TABLE --study STUDY",
+        f"# Written by `client-node init`. Look through it, then: client-node data check{table} --study STUDY",
         "# Every setting, those left out here too: docs/site-toml.md. Nothing runs before a study is approved.",
         "[data]",
-        f"path = {_text(str(found.path))}",
+        *([f"path = {_text(str(found.path))}"] if is_table else ()),
         f"name = {_text(wishes.name)} # what the ledger calls this data set: never rename it",
         f"unit = {_text(wishes.unit)} # whom privacy protects; a study must use the same word",
         f"unit_column = {_text(wishes.unit_column)} # all rows with one id are one {wishes.unit}",
@@ -171,11 +237,11 @@ def _data(found: TableSketch, wishes: PolicyWishes) -> list[str]:
         lines.append(f"separator = {_text(found.separator)}")
     if found.decimal != ".":
         lines.append(f"decimal = {_text(found.decimal)}")
-    return [
-        *lines,
-        '# heldout_path = "held-out.csv" # a second table, kept out of training, for studies that evaluate',
-        "",
-    ]
+    if is_table:
+        lines.append(
+            '# heldout_path = "held-out.csv" # a second table, kept out of training, for studies that evaluate'
+        )
+    return [*lines, ""]
 
 
 def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None, site: str | None) -> list[str]:
@@ -193,11 +259,28 @@ def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None, 
             )
     seen = ", ".join(f"{one_line(name)} ({kind})" for name, kind in found.kinds.items())
     return [
+        *_query(found.sql),
         *lines,
-        f"# the table has: {seen}",
+        f"# the {'table' if found.sql is None else 'answer'} has: {seen}",
         "",
         "# [data.values.sex] # own spelling = the study's",
         '# female = "F"',
+        "",
+    ]
+
+
+def _query(sql: SqlPolicy | None) -> list[str]:
+    if sql is None:
+        return []
+    stated = {
+        name: value
+        for name in ("url", "password_file", "password_env", "query_file")
+        if (value := getattr(sql, name)) is not None
+    }
+    return [
+        "[data.sql]",
+        *(f"{name} = {_text(str(value))}" for name, value in stated.items()),
+        '# heldout_query_file = "held-out.sql" # of other people, for studies that evaluate',
         "",
     ]
 

@@ -17,12 +17,16 @@ from .problems import MAX_ROWS, Problem, Problems, require_names, unreadable
 from .sources import plain
 from .sources.csv import CsvRows, open_csv
 from .sources.digest import RowsDigest
+from .sources.fhir import files_of as files_of_export
 from .sources.fhir import open_export, stamps_of_export
 from .sources.parquet import SUFFIXES, open_parquet, open_parts, parts_of
 from .sources.rows import Rows
 from .sources.sql import open_query
 
-__all__ = ["MAX_FILE_BYTES", "NO_STAMP", "Format", "Problem", "Problems", "RowsDigest", "Table", "open_table", "stamp"]
+__all__ = [
+    "MAX_FILE_BYTES", "NO_STAMP", "Format", "Problem", "Problems", "RowsDigest", "Table", "files_of", "open_table",
+    "stamp",
+]  # fmt: skip
 
 MAX_FILE_BYTES = 64 * 2**30  # of a file, or of all parts together
 
@@ -109,6 +113,19 @@ def stamp(source: Source) -> list[object] | None:
         return [*_stamp_of(source)]
     except (OSError, DataInvalid):
         return [*NO_STAMP]
+
+
+def files_of(source: Source) -> list[Path]:
+    """Lists the files that a source is read from; none for a query.
+
+    Raises:
+        DataInvalid: a folder cannot be read, or holds what is no part.
+    """
+    if isinstance(source, SqlQuery):
+        return []
+    if isinstance(source, FhirExport):
+        return [path for paths in files_of_export(source.folder).values() for path in paths]
+    return parts_of(source) if source.is_dir() else [source]
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int]:

@@ -126,6 +126,27 @@ def files_of(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def resources(path: Path, kind: str) -> Iterator[dict[str, Any] | None]:
+    """Yields the resources of one file, and None for a line that is no resource of that kind.
+
+    Raises:
+        DataInvalid: a line or the file is too long, or the file is damaged.
+    """
+    size = 0
+    try:
+        with _opened(path) as file:
+            while line := file.readline(MOST_LINE + 1):
+                size += len(line)
+                if len(line) > MOST_LINE or size > MOST_FILE:
+                    raise unreadable(
+                        path, f"lines of at most {MOST_LINE >> 20} MiB, {MOST_FILE >> 30} GiB in all", "more"
+                    )
+                if not line.isspace():
+                    yield _resource(line, kind)
+    except (OSError, EOFError, zlib.error):
+        raise unreadable(path, "a whole file", "damage, or none that can be read") from None
+
+
 def stamps_of_export(source: FhirExport) -> list[object]:
     """Returns the times, sizes and numbers of all files, and the columns that are made of them; see `tables.stamp`."""
     stats = [(path.name, path.stat()) for paths in files_of(source.folder).values() for path in paths]
@@ -243,23 +264,12 @@ class _Reading:
 
     def _read(self, path: Path, kind: str, take: Callable[[dict[str, Any]], None]) -> int:
         """Reads one file; returns how many lines are bad."""
-        bad = size = 0
-        try:
-            with _opened(path) as file:
-                while line := file.readline(MOST_LINE + 1):
-                    size += len(line)
-                    if len(line) > MOST_LINE or size > MOST_FILE:
-                        raise unreadable(
-                            path, f"lines of at most {MOST_LINE >> 20} MiB, {MOST_FILE >> 30} GiB in all", "more"
-                        )
-                    if line.isspace():
-                        continue
-                    try:
-                        take(_resource(line, kind))
-                    except _Bad:
-                        bad += 1
-        except (OSError, EOFError, zlib.error):
-            raise unreadable(path, "a whole file", "damage, or none that can be read") from None
+        bad = 0
+        for resource in resources(path, kind):
+            try:
+                take(_object(resource))
+            except _Bad:
+                bad += 1
         return bad
 
     def _patient(self, resource: dict[str, Any]) -> None:
@@ -376,14 +386,12 @@ def _never(_: str) -> float:
     raise _Bad
 
 
-def _resource(line: bytes, kind: str) -> dict[str, Any]:
+def _resource(line: bytes, kind: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line.decode("utf-8"), parse_constant=_never)
-    except (ValueError, RecursionError):  # of UTF-8, of JSON, of a number with too many digits
-        raise _Bad from None
-    if not isinstance(found, dict) or found.get("resourceType") != kind:
-        raise _Bad
-    return found
+    except (_Bad, ValueError, RecursionError):  # of UTF-8, of JSON, of a number with too many digits
+        return None
+    return found if isinstance(found, dict) and found.get("resourceType") == kind else None
 
 
 def _object(value: Any) -> dict[str, Any]:
