@@ -50,10 +50,12 @@ def measure(
     draft = load_draft(EXAMPLES / task / "study.toml")
     records, backbone = folder / "records", folder / "backbone"
     if not records.exists():
-        tables = runpy.run_path(str(EXAMPLES / task / "prepare.py"))["prepare"](records)
+        example = runpy.run_path(str(EXAMPLES / task / "prepare.py"))
+        tables = (example.get("prepare_few", example["prepare"]) if is_quick else example["prepare"])(records)
         if is_quick:
             for path in [Path(table[part]) for table in tables.values() for part in ("train", "heldout")]:
-                keep_first(path, QUICK_RECORDS)
+                if path.is_file():  # an export has few patients already
+                    keep_first(path, QUICK_RECORDS)
     readers = {"head", "site", "adapters"} if draft.data.kind.head == "pooled" else {"adapters"}
     if not backbone.exists() and (not rungs or readers & {*rungs}):
         make_backbone(draft, backbone, is_quick=is_quick)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...models.records import cells
+from ...models.records.kind import Column
 from ...models.strict import one_line
 from ..errors import DataInvalid, PolicyInvalid
 from ..files import write_private
@@ -29,10 +30,11 @@ from ..study.terms import DataTerms
 from ..study.toml import parse_json
 from . import fhir_draft
 from .sources.fhir import ID
+from .sources.parquet import SUFFIXES
 from .tables import Problem, Problems, open_table
 
 _SEPARATORS = ",;\t|"
-_QUERY, _TABLES = ".sql", (".csv", ".parquet", ".pq")
+_QUERY, _TABLES = ".sql", (".csv", *SUFFIXES)
 _HEADER_BYTES = 2**16
 _ROWS = 10_000  # looked at for kinds
 _MOST_VALUES = 50  # of a column that still seems to be a category
@@ -98,38 +100,13 @@ def sketch(path: Path, database: Database | None = None) -> TableSketch:
     if database is not None:
         sql = _sql_of(path, database)
         source = DataPolicy(sql=sql, name="unnamed", unit="unit", unit_column="unit").beside(Path.cwd()).source
-        return TableSketch(path, ",", ".", _look(source, ",")[1], sql=sql)
+        decimal, kinds = _look(source, ",")
+        return TableSketch(path, ",", decimal, kinds, sql=sql)
     if fhir_draft.is_export(path):
         return TableSketch(path, ",", ".", {ID: "text"}, export=fhir_draft.look(path))
-    separator, (decimal, kinds) = (found := _separator_of(path)), _look(path, found)
+    separator = _separator_of(path)
+    decimal, kinds = _look(path, separator)
     return TableSketch(path, separator, decimal, kinds)
-
-
-def _sql_of(path: Path, database: Database) -> SqlPolicy:
-    """Checks the settings of a query by the rules of site.toml.
-
-    Raises:
-        PolicyInvalid: `path` is a table, or a setting does not fit; a URL is not shown.
-    """
-    if path.is_dir() or path.suffix.lower() in _TABLES:  # whose records would go to the database as a query
-        raise PolicyInvalid(str(path), ("--url is for a query, and this is no file of one SELECT",))
-    stated = {"url": database.url, "query_file": str(path), "password_env": database.password_env} | (
-        {} if database.password_file is None else {"password_file": str(database.password_file.resolve())}
-    )
-    return parse_json(json.dumps(stated), SqlPolicy, error=PolicyInvalid, source="--url")
-
-
-def _look(source: Source, separator: str) -> tuple[str, dict[str, str]]:
-    """Returns the decimal sign, and the kind of every column, by the first rows."""
-    table = open_table(source, separator=separator)
-    with closing(table.batches(table.names, Problems())) as batches:
-        first = next(islice(batches, 1), {})
-    columns = {name: column.slice(0, _ROWS) for name, column in first.items()}
-    commas = sum(int(cells.has_decimal_comma(column).sum()) for column in columns.values())
-    points = sum(_numbers_with_a_point(column) for column in columns.values())
-    decimal = "," if commas > points else "."
-    kinds = {name: _kind(columns[name], decimal) if name in columns else "empty" for name in table.names if name}
-    return decimal, kinds
 
 
 def unit_word(unit_column: str) -> str:
@@ -151,12 +128,10 @@ def own_names(
             alone have.
     """
     if found.export is not None:
-        return _of_export(found, terms)[1]
+        return _of_export(found, terms, site)[1]
     names, pairs = list(found.kinds), {}
-    for column in terms.kind.columns(terms.terms):
-        is_others = column.sites is not None and site is not None and site not in column.sites
-        is_elsewhere = column.sites == () or is_others
-        if column.name not in names and not (column.is_label and label_column) and not is_elsewhere:
+    for column in _own_columns(terms, site):
+        if column.name not in names and not (column.is_label and label_column):
             may_guess = column.sites is None or site is not None
             pairs[column.name] = _like(column.name, names) if may_guess else None
     return pairs
@@ -182,7 +157,7 @@ def site_toml(
             raise DataInvalid(
                 str(found.path), (Problem(None, name, f"a column of this name ({place})", f"none{hint}"),)
             )
-    columns = _of_export(found, terms)[0] if found.export else _columns(found, wishes, terms, site)
+    columns = _of_export(found, terms, site)[0] if found.export else _columns(found, wishes, terms, site)
     text = "\n".join([*_data(found, wishes), *columns, *_rest(wishes), ""])
     try:
         parse_json(json.dumps(tomllib.loads(text)), SitePolicy, error=PolicyInvalid, source="site.toml")
@@ -213,10 +188,48 @@ def write_policy(home: Path, text: str) -> Path:
     return home / FILE
 
 
-def _of_export(found: TableSketch, terms: DataTerms | None) -> tuple[list[str], dict[str, str | None]]:
+def _sql_of(path: Path, database: Database) -> SqlPolicy:
+    """Checks the settings of a query by the rules of site.toml.
+
+    Raises:
+        PolicyInvalid: `path` is a table, or a setting does not fit; a URL is not shown.
+    """
+    if path.is_dir() or path.suffix.lower() in _TABLES:  # whose records would go to the database as a query
+        raise PolicyInvalid(str(path), ("--url is for a query, and this is no file of one SELECT",))
+    stated = {"url": database.url, "query_file": str(path), "password_env": database.password_env} | (
+        {} if database.password_file is None else {"password_file": str(database.password_file.resolve())}
+    )
+    return parse_json(json.dumps(stated), SqlPolicy, error=PolicyInvalid, source="--url")
+
+
+def _look(source: Source, separator: str) -> tuple[str, dict[str, str]]:
+    """Returns the decimal sign, and the kind of every column, by the first rows."""
+    table = open_table(source, separator=separator)
+    with closing(table.batches(table.names, Problems())) as batches:
+        first = next(islice(batches, 1), {})
+    columns = {name: column.slice(0, _ROWS) for name, column in first.items()}
+    commas = sum(int(cells.has_decimal_comma(column).sum()) for column in columns.values())
+    points = sum(_numbers_with_a_point(column) for column in columns.values())
+    decimal = "," if commas > points else "."
+    kinds = {name: _kind(columns[name], decimal) if name in columns else "empty" for name in table.names if name}
+    return decimal, kinds
+
+
+def _of_export(
+    found: TableSketch, terms: DataTerms | None, site: str | None
+) -> tuple[list[str], dict[str, str | None]]:
     assert found.export is not None, "the sketch is of an export"
-    columns = None if terms is None else terms.kind.columns(terms.terms)
+    columns = None if terms is None else _own_columns(terms, site)
     return fhir_draft.toml_lines(found.path, found.export, columns, day=today())
+
+
+def _own_columns(terms: DataTerms, site: str | None) -> list[Column]:
+    """The columns of a study that a site may have: not those that other sites alone have, or nobody."""
+    return [
+        column
+        for column in terms.kind.columns(terms.terms)
+        if column.sites is None or (column.sites and (site is None or site in column.sites))
+    ]
 
 
 def _data(found: TableSketch, wishes: PolicyWishes) -> list[str]:

@@ -1,24 +1,27 @@
 """Reads what a comparison is about: a study's records of all sites in one place, and what is to be told of them.
 
-The layout is that of the examples' `prepare.py`: a folder a site with `train.csv` and `heldout.csv`, or `.parquet`.
+The layout is that of the examples' `prepare.py`: a folder a site with `train.csv` and `heldout.csv`, or `.parquet`, or
+with `records.toml`, which holds the `[data]` of a site.toml, for records that are no table in a file.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ...client_node.data import Records, read
+from ...client_node.data import Records, read, tables
 from ...client_node.files import file_digest
-from ...client_node.study import StudyDraft
+from ...client_node.policy import SitePolicy
+from ...client_node.study import Study, StudyDraft
 from ...client_node.study.cost import provisional
 from ...models.evaluation.metrics import Estimate, auc, exact_match, mean_share
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
 from ...models.records.tasks import OutcomeTerms, is_told
 from ..errors import StudyRefused
-from ..studies.held_out import held_out_policy
+from ..studies.held_out import RECORDS, described_policies, held_out_policy
 from . import best_constant
 
 MOST_VALUES = 100  # of a completion that linear models foretell as a class
@@ -99,23 +102,37 @@ def read_task(draft: StudyDraft, folder: Path, *, unit_column: str | None = None
 
     Raises:
         DataInvalid: a cell does not fit.
-        StudyRefused: a site has no table there.
+        PolicyInvalid: the description of a site's records is none.
+        StudyRefused: a site has no table there, or a query.
     """
     study = provisional(draft, dim=1)  # for its columns alone
-    column = unit_column or f"{draft.data.unit}_id"
-    files = {part: site_files(folder, draft.participants.sites, part) for part in _PARTS}
+    parts = _policies(study, folder, unit_column or f"{draft.data.unit}_id")
     train, held_out = (
-        {site: read(held_out_policy(path, study, column), study, site=site) for site, path in files[part].items()}
-        for part in _PARTS
+        {site: read(policy, study, site=site) for site, policy in policies.items()} for policies in parts
     )
     return Task(
         draft=draft,
         train=train,
         held_out=held_out,
         target=_target(draft, train, held_out),
-        train_digest=_digest(files["train"]),
-        held_out_digest=_digest(files["heldout"]),
+        train_digest=_digest(parts[0]),
+        held_out_digest=_digest(parts[1]),
     )
+
+
+def _policies(study: Study, folder: Path, unit_column: str) -> tuple[dict[str, SitePolicy], dict[str, SitePolicy]]:
+    """Makes each site's policies: for its records in training, and for those that are held out."""
+    sites = study.draft.participants.sites
+    described = {site: folder / site / RECORDS for site in sites if (folder / site / RECORDS).is_file()}
+    in_tables = [site for site in sites if site not in described]
+    files = [site_files(folder, in_tables, part) for part in _PARTS]
+    pairs = {site: described_policies(path) for site, path in described.items()} | {
+        site: (held_out_policy(files[0][site], study, unit_column), held_out_policy(files[1][site], study, unit_column))
+        for site in in_tables
+    }
+    if queries := [str(described[site]) for site in described if pairs[site][0].data.sql is not None]:
+        raise StudyRefused(f"{', '.join(queries)} names a query; write its answer into train.parquet, heldout.parquet")
+    return {site: pairs[site][0] for site in sites}, {site: pairs[site][1] for site in sites}
 
 
 def site_files(folder: Path, sites: Sequence[str], part: str) -> dict[str, Path]:
@@ -222,8 +239,14 @@ def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target 
     return Target("exact match", objective, coded, numbers(held_out))
 
 
-def _digest(files: Mapping[str, Path]) -> str:
+def _digest(policies: Mapping[str, SitePolicy]) -> str:
+    """Digests the files of all sites, and the columns that are made of an export."""
     digest = hashlib.sha256()
-    for site, path in sorted(files.items()):
-        digest.update(f"{site}\0{file_digest(path)}\n".encode())
+    for site, policy in sorted(policies.items()):
+        for path in tables.files_of(policy.data.source):
+            digest.update(f"{site}\0{file_digest(path)}\n".encode())
+        if policy.data.fhir is not None:
+            columns = {name: column.model_dump(mode="json") for name, column in policy.data.fhir.columns.items()}
+            spelling = {name: dict(words) for name, words in policy.data.values.items()}
+            digest.update(json.dumps([site, columns, spelling], sort_keys=True).encode())
     return digest.hexdigest()

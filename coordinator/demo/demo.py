@@ -160,7 +160,8 @@ def _workbench(
         tables = prepare(directory / "data")
         if is_smoke:
             for site, (part, count) in itertools.product(tables.values(), _SMOKE_RECORDS.items()):
-                site[_COUNTS[part]] = _keep_first(Path(site[part]), count)
+                if Path(site[part]).is_file():  # an export has few patients already
+                    site[_COUNTS[part]] = _keep_first(Path(site[part]), count)
             if (public := directory / "data" / "public.csv").exists():
                 _keep_first(public, _SMOKE_PUBLIC)
         write_private(described, json.dumps(tables).encode())
@@ -622,14 +623,7 @@ def _study_text(draft: StudyDraft, bench: Workbench) -> str:
 def _site_toml(bench: Workbench, draft: StudyDraft, site: str) -> str:
     """The site.toml that a site's engineer would write."""
     return f"""# What may run at {site}, on which records, at what cost.
-[data]
-path = {json.dumps(bench.tables[site]["train"])}
-heldout_path = {json.dumps(bench.tables[site]["heldout"])}
-{_files_line(bench, site)}\
-name = "{draft.name}-{site}"
-unit = "{draft.data.unit}"
-unit_column = "{_unit_column(draft)}"
-
+{_data(bench, draft, site)}
 [budget]
 epsilon = {_BUDGET}
 delta = {draft.privacy.delta or 1e-5}
@@ -644,6 +638,20 @@ max_rows_per_batch = {bench.rows}
 """
 
 
+def _data(bench: Workbench, draft: StudyDraft, site: str) -> str:
+    """The `[data]` of a site.toml: as the example describes its records, or of its two tables."""
+    if (described := bench.tables[site].get("records")) is not None:
+        return Path(described).read_text(encoding="utf-8")
+    return f"""[data]
+path = {json.dumps(bench.tables[site]["train"])}
+heldout_path = {json.dumps(bench.tables[site]["heldout"])}
+{_files_line(bench, site)}\
+name = "{draft.name}-{site}"
+unit = "{draft.data.unit}"
+unit_column = "{_unit_column(draft)}"
+"""
+
+
 def _files_line(bench: Workbench, site: str) -> str:
     folder = bench.tables[site].get("files")
     return "" if folder is None else f"files = {json.dumps(folder)}\n"
@@ -655,8 +663,10 @@ def _unit_column(draft: StudyDraft) -> str:
 
 
 def _records(bench: Workbench, study: Study, site: str, part: str) -> SitePolicy:
-    from ..studies.held_out import held_out_policy
+    from ..studies.held_out import described_policies, held_out_policy
 
+    if (described := bench.tables[site].get("records")) is not None:
+        return described_policies(Path(described))[_PARTS.index(part)]
     return held_out_policy(Path(bench.tables[site][part]), study, _unit_column(study.draft))
 
 

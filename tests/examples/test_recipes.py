@@ -22,7 +22,8 @@ def test_the_recipe_is_that_of_thyroid_but_for_rand_s_rate(example, head_lr):
 
 
 @pytest.mark.parametrize(
-    "example", ["loans", "rand", "outlook", "histories", "thyroid", "diagnoses", "chapters", "derivations", "code"]
+    "example",
+    ["loans", "rand", "outlook", "histories", "thyroid", "diagnoses", "chapters", "derivations", "code", "fhir"],
 )
 def test_a_whole_run_costs_less_than_3_by_both_accountants_and_fits_under_the_demo_s_cap(example):
     draft = load_draft(EXAMPLES / example / "study.toml")

@@ -6,8 +6,9 @@ server, the nodes' daemons) is not started: `run start` is the last step here.
 
 import json
 import random
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ fever,flag,,,,,
 ill,label,,,,,
 """
 UNITS = 120  # at each site
+IN_A_DATABASE = "middle"  # the records of this site
 
 
 class Steps:
@@ -59,6 +61,16 @@ def write_table(path: Path, site: str) -> None:
         for i in range(UNITS)
     ]
     path.write_text("Patient_ID;age;tsh_miu_l;sex;fever;ill\n" + "\n".join(rows).replace(".", ",") + "\n")
+
+
+def in_a_database(folder: Path, site: str) -> tuple[object, ...]:
+    """Puts a site's records into a database; returns how a node is told of the query on it."""
+    lines = (folder / f"{site}.csv").read_text().replace(",", ".").splitlines()
+    with closing(sqlite3.connect(folder / f"{site}.db")) as database, database:
+        database.execute("CREATE TABLE lab (Patient_ID TEXT, age INTEGER, tsh REAL, sex TEXT, fever TEXT, ill INTEGER)")
+        database.executemany("INSERT INTO lab VALUES (?, ?, ?, ?, ?, ?)", [line.split(";") for line in lines[1:]])
+    (folder / f"{site}.sql").write_text("SELECT Patient_ID, age, tsh AS tsh_miu_l, sex, fever, ill FROM lab")
+    return "--table", folder / f"{site}.sql", "--url", f"sqlite:///{folder / f'{site}.db'}"
 
 
 @pytest.fixture
@@ -92,14 +104,8 @@ def test_a_federation_is_founded_in_the_steps_that_the_pages_tell(
     heard = []
     for site in SITES:
         write_table(tmp_path / f"{site}.csv", site)
-        described = (
-            "--table",
-            tmp_path / f"{site}.csv",
-            "--study",
-            parcel / "study.toml",
-            "--unit-column",
-            "Patient_ID",
-        )
+        table = ("--table", tmp_path / f"{site}.csv") if site != IN_A_DATABASE else in_a_database(tmp_path, site)
+        described = (*table, "--study", parcel / "study.toml", "--unit-column", "Patient_ID")
         words = ("enroll", parcel / f"{site}.join", *described, "--backbone", parcel / "backbone", "--json")
         heard += ["--confirm", f"{site}={json.loads(steps.at(site, *words))['fingerprint']}"]
     for party, party_port in zip(PARTIES, party_ports, strict=True):
