@@ -23,6 +23,7 @@ from .sources.fhir import files_of, open_export, resources
 FEWEST = 10  # patients who must have a code
 _LINES = 50_000  # of each kind of resource
 _MOST_CODES = 20  # of a flag
+_MOST_SEEN, _MOST_NAMES = 100_000, 1000  # different codes that are followed, and names of one
 _MOST_SHOWN = 30  # of each kind
 _MOST_TEXT = 100  # characters of a name
 _CODE = re.compile(r"[!-{}~]{1,200}\|[!-{}~]{1,100}")  # printable ASCII without |, as site.toml may state it
@@ -115,7 +116,8 @@ def look(folder: Path) -> ExportSketch:
             for part in (resource, *_list(resource.get("component"))):
                 unit = _unit(_dict(part)) if kind == "observation" else ""
                 for code, name in () if unit is None else _codings(_dict(part).get(place)):
-                    seen[kind, code].add(patient, name, unit or "")
+                    if (kind, code) in seen or len(seen) < _MOST_SEEN:
+                        seen[kind, code].add(patient, name, unit or "")
     told = [each.told(kind, code) for (kind, code), each in seen.items() if len(each.patients) >= FEWEST]
     return ExportSketch(tuple(sorted(told, key=lambda code: (-code.patients, code.code))), len(seen) - len(told))
 
@@ -157,9 +159,9 @@ def toml_lines(
         "",
         "[data.fhir.columns] # guesses: look at each of them; since, before and take are in docs/records.md",
     ]
+    usual = [f'age = {{ patient = "age", at = "{day.year}-01-01" }}', 'sex = { patient = "gender" }', *_choices(export)]
     if columns is None:
-        age = f'age = {{ patient = "age", at = "{day.year}-01-01" }}'
-        return [*head, age, 'sex = { patient = "gender" }', *_choices(export), ""], {}
+        return [*head, *usual, ""], {}
     guesses: dict[str, str | None] = {}
     lines, spellings = [], []
     for column in columns:
@@ -172,6 +174,8 @@ def toml_lines(
         if found.spelling:
             spellings += [f"[data.values.{_key(column.name)}] # FHIR's word = the study's"]
             spellings += [f"{own} = {_toml(word)}" for own, word in found.spelling.items()] + [""]
+    if not any(guesses.values()):  # there must be a column
+        lines += usual
     return [*head, *lines, "", *spellings], guesses
 
 
@@ -186,7 +190,7 @@ class _Seen:
     def add(self, patient: str, name: str, unit: str) -> None:
         self.patients.add(patient)
         for text, kept in ((name, self.names), (unit, self.units)):
-            if text and text.isprintable() and len(text) <= _MOST_TEXT:
+            if text and text.isprintable() and len(text) <= _MOST_TEXT and (text in kept or len(kept) < _MOST_NAMES):
                 kept[text].add(patient)
 
     def told(self, kind: Kind, code: str) -> Code:

@@ -64,8 +64,10 @@ def test_a_policy_is_written_from_a_query_and_its_answer_then_fits(site, call, q
     call("data", "check", "--study", study.study_hash)
 
 
-def test_kinds_of_an_answer_are_told(site, call, query, database):
-    facts = json.loads(call("init", query, *options(database), "--unit-column", "patient_id", "--json").stdout)
+def test_kinds_of_an_answer_are_told(call, query, database, monkeypatch):
+    monkeypatch.setenv("RECORDS_PASSWORD", PASSWORD)
+    asked = ("--url", database.url, "--password-env", "RECORDS_PASSWORD", "--unit-column", "patient_id", "--json")
+    facts = json.loads(call("init", query, *asked).stdout)
     kinds = {row["column"]: row["seems to be"] for row in facts["columns"]}
     assert (kinds["age"], kinds["tsh_miu_l"], kinds["sick"]) == ("number", "number", "flag")
 

@@ -13,6 +13,7 @@ from confide.client_node.data.site_draft import PolicyWishes, own_names, site_to
 from confide.client_node.errors import DataInvalid
 from confide.client_node.policy.site_policy import load_policy
 
+from ..conftest import TEXT
 from .test_fhir import ICD, LOINC, RXNORM, SECRET, condition, export, medication, observation, patient
 
 DAY = dt.date(2026, 5, 31)
@@ -84,6 +85,14 @@ def test_a_column_like_nothing_stays_open(site):
         "column TSH: expected a column of this name for the study's TSH, found none; "
         "name it in site.toml: data.fhir.columns.TSH, with what it is made of"
     )
+
+
+def test_an_export_like_no_column_of_the_study_still_gives_a_policy(site):
+    hospital(site.home / "export", tsh="Ferritin")
+    found, terms = sketch(site.home / "export"), site.study(*TEXT).draft.data
+    assert own_names(terms, found) == {"note": None, "finding": None}
+    (site.home / "site.toml").write_text(site_toml(found, WISHES, terms))
+    assert load_policy(site.home).data.fhir.columns.keys() == {"age", "sex"}
 
 
 def test_a_number_in_several_units_gets_none_and_says_so(site):
