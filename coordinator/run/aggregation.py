@@ -109,20 +109,18 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
                 f"{round_.title} was not aggregated in {questions.PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
             )
         is_broken = any(CheckBroken.__name__ in why for why in problems.values())
-        if is_broken:
+        if is_broken:  # between two of which the same link may fail in other ways
             wait = min(2 * wait, _MOST_WAIT_S)
-            _rest(round_, wait)
-        else:
-            wait = questions.RETRY_S
-            time.sleep(wait)
+        _rest(round_, wait if is_broken else questions.RETRY_S)
 
 
 def _rest(round_: RoundContext, seconds: float) -> None:
     """Waits before the aggregators are asked again, alive and ready to stop."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        round_.run.stop_if_asked()
-        round_.run.beat(f"{round_.title}: aggregators lost each other in a check, {left:.0f} s until the next try")
+        if left > questions.RETRY_S:
+            round_.run.stop_if_asked()
+            round_.run.beat(f"{round_.title}: aggregators lost each other in a check, {left:.0f} s until the next try")
         time.sleep(min(left, questions.RETRY_S))
 
 

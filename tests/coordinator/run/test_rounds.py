@@ -409,16 +409,16 @@ def test_a_check_that_breaks_is_tried_after_longer_and_longer_waits(desk, monkey
     clock, asked = PlayedTime(), []
     monkeypatch.setattr(aggregation, "time", clock)
     monkeypatch.setattr(questions, "RETRY_S", 1.0)
-    broken = NodeFailure(reason="failed", error="CheckBroken")
+    kinds = ["CheckBroken", "CheckBroken", "PartyLost", "CheckBroken", "PartyLost"]
 
     def lose(kind: str, name: str) -> NodeFailure | None:
-        if (kind, name) != ("aggregate", "agg-b") or len(asked) > 4:
+        if (kind, name) != ("aggregate", "agg-b") or len(asked) == len(kinds) + 1:
             return None
         asked.append(clock.now)
-        return broken
+        return None if len(asked) > len(kinds) else NodeFailure(reason="failed", error=kinds[len(asked) - 1])
 
     desk.drive(FakeFleet(desk.study, before=lose))
-    assert np.diff(asked).tolist() == [2.0, 4.0, 8.0, 16.0]
+    assert np.diff(asked).tolist() == [2.0, 4.0, 1.0, 8.0, 1.0]
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
 
 
