@@ -1,8 +1,9 @@
 """A site's ledger: where every charge is written, signed and chained before anything is released.
 
 `ledger.Ledger` is the file of one site: open it, set a budget, `reserve` a charge before a round, `settle` it after.
-`charges` says what entries mean, `chain` how one follows from the other, `backup` how a copy leaves the machine;
-`standings` compares each account with its cap. `log_chain` links what people did, of which digests alone are shown.
+`charges` says what entries mean, `chain` how one follows from the other, `succession` how one key follows another,
+`backup` how a copy leaves the machine; `standings` compares each account with its cap. `log_chain` links what people
+did, of which digests alone are shown.
 
 A site opens its ledger and puts a cap on a data set. Who holds the entries and the site's public key can check them:
 
@@ -20,4 +21,15 @@ A site opens its ledger and puts a cap on a data set. Who holds the entries and 
 (['open', 'budget'], 1)
 """
 
-__all__ = ["backup", "canonical", "chain", "charges", "entry_store", "ledger", "log_chain", "standings", "tally"]
+__all__ = [
+    "backup",
+    "canonical",
+    "chain",
+    "charges",
+    "entry_store",
+    "ledger",
+    "log_chain",
+    "standings",
+    "succession",
+    "tally",
+]

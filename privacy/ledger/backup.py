@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from ..errors import LedgerBroken, LedgerFileInvalid
 from . import canonical
-from .chain import MAX_BODY, START, Entry, Head, check_extension
+from .chain import MAX_BODY, START, Entry, Head, follow
 
 FORMAT = "confide-ledger-file-1"
 MAX_LINE = 2 * MAX_BODY  # bytes
@@ -24,18 +24,18 @@ def write(path: Path, entries: Iterable[Entry], public_key: str) -> Head:
 
     Raises:
         LedgerFileInvalid: there is a file at `path` already, or it cannot be written.
-        LedgerBroken: an entry does not follow the one before under `public_key`.
+        LedgerBroken: an entry does not follow the one before under `public_key`, which signs entry 0.
 
     Whatever is raised, nothing is left at `path` that was not there before.
     """
     _require_new(path)
-    head, beside = START, path.with_name(f".{path.name}.{os.getpid()}")
+    head, key, beside = START, public_key, path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.unlink(missing_ok=True)  # what a process of that number left when it was killed
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             _write_line(file, {"format": FORMAT})
             for entry in entries:
-                head = check_extension(head, [entry], public_key)
+                head, key = follow(head, [entry], key)
                 _write_line(file, entry.model_dump())
             _write_line(file, {"entries": head.seq + 1, "head": head.hash})
             file.flush()

@@ -3,6 +3,8 @@
 The hash of an entry covers everything in it and the previous hash; the signature covers the hash. So a flipped byte, a
 missing, moved or foreign entry shows at a known place. What it cannot show by itself is a list cut off at its end or a
 second list by the same key: for that a replica remembers the last head and calls `check_extension`.
+
+The key may change on the way, by an entry of a succession (`succession`): entries after it are signed by the later key.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, field_validator
 
 from ..errors import LedgerBroken
-from . import canonical
+from . import canonical, succession
 
 ENTRY_DOMAIN = "confide ledger entry 1"
 SIGNATURE_DOMAIN = "confide ledger signature 1"
@@ -103,15 +105,37 @@ def check_extension(known_head: Head, entries: Iterable[Entry], public_key: str)
 
     For whoever keeps a copy of a site's ledger: keep the returned head, and ask for entries from `head.seq + 1` on.
 
+    Args:
+        public_key: the key that signs what follows `known_head`; a succession among `entries` changes it.
+
     Raises:
         LedgerBroken: naming the first bad entry.
     """
-    head = known_head
+    return follow(known_head, entries, public_key)[0]
+
+
+def follow(known_head: Head, entries: Iterable[Entry], public_key: str) -> tuple[Head, str]:
+    """Like `check_extension`; returns the key that signs what follows as well."""
+    head, key = known_head, public_key
     for entry in entries:
         _check_link(entry, head)
-        _check_signature(entry, public_key)
-        head = Head(entry.seq, entry.hash)
-    return head
+        _check_signature(entry, key)
+        head, key = Head(entry.seq, entry.hash), key_after(entry, key)
+    return head, key
+
+
+def key_after(entry: Entry, key: str) -> str:
+    """Returns the key that signs what follows `entry`, which `key` has signed: another one after a succession.
+
+    Raises:
+        LedgerBroken: the entry is of a succession that does not hold.
+    """
+    if entry.kind != succession.KIND:
+        return key
+    try:
+        return succession.key_handed_to(entry.body, key=key, previous=entry.previous)
+    except ValueError as err:
+        raise LedgerBroken(f"entry {entry.seq}: {err}") from err
 
 
 def check_links(known_head: Head, entries: Iterable[Entry], public_key: str) -> Head:
@@ -123,12 +147,12 @@ def check_links(known_head: Head, entries: Iterable[Entry], public_key: str) -> 
     Raises:
         LedgerBroken: naming the first bad entry.
     """
-    head, last = known_head, None
+    head, last, signed_by, key = known_head, None, public_key, public_key
     for last in entries:
         _check_link(last, head)
-        head = Head(last.seq, last.hash)
+        head, signed_by, key = Head(last.seq, last.hash), key, key_after(last, key)
     if last is not None:
-        _check_signature(last, public_key)
+        _check_signature(last, signed_by)
     return head
 
 
@@ -140,14 +164,22 @@ def verify_chain(entries: Sequence[Entry], public_key: str) -> Head:
     """
     if not entries:
         raise LedgerBroken("entry 0 is missing: the ledger is empty")
-    check_opening(entries[0], public_key)
+    if opened_by(entries[0]) != public_key:
+        raise not_opened()
     return check_extension(START, entries, public_key)
 
 
-def check_opening(first: Entry, public_key: str) -> None:
-    """Raises LedgerBroken unless `first` opens a ledger of `public_key`."""
-    if first.kind != "open" or first.body.get("public_key") != public_key:
-        raise LedgerBroken("entry 0 does not open a ledger of the given public key")
+def opened_by(first: Entry) -> str:
+    """Returns the key that opens a ledger with `first`. Raises LedgerBroken if it opens none."""
+    key = first.body.get("public_key")
+    if first.kind != "open" or not isinstance(key, str):
+        raise not_opened()
+    return key
+
+
+def not_opened() -> LedgerBroken:
+    """Makes the error for a ledger of another key."""
+    return LedgerBroken("entry 0 does not open a ledger of the given public key")
 
 
 def _check_link(entry: Entry, head: Head) -> None:

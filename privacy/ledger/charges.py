@@ -2,7 +2,8 @@
 
 Kinds: `open` (whose ledger this is), `budget` (a cap on one data set and unit), `reserve` (a release that may happen,
 at its worst, written before it can), `settle` (which sites a release really summed), `recover` (entries were lost for
-good). A reserve that is never settled stays charged at its worst: nobody can prove that nothing was released.
+good), `succeed` (another key of the site signs from here on, see `succession`). A reserve that is never settled stays
+charged at its worst: nobody can prove that nothing was released.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 
 from ..accounting import Release, composition, renyi
 from ..errors import InvalidPrivacyParameter, LedgerBroken
-from . import canonical
+from . import canonical, succession
 from .chain import Entry
 from .tally import Kind, Purpose, Tally
 
@@ -179,6 +180,7 @@ class Books:
     weakest: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> what all caps kept to
     recoveries: dict[tuple[str, str], Recovery] = field(default_factory=dict)  # (dataset, unit) -> the last one
     generation: int = 0  # of the last recovery
+    keys: tuple[str, ...] = ()  # that signed entries, hex, oldest first; the last one signs the next entry
     _orders: dict[tuple[str, str], int] = field(default_factory=dict)  # of the filters of charged accounts
     _runs: Counter[tuple[str, str]] = field(default_factory=Counter)  # reserves by run and purpose
 
@@ -271,7 +273,7 @@ class Books:
                         f"format is {opening.format}; this version reads {FORMAT} alone and carries no other over. "
                         'Nothing was changed; "Upgrade" in docs/site.md says how to go on'
                     )
-                self.opening = opening
+                self.opening, self.keys = opening, (opening.public_key,)
             case "budget":
                 budget = canonical.from_record(Budget, entry.body)
                 account = budget.dataset, budget.unit
@@ -283,8 +285,17 @@ class Books:
                 self._settle(entry, canonical.from_record(Settlement, entry.body))
             case "recover":
                 self._recover(canonical.from_record(Recovery, entry.body))
+            case succession.KIND:
+                self._succeed(succession.read_handover(entry.body))
             case _:
                 raise ValueError("unknown kind")
+
+    def _succeed(self, stated: succession.Succession) -> None:
+        if stated.site != self.site:
+            raise ValueError(f"the succession is of site {stated.site!r}, the ledger of {self.site!r}")
+        if stated.old != self.keys[-1] or stated.new in self.keys:
+            raise ValueError("the succession does not follow from the ledger's keys")
+        self.keys = (*self.keys, stated.new)
 
     def _recover(self, recovery: Recovery) -> None:
         account = recovery.dataset, recovery.unit

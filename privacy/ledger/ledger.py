@@ -3,6 +3,9 @@
 A chain of signed entries (`chain`) in one file (`entry_store`) that add up to budgets and charges (`charges`). Several
 processes may open the same file; each takes in what the others added before it decides. What a site alone cannot show
 is that an older copy of the file was put back; whoever keeps a replica can (`check_extension`).
+
+Which key signs the next entry follows from the entries: that of entry 0, or that of the last succession. So a process
+that has the file open goes on under the next key as soon as another has written a succession.
 """
 
 import logging
@@ -28,6 +31,8 @@ from .chain import START, Entry, Head, check_extension, verify_chain
 from .charges import Books, Budget, Charge, Recovery, RunCharges, Settlement, Spent
 from .entry_store import EntryStore
 from .standings import Standing, standings
+from .succession import KIND as SUCCESSION
+from .succession import Succession, hand_over
 
 __all__ = [
     "START",
@@ -46,6 +51,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Append = Callable[[str, Mapping[str, Any]], Entry]
+Keyring = Callable[[str], Ed25519PrivateKey | None]  # finds the site's private key of a public one, in hex
+
+
+def _no_other(_: str) -> None:
+    return None
+
 
 _PART = 1000  # entries in memory at a time while a ledger is taken up
 
@@ -71,28 +82,39 @@ class Ledger:
     cannot be used.
     """
 
-    def __init__(self, store: EntryStore, signer: Ed25519PrivateKey, site: str) -> None:
+    def __init__(self, store: EntryStore, signer: Ed25519PrivateKey, site: str, keyring: Keyring = _no_other) -> None:
         self.site = site
-        self.public_key = canonical.public_hex(signer)
+        self.public_key = canonical.public_hex(signer)  # the one of entry 0, once there is one
+        self._key = self.public_key  # signs the next entry
         self._store = store
-        self._signer = signer
+        self._signers, self._keyring = {self.public_key: signer}, keyring
         self._mutex = threading.RLock()
         self._books = Books()
         self._head = START
 
     @classmethod
-    def open(cls, path: Path, signer: Ed25519PrivateKey, site: str, *, is_new: bool = True) -> "Ledger":
+    def open(
+        cls,
+        path: Path,
+        signer: Ed25519PrivateKey,
+        site: str,
+        *,
+        is_new: bool = True,
+        keyring: Keyring = _no_other,
+    ) -> "Ledger":
         """Opens the ledger at `path`, or starts it if there is none; checks every entry.
 
         Args:
+            signer: the site's present key, by which a new ledger is opened.
             is_new: False where there must be a ledger: then none is started.
+            keyring: finds the site's other keys, for a ledger whose next entry another one signs.
 
         Raises:
             LedgerBroken: an entry fails its check, the ledger is another site's or another key's, or it has no entry
                 where it must have some.
             LedgerUnavailable: the file cannot be opened or written.
         """
-        ledger = cls(EntryStore(path, is_new=is_new), signer, site)
+        ledger = cls(EntryStore(path, is_new=is_new), signer, site, keyring)
         try:
             ledger._start(is_new)
         except BaseException:
@@ -109,6 +131,7 @@ class Ledger:
         site: str,
         *,
         noting: Callable[[list[tuple[str, int]]], None] = lambda rounds: None,
+        keyring: Keyring = _no_other,
     ) -> tuple[int, int]:
         """Puts a whole ledger, kept elsewhere, at `path`, where there is none or the beginning of the very same one.
 
@@ -117,6 +140,7 @@ class Ledger:
         Args:
             noting: is called with `open_rounds` of the whole ledger once every entry is verified, before any of them is
                 there for others; what it raises undoes the restoration.
+            keyring: as of `open`.
 
         Returns:
             How many entries were added, and how many there are now.
@@ -126,14 +150,14 @@ class Ledger:
             LedgerBroken: an entry fails its check, or the entries are another site's or another key's.
             LedgerUnavailable: the file cannot be opened or written.
         """
-        public_key, store, books, head, added = canonical.public_hex(signer), EntryStore(path), Books(), START, 0
+        store, books, head, key, added = EntryStore(path), Books(), START, "", 0
         try:
             with store.write() as connection:
                 own = store.load(connection, 0)
                 for entry in entries:
                     if head == START:
-                        chain.check_opening(entry, public_key)
-                    head = check_extension(head, [entry], public_key)
+                        key = chain.opened_by(entry)
+                    head, key = chain.follow(head, [entry], key)
                     books.apply(entry)
                     if books.site != site:
                         raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}, not of {site!r}")
@@ -149,6 +173,8 @@ class Ledger:
                 for known in own:
                     books.apply(known)
                     total += 1
+                if books.keys[-1] != canonical.public_hex(signer) and keyring(books.keys[-1]) is None:
+                    raise _foreign(books)
                 noting(books.open_rounds())
                 return added, total
         finally:
@@ -173,6 +199,12 @@ class Ledger:
         """The last entry's number and hash."""
         with self._reading():
             return self._head
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that have signed entries, hex, oldest first; the last one signs the next entry."""
+        with self._reading():
+            return self._books.keys
 
     @property
     def generation(self) -> int:
@@ -261,6 +293,18 @@ class Ledger:
         with self._writing() as (_, append):
             if self._books.budgets.get((budget.dataset, budget.unit)) != budget:
                 append("budget", canonical.to_record(budget))
+
+    def succeed(self, succession: Succession, new: Ed25519PrivateKey) -> None:
+        """Hands the ledger over to the key `new`, which signs from now on; a second time changes nothing.
+
+        Raises:
+            LedgerBroken: the succession is of another key than the one that signs now, or does not hold.
+        """
+        with self._writing() as (_, append):
+            if succession.new in self._books.keys:
+                return
+            body = hand_over(succession, new, self._head.hash)
+            chain.key_after(append(SUCCESSION, body), self._key)  # what it raises undoes the entry
 
     def recover(self, generation: int) -> list[Recovery]:
         """Closes every account that has a budget, because entries were lost for good: each counts as spent to its cap.
@@ -414,14 +458,24 @@ class Ledger:
             check = check_extension
         while part := list(islice(entries, _PART)):
             if self._head == START:
-                chain.check_opening(part[0], self.public_key)
-            check(self._head, part, self.public_key)
+                self.public_key = self._key = chain.opened_by(part[0])
+            check(self._head, part, self._key)
             for entry in part:
                 self._book(entry)
+        self._signer()
 
     def _book(self, entry: Entry) -> None:
         self._books.apply(entry)
+        self._key = chain.key_after(entry, self._key)
         self._head = Head(entry.seq, entry.hash)
+
+    def _signer(self) -> Ed25519PrivateKey:
+        """Finds the key that signs the next entry. Raises LedgerBroken if the site has it not."""
+        found = self._signers.get(self._key) or self._keyring(self._key)
+        if found is None:
+            raise _foreign(self._books)
+        self._signers[self._key] = found
+        return found
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -438,7 +492,7 @@ class Ledger:
 
                 def append(kind: str, body: Mapping[str, Any]) -> Entry:
                     head = Head(added[-1].seq, added[-1].hash) if added else self._head
-                    entry = chain.extend(head, self._signer, chain.now(), kind, body)
+                    entry = chain.extend(head, self._signer(), chain.now(), kind, body)
                     self._store.add(connection, entry)
                     added.append(entry)
                     return entry
@@ -447,6 +501,15 @@ class Ledger:
             for entry in added:  # committed, so it counts now
                 self._book(entry)
                 logger.debug("ledger entry %s: %s", entry.seq, entry.kind)
+
+
+def _foreign(books: Books) -> LedgerBroken:
+    """Makes the error for a ledger whose next entry this site cannot sign."""
+    if len(books.keys) == 1:
+        return chain.not_opened()
+    return LedgerBroken(
+        f"the ledger is signed by the key {books.keys[-1][:16]}... from its last succession on, which is not here"
+    )
 
 
 def _forked(known: Entry, rest: Iterator[Entry]) -> LedgerForked:

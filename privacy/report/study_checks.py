@@ -36,25 +36,24 @@ def check_studies(report: Report, books: Mapping[str, Books]) -> Findings:
         elif study_terms.is_other_format(text):
             found.notes.append(f"{where}: its text has a format that is not read here; its terms were not checked")
         else:
-            _check_charges(found, key, text, report, books)
+            _check_charges(found, key, text, books)
     return found
 
 
-def _check_charges(found: Findings, key: str, text: str, report: Report, books: Mapping[str, Books]) -> None:
+def _check_charges(found: Findings, key: str, text: str, books: Mapping[str, Books]) -> None:
     where = f"study {key[:12]}"
     try:
         terms = study_terms.read(text)
     except ReportInvalid as err:
         found.failures.append(f"{where}: {err}")
         return
-    public_keys = {site.name: site.public_key for site in report.sites}
     problems: dict[str, None] = {}  # each once, in order
     count = 0
     for name, book in books.items():
         for booked in book.booked.values():
             if booked.charge.study == key:
                 count += 1
-                for problem in terms.contradictions(booked.charge, name, public_keys[name]):
+                for problem in terms.contradictions(booked.charge, name, book.keys):
                     problems[f"{where}: site {name}: {problem}"] = None
     found.failures += list(problems)[:MAX_PROBLEMS]
     if not problems:

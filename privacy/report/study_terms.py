@@ -6,7 +6,7 @@ that accounting needs and ignores all others; `docs/formats-report.md` lists the
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -137,11 +137,11 @@ class StudyTerms(_Terms):
         dim = 2 * terms.bins if isinstance(terms, _Evaluation) else terms.length
         return self._release(terms.noise_multiplier, 1.0, CLOSING_SCALE, dim, 1.0, 1)
 
-    def contradictions(self, charge: Charge, site: str, key: str) -> Iterator[str]:
-        """Lists why `charge`, by the site of that name and ledger key, is no round of this study; nothing if it is."""
+    def contradictions(self, charge: Charge, site: str, keys: Collection[str]) -> Iterator[str]:
+        """Lists why `charge`, by the site of that name and ledger keys, is no round of this study; nothing if it is."""
         rounds = self.draft.rounds.rounds
         closing = dict(enumerate(self.draft.purposes, start=rounds + 1))
-        if self.keys.get(site) != key:
+        if self.keys.get(site) not in keys:
             yield "is charged by a site or key that its text does not name"
         if charge.purpose != ("update" if 1 <= charge.round <= rounds else closing.get(charge.round)):
             yield f"has no {charge.purpose} in round {charge.round}: it has {rounds} rounds of training"

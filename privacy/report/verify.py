@@ -158,7 +158,8 @@ def verify(
     Args:
         report: as `json.load` gives it.
         issuer: the issuer's public key in hex, if known from elsewhere.
-        site_keys: sites' public keys by name, as far as known from elsewhere.
+        site_keys: sites' public keys by name, as far as known from elsewhere: of a site whose key was followed by
+            another, any of them.
         max_seconds: of estimated work, above which no figure is recomputed; infinite for no limit.
         watch: told the estimated work before it begins, and after each account how much is done.
 
@@ -214,16 +215,22 @@ def _check_signature(result: Verification, parsed: Report, report: Mapping[str, 
 
 def _check_chain(result: Verification, site: SiteReport, known_key: str | None) -> Books | None:
     where = f"site {site.name}"
-    if known_key is not None and site.public_key != known_key:
-        result.failures.append(f"{where}: public key is {site.public_key}, not {known_key}")
     try:
         verify_chain(site.entries, site.public_key)
         books = Books.replay(site.entries)
         if books.site != site.name:
             raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}")
     except LedgerBroken as err:
+        if known_key not in (None, site.public_key):
+            result.failures.append(f"{where}: public key is {site.public_key}, not {known_key}")
         result.failures.append(f"{where}: ledger: {err}")
         return None
+    if known_key is not None and known_key not in books.keys:
+        told = " and then ".join(books.keys)
+        result.failures.append(f"{where}: public key is {told}, not {known_key}")
+    if books.keys[1:]:
+        told = ", then ".join(f"{key[:16]}..." for key in books.keys)
+        result.checked.append(f"{where}: its keys follow one another, each signed by the one before: {told}")
     result.checked.append(f"{where}: {len(site.entries)} ledger entries, chained and signed by the site")
     return books
 

@@ -92,7 +92,7 @@ def test_a_gap_is_refused(replica, ledger, start):
 
 def test_a_second_ledger_by_the_same_key_is_refused(replica, ledger, tmp_path):
     replica.extend("east", ledger.public_key, ledger.entries()[:3])
-    with Ledger.open(tmp_path / "fork.db", ledger._signer, "east") as fork:
+    with Ledger.open(tmp_path / "fork.db", ledger._signer(), "east") as fork:
         fork.set_budget(ledger.budget("thyroid", "patient"))
         fork.reserve(charge(0, run="run-2"))
         fork.reserve(charge(1, run="run-2"))

@@ -50,7 +50,7 @@ def check_signature(key, domain, message, signature, what):
 
 
 def check_chain(site):
-    previous = "0" * 64
+    previous, keys = "0" * 64, [site["public_key"]]
     opening = site["entries"][0]
     require(opening["kind"] == "open" and opening["body"]["format"] == "confide-ledger-2", "entry 0 opens no ledger")
     require(opening["body"]["public_key"] == site["public_key"], "entry 0 names another key")
@@ -61,10 +61,24 @@ def check_chain(site):
         contents = {name: entry[name] for name in ("seq", "time", "kind", "body", "previous")}
         digest = hashlib.sha256(b"confide ledger entry 1\n" + canonical(contents)).hexdigest()
         require(entry["hash"] == digest, f"{where}: hash")
-        check_signature(
-            site["public_key"], "confide ledger signature 1", bytes.fromhex(digest), entry["signature"], where
-        )
+        check_signature(keys[-1], "confide ledger signature 1", bytes.fromhex(digest), entry["signature"], where)
+        if entry["kind"] == "succeed":
+            keys.append(next_key(entry["body"], site["name"], keys, bytes.fromhex(previous), where))
         previous = digest
+    return keys
+
+
+def next_key(body, name, keys, previous, where):
+    """The key that signs after an entry `succeed`."""
+    require(set(body) == {"succession", "accepted"}, f"{where}: body")
+    stated = body["succession"]
+    said = {part: stated[part] for part in ("site", "coordinator", "old", "new", "time")}
+    require(len(stated) == 7 and stated["site"] == name, f"{where}: another site")
+    require(stated["old"] == keys[-1] and stated["new"] not in keys, f"{where}: does not follow")
+    for which in ("old", "new"):
+        check_signature(stated[which], "confide key succession 1", canonical(said), stated[f"{which}_signature"], where)
+    check_signature(stated["new"], "confide ledger succession 1", previous, body["accepted"], where)
+    return stated["new"]
 
 
 def root_up(square):
@@ -171,6 +185,8 @@ def replay(site):
             account = body["dataset"], body["unit"]
             if account in budgets:
                 orders.setdefault(account, filter_order(budgets[account]))
+        elif entry["kind"] == "succeed":
+            continue
         else:
             require(entry["kind"] == "settle", "unknown kind")
             key = body["run"], body["round"]
@@ -225,7 +241,7 @@ def check_charge(text, charge, site):
     """Holds a reserve against the text of its study."""
     rounds, names = text["draft"]["rounds"]["rounds"], sorted(party["name"] for party in text["sites"])
     parties = [(party["name"], party["identity"]) for party in text["sites"]]
-    require((site["name"], site["public_key"]) in parties, "study: another site or key")
+    require(any((site["name"], key) in parties for key in check_chain(site)), "study: another site or key")
     require(charge["cohort"] == names and charge["unit"] == text["draft"]["data"]["unit"], "study: cohort or unit")
     closing = [purpose for purpose in ("prototype", "evaluation") if text["draft"].get(purpose)]
     purposes = dict.fromkeys(range(1, rounds + 1), "update")

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from confide.privacy.ledger import canonical
+from confide.privacy.ledger.chain import Head, extend
+from confide.privacy.ledger.ledger import Ledger
+from confide.privacy.ledger.succession import Succession
 from confide.privacy.report.build import SiteLedger, build_report
 from confide.privacy.report.schema import SIGNATURE_DOMAIN
 from confide.privacy.report.verify import verify
 
-from ..ledgers import THYROID, charge, eventful_report, hash_of, ledger_with, signer, study_text
+from ..ledgers import THYROID, budget, charge, eventful_report, hash_of, ledger_with, signer, study_text
 from .independent_verifier import Rejected
 from .independent_verifier import verify as verify_independently
 
@@ -163,3 +166,69 @@ def test_both_programs_reject_a_report_that_somebody_else_changed(report):
     with pytest.raises(Rejected, match="report: signature"):
         verify_independently(report)
     assert not verify(report).ok
+
+
+def rotated(path, *, studies=(1, 12)):
+    """A report on the site east, whose key was followed by a second and a third one; a study names a first key each."""
+    keys = [signer(seed) for seed in (1, 12, 13)]
+    by_name = {canonical.public_hex(key): key for key in keys}
+    texts = [with_key_of_east(signer(seed), f"study {seed}") for seed in studies]
+    with Ledger.open(path, keys[0], "east", keyring=by_name.get) as ledger:
+        ledger.set_budget(budget())
+        for old, new, text in zip(keys, keys[1:], texts, strict=False):
+            ledger.reserve(charge(1, study=hash_of(text), run=f"run of {hash_of(text)[:4]}"))
+            made = Succession.make("east", "c0" * 32, old, new, "2026-03-01T09:00:00Z")
+            ledger.succeed(made, new)
+        site = SiteLedger(ledger.public_key, ledger.entries())
+    return build_report("F", {"east": site}, texts, signer(99)), list(by_name)
+
+
+def with_key_of_east(key, name):
+    text = json.loads(study_text(name))
+    text["sites"][0]["identity"] = canonical.public_hex(key)
+    return json.dumps(text, sort_keys=True, separators=(",", ":"))
+
+
+def test_both_programs_accept_a_ledger_over_two_successions_and_studies_that_name_any_of_its_keys(tmp_path):
+    report, names = rotated(tmp_path / "east.db")
+    verify_independently(report)
+    for known in names:
+        assert verify(report, site_keys={"east": known}).ok
+    found = verify(report, site_keys={"east": "ab" * 32})
+    assert found.failures == [f"site east: public key is {' and then '.join(names)}, not {'ab' * 32}"]
+
+
+def test_the_command_verifies_it_for_an_outsider_who_knows_any_of_the_keys(tmp_path):
+    from typer.testing import CliRunner
+
+    from confide.client_node.cli.main import app
+
+    report, names = rotated(tmp_path / "east.db")
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report))
+    for known in names:
+        found = CliRunner().invoke(app, ["budget", "verify", str(file), "--site", f"east={known}"])
+        assert found.exit_code == 0, found.output
+    assert "its keys follow one another" in found.output
+    assert CliRunner().invoke(app, ["budget", "verify", str(file), "--site", f"east={'ab' * 32}"]).exit_code == 3
+
+
+def test_both_programs_refuse_a_study_that_names_a_key_of_nobody(tmp_path):
+    report, _ = rotated(tmp_path / "east.db", studies=(66,))
+    with pytest.raises(Rejected, match="another site or key"):
+        verify_independently(report)
+    assert any("key that its text does not name" in failure for failure in verify(report).failures)
+
+
+@pytest.mark.parametrize("part", ["old_signature", "new_signature", "accepted"])
+def test_both_programs_refuse_a_succession_of_which_a_signature_is_another_s(tmp_path, part):
+    report, _ = rotated(tmp_path / "east.db")
+    entries = report["sites"][0]["entries"]
+    place = next(seq for seq, entry in enumerate(entries) if entry["kind"] == "succeed")
+    body = copy.deepcopy(entries[place]["body"])
+    (body if part == "accepted" else body["succession"])[part] = "00" * 64
+    head = Head(place - 1, entries[place]["previous"])
+    entries[place:] = [extend(head, signer(1), entries[place]["time"], "succeed", body).model_dump()]
+    with pytest.raises(Rejected, match=f"entry {place}: signature"):
+        verify_independently(signed(report))
+    assert any(f"entry {place}" in failure for failure in verify(signed(report)).failures)
