@@ -77,7 +77,7 @@ class NodeIdentity:
         if not (folder / _TRANSPORT).exists() and not (folder / _IDENTITY).exists():
             transport, signer = ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate()
             _write_transport(folder / _TRANSPORT, transport)
-            write_private(folder / _IDENTITY, signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            write_signer(folder / _IDENTITY, signer)
         identity = cls.load(home)
         return identity.named(name) if name else identity
 
@@ -86,9 +86,7 @@ class NodeIdentity:
         """Reads the keys under `home`. Raises `IdentityMissing` if one is absent, damaged or readable by others."""
         folder = home / KEYS
         transport = _transport(folder / _TRANSPORT, _REMEDY)
-        signer = _key(folder / _IDENTITY, load_pem_private_key, _REMEDY)
-        if not isinstance(signer, Ed25519PrivateKey):
-            raise damaged(folder / _IDENTITY, "is a key of another kind", remedy=_REMEDY, error=IdentityMissing)
+        signer = read_signer(folder / _IDENTITY)
         named = read_json(folder / _NAME, _NAME_FORM, remedy=_NAME_REMEDY, max_bytes=_MAX_BYTES)
         return cls(home, named.name if named else "", signer, transport)
 
@@ -111,6 +109,19 @@ class NodeIdentity:
     def transport_fingerprint(self) -> str:
         """Fingerprint by which the coordinator's register knows the transport key."""
         return fingerprint(self.transport_public)
+
+
+def read_signer(path: Path) -> Ed25519PrivateKey:
+    """Reads an identity key. Raises `IdentityMissing` if it is absent, damaged or readable by others."""
+    signer = _key(path, load_pem_private_key, _REMEDY)
+    if not isinstance(signer, Ed25519PrivateKey):
+        raise damaged(path, "is a key of another kind", remedy=_REMEDY, error=IdentityMissing)
+    return signer
+
+
+def write_signer(path: Path, signer: Ed25519PrivateKey) -> None:
+    """Writes an identity key, durably."""
+    write_private(path, signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def next_path(home: Path) -> Path:

@@ -348,7 +348,7 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
 
     Returns:
         Dictionaries with `canonical` (base64 of the study's canonical JSON), `hash` and the coordinator's `signature`
-        (both hex). Nothing in them is checked here.
+        (both hex), and a list `successions` of keys of its parties. Nothing in them is checked here.
 
     Raises:
         NotEnrolled, CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused
@@ -358,7 +358,11 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
     answer = send_signed(query, STUDIES_PATH, identity, enrolment)
     try:
         studies = json.loads(answer)["studies"]
-        return [{name: str(study[name]) for name in ("canonical", "hash", "signature")} for study in studies]
+        return [
+            {name: str(study[name]) for name in ("canonical", "hash", "signature")}
+            | {"successions": list(study.get("successions", ()))}
+            for study in studies
+        ]
     except (ValueError, KeyError, TypeError) as err:
         raise CoordinatorRefused("the coordinator's list of studies cannot be read; its version may differ") from err
 
