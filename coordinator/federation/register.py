@@ -13,13 +13,16 @@ from typing import Any, get_args
 
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from ...client_node.enrolment import Role
 from ...client_node.enrolment.identity import fingerprint
 from ...client_node.enrolment.protocol import AuthorityQuery, EnrolAnswer, EnrolRequest, RotateRequest
+from ...client_node.succession.rotation import FollowRequest
+from ...privacy.ledger.succession import Succession
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store, audit_log
-from ..store.tables import NodeRow
+from ..store.tables import NodeRow, SuccessionRow
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki
 
@@ -94,8 +97,9 @@ class Register:
                     f"{node.name} has left and comes back with the identity key that it had, and no other; enrol from "
                     "its home, or from a backup of it, with --again"
                 )
-            taken = select(NodeRow).where((NodeRow.fingerprint == key) | (NodeRow.identity == request.identity))
-            if any(other.name != node.name for other in session.scalars(taken)):
+            holders = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key))
+            is_taken = any(other.name != node.name for other in holders)
+            if is_taken or (not comes_back and _is_taken(session, request.identity)):
                 raise EnrolmentInvalid("these keys are registered under another name; enrol from a fresh home")
             node.identity, node.fingerprint = request.identity, key
             node.transport_key = request.transport_public.encode()
@@ -169,6 +173,51 @@ class Register:
             session.execute(update(NodeRow).where(*is_meant).values(**values))
             self._store.log_action(session, action, **fields, void=list(names))
 
+    def follow(self, request: FollowRequest) -> str:
+        """Takes the identity keys that follow the one by which a node is known; the gate has checked its signature.
+
+        Successions that were taken already change nothing: the first answer may have been lost, or this register
+        comes from an older backup and lacks the newest ones.
+
+        Returns:
+            The node's name.
+
+        Raises:
+            EnrolmentInvalid: a succession does not hold, does not follow from the node's present key, is of another
+                name or coordinator, or its key is known already; the node is not enrolled or not any more; or it has
+                had five new keys within the hour.
+        """
+        keys = request.keys()
+        with self._store.alone(_ABOUT) as session:
+            node = session.scalars(select(NodeRow).where(NodeRow.identity.in_(keys))).first()
+            if node is None or node.identity is None or node.revoked_at is not None:
+                raise EnrolmentInvalid("the coordinator does not know this node, or has revoked it")
+            fresh, who = request.successions[keys.index(node.identity) :], f"site:{node.name}"
+            if fresh and audit_log.count_of_hour(session, "site.identity", who) + len(fresh) > MOST_ROTATIONS:
+                raise EnrolmentInvalid(f"a node has at most {MOST_ROTATIONS} new identity keys within the hour; wait")
+            for stated in fresh:
+                self._require_sound(session, node, stated)
+                session.add(
+                    SuccessionRow(
+                        old=stated.old, new=stated.new, site=node.name, taken_at=time.time(),
+                        statement=stated.model_dump_json(),
+                    )
+                )  # fmt: skip
+                node.identity = stated.new
+                session.flush()
+                self._store.log_action(
+                    session, "site.identity", actor=who, site=node.name, old=stated.old, new=stated.new
+                )
+            return node.name
+
+    def _require_sound(self, session: Session, node: NodeRow, stated: Succession) -> None:
+        if (stated.site, stated.coordinator) != (node.name, self._pki.identity_hex):
+            raise EnrolmentInvalid("the succession is of another node, or for another coordinator")
+        if problem := stated.problem():
+            raise EnrolmentInvalid(f"the succession does not hold: {problem}")
+        if stated.old != node.identity or stated.new == self._pki.identity_hex or _is_taken(session, stated.new):
+            raise EnrolmentInvalid("the succession does not follow from this node's present key, or to a fresh one")
+
     def revoke(self, name: str) -> None:
         """Revokes a node and its invitation code: the gate refuses its next request, and its keys never come back."""
         node = self._store.node(name)
@@ -222,12 +271,39 @@ class Register:
             node = session.scalars(select(NodeRow).where(NodeRow.identity == identity)).first()
             return node.name if node is not None and node.revoked_at is None else None
 
-    def studies(self, name: str) -> list[dict[str, str]]:
-        """Lists every study for any node that asks: members of a federation may read all its studies."""
+    def site_followed(self, keys: Sequence[str]) -> str | None:
+        """Name of the enrolled, unrevoked node that has one of these Ed25519 keys now; None if there is none."""
+        with self._store.session() as session:
+            node = session.scalars(select(NodeRow).where(NodeRow.identity.in_(keys))).first()
+            return node.name if node is not None and node.revoked_at is None else None
+
+    def studies(self, name: str) -> list[dict[str, Any]]:
+        """Lists every study for any node that asks: members of a federation may read all its studies.
+
+        With each come the successions of its parties' keys.
+        """
+        stated = self._store.successions()
         return [
-            {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
+            {
+                "canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature,
+                "successions": _of_parties(row.canonical, stated) if stated else [],
+            }
             for row in self._store.studies()
-        ]
+        ]  # fmt: skip
+
+
+def _of_parties(canonical: bytes, stated: dict[str, list[Succession]]) -> list[dict[str, Any]]:
+    """Lists the successions of the parties of a study, as JSON."""
+    study = json.loads(canonical)
+    names = dict.fromkeys(party["name"] for kind in ("sites", "aggregators") for party in study[kind])
+    return [each.model_dump() for name in names for each in stated.get(name, [])]
+
+
+def _is_taken(session: Session, identity: str) -> bool:
+    """True if a node has, or had, this Ed25519 key."""
+    node = session.scalars(select(NodeRow).where(NodeRow.identity == identity)).first()
+    had = select(SuccessionRow).where((SuccessionRow.old == identity) | (SuccessionRow.new == identity))
+    return node is not None or session.scalars(had).first() is not None
 
 
 def why_not_invited(node: NodeRow) -> str | None:

@@ -21,10 +21,10 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -44,6 +44,7 @@ from ...client_node.enrolment.protocol import (
     StudiesQuery,
 )
 from ...client_node.enrolment.sessions import Hello
+from ...client_node.succession.rotation import FOLLOW_PATH, FollowRequest
 from ...client_node.wire import one_body
 from ...mpc.crash import spot
 from ...versions import OWN, Speaks
@@ -114,12 +115,19 @@ class Registry(Protocol):
     def site_with_identity(self, identity: str) -> str | None:
         """Name of the node with this Ed25519 public key (hex); None if it is unknown or revoked."""
 
+    def site_followed(self, keys: Sequence[str]) -> str | None:
+        """Name of the node that has one of these Ed25519 public keys now; None if it is unknown or revoked."""
+
 
 class _TurnedAway(Exception):
     """A refused request, answered with `status`; its line in the log is written already."""
 
     def __init__(self, status: int, error: str = "", message: str = "", *, refused: str = "") -> None:
         self.status, self.error, self.message, self.refused = status, error, message, refused
+
+
+def _no_follower(_: FollowRequest) -> str:
+    raise EnrolmentInvalid("this coordinator takes no new identity keys")
 
 
 class FleetGate:
@@ -136,6 +144,7 @@ class FleetGate:
         secret: by which the SuperLink knows the gate (`vouching`).
         superlink_ca: the CA certificate by which the SuperLink is known; None for `ca_path`.
         announcer: tells nodes which CAs to trust; None for a gate whose CA has no successor.
+        follow: takes the identity keys that follow a node's present one; returns the node's name.
     """
 
     def __init__(
@@ -144,15 +153,16 @@ class FleetGate:
         *,
         enrol: Callable[[EnrolRequest], EnrolAnswer],
         rotate: Callable[[RotateRequest], str],
-        studies: Callable[[str], list[dict[str, str]]],
+        studies: Callable[[str], list[dict[str, Any]]],
         ca_path: Path,
         superlink: int,
         secret: str = "",
         superlink_ca: Path | None = None,
         announcer: Announcer | None = None,
+        follow: Callable[[FollowRequest], str] = _no_follower,
     ) -> None:
         self._registry, self._enrol, self._rotate, self._studies = registry, enrol, rotate, studies
-        self._ca, self._announcer = ca_path.read_bytes(), announcer
+        self._ca, self._announcer, self._follow = ca_path.read_bytes(), announcer, follow
         self._upstream = Upstream("127.0.0.1", superlink, superlink_ca or ca_path)
         self._wake = WakeListener(superlink)
         self._vouching = Vouching(self._upstream, self._wake, secret, self._hold_on)
@@ -210,6 +220,8 @@ class FleetGate:
             return await self._answer_enrolment(scope, await self._body(scope, receive, _OWN_CAP))
         if method == "POST" and path == protocol.STUDIES_PATH:
             return await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
+        if method == "POST" and path == FOLLOW_PATH:
+            return await self._follow_identity(scope, await self._body(scope, receive, _OWN_CAP))
         if method == "POST" and path == protocol.ROTATE_PATH:
             return await self._take_new_key(scope, await self._body(scope, receive, _OWN_CAP))
         if method == "POST" and path == protocol.AUTHORITY_PATH and self._announcer is not None:
@@ -586,6 +598,18 @@ class FleetGate:
             raise _TurnedAway(409, "invalid", str(err)) from err
         return 200, _JSON, answer
 
+    async def _follow_identity(self, scope: Message, body: bytes) -> Answer:
+        """Knows a node by another identity key from now on; polls go on, which the transport key signs."""
+        request, site = self._signed_query(scope, body, FollowRequest, find=self._follower)
+        try:
+            await self._done("a succession of keys", self._follow, request)
+        except EnrolmentInvalid as err:
+            self._log.known("succession", site, "the new identity of site %r is not taken: %s", site, err)
+            raise _TurnedAway(409, "invalid", str(err)) from err
+        new = request.keys()[-1]
+        self._log.passed("succession", site, "site %r has the identity key %s, from %s", site, new[:16], _peer(scope))
+        return 200, _JSON, b"{}"
+
     async def _done(self, what: str, work: Callable[[A], T], about: A) -> T:
         """Has the register do its part, in a thread; raises what it says on purpose, and `_TurnedAway` for the rest."""
         try:
@@ -596,8 +620,14 @@ class FleetGate:
             self._log.failed(f"{what} failed", err)
             raise _TurnedAway(500) from err
 
-    def _signed_query(self, scope: Message, body: bytes, kind: type[Q]) -> tuple[Q, str]:
-        """Reads a query that an enrolled node has signed; returns it and the node's name. Raises `_TurnedAway`."""
+    def _signed_query(
+        self, scope: Message, body: bytes, kind: type[Q], find: Callable[[Q], str | None] | None = None
+    ) -> tuple[Q, str]:
+        """Reads a query that an enrolled node has signed; returns it and the node's name. Raises `_TurnedAway`.
+
+        Args:
+            find: finds the name of the node whose query it is; None to find it by its present identity key.
+        """
         peer = _peer(scope)
         try:
             query = kind.model_validate_json(body)
@@ -607,17 +637,29 @@ class FleetGate:
         except (ValidationError, ValueError, KeyError, InvalidSignature) as err:
             self._log.stranger("studies", peer, "%s sent a query that cannot be read or is not signed", peer)
             raise _TurnedAway(401, "unsigned", "the coordinator cannot verify this request") from err
-        site = self._registry.site_with_identity(query.identity)
+        site = self._registry.site_with_identity(query.identity) if find is None else find(query)
         if site is None:
             self._log.stranger("identity", query.identity, "unknown identity %s, from %s", query.identity[:16], peer)
             raise _TurnedAway(401, "unknown", "the coordinator does not know this node, or has revoked it")
         if not self._is_fresh(query):
-            self._log.known("replay", query.identity, "stale or repeated query of site %r, from %s", site, peer)
+            self._log.known(
+                "replay",
+                query.identity if find is None else site,
+                "stale or repeated query of site %r, from %s",
+                site,
+                peer,
+            )
             raise _TurnedAway(
                 401, "stale", "this node's clock is off by more than five minutes, or the request is a repeat"
             )
-        scope["state"]["visit"].recognise(query.identity)
+        # A node can sign for any number of keys to follow its own: they share what one party may do.
+        scope["state"]["visit"].recognise(query.identity if find is None else site)
         return query, site
+
+    def _follower(self, query: FollowRequest) -> str | None:
+        """Name of the node whose present key is among those of the query, each signed for by the one before."""
+        is_sound = not any(stated.problem() for stated in query.successions)
+        return self._registry.site_followed(query.keys()) if is_sound else None
 
     def _is_fresh(self, query: SignedQuery) -> bool:
         now = time.time()

@@ -88,6 +88,7 @@ class Service:
             self._register,
             enrol=self._register.enrol,
             rotate=self._rotate,
+            follow=self._register.follow,
             studies=self._register.studies,
             ca_path=self._pki.ca_path,
             superlink=self._superlink.port,

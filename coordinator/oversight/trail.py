@@ -22,6 +22,7 @@ from ...client_node.wire.checkpoints import Checkpoint, DecisionsHead, is_counte
 from ...models.strict import StrictModel
 from ...privacy.ledger import canonical
 from ...privacy.ledger.chain import Hex64, Hex128, Time
+from ...privacy.ledger.succession import Succession
 from ..errors import Conflict, StateDamaged, TrailInvalid
 from ..federation import Pki, load_settings
 from ..store import Store, audit_log
@@ -31,7 +32,7 @@ from . import checkpoints
 
 FORMAT: Final = 1
 MOST_LINE = 1 << 16  # bytes
-MOST_HEADER = 1 << 21  # bytes of the first line, which names every node
+MOST_HEADER = 1 << 24  # bytes of the first line, which names every node
 MOST_LINES = 10_000_000
 _PROBLEMS = 20  # that are told
 
@@ -44,7 +45,8 @@ class _Header(StrictModel):
     federation: Annotated[str, Field(max_length=2000)]
     coordinator: Hex64
     ca: Hex64  # SHA-256 of the CA's certificate, which invitations pin
-    nodes: Annotated[dict[_Name, Hex64], Field(max_length=10_000)]  # Ed25519 keys
+    nodes: Annotated[dict[_Name, Hex64], Field(max_length=10_000)]  # Ed25519 keys, the present ones
+    successions: Annotated[tuple[Succession, ...], Field(max_length=20_000)] = ()  # that led to them, of each in order
 
 
 class _Entry(StrictModel):
@@ -194,13 +196,14 @@ def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
     """Reads the lines of an export from the store, the header first."""
     pki = Pki.load(home)
     nodes = {node.name: node.identity for node in store.nodes() if node.identity is not None}
+    stated = tuple(each for name, found in store.successions().items() if name in nodes for each in found)
     # In this order: what other processes append meanwhile leaves no signature without its entry.
     countersigned, signed = audit_log.countersignatures(session), audit_log.checkpoints(session)
     try:
         yield _Line(
             header=_Header(
                 format=FORMAT, federation=plain(load_settings(home).federation), coordinator=pki.identity_hex,
-                ca=pki.ca_digest.hex(), nodes=nodes,
+                ca=pki.ca_digest.hex(), nodes=nodes, **({"successions": stated} if stated else {}),
             )
         )  # fmt: skip
         for entry in audit_log.entries(session):
@@ -263,7 +266,8 @@ def _check(
     if first is None or first.header is None:
         raise TrailInvalid("the file does not begin as an exported audit log")
     header = first.header
-    told += _about_keys(header, coordinator, given)
+    keys = _keys_by_node(header)
+    told += _about_keys(header, keys, coordinator, given)
     hashes: list[str] = []
     tail: list[_Line] = []
 
@@ -282,7 +286,7 @@ def _check(
             fields_of(entry.action, entry.fields)
         except StateDamaged as err:
             told.append(f"entry {entry.seq}: {err}")
-    signatures = _Signatures(coordinator or header.coordinator, header.nodes | given, hashes)
+    signatures = _Signatures(coordinator or header.coordinator, _judged_by(keys, given), hashes)
     told += signatures.check((*tail, *rest))
     told += [
         f"{name} was named, and no countersignature of that node is here: it was never asked, or they were taken out"
@@ -304,12 +308,29 @@ def _check(
     )
 
 
-def _about_keys(header: _Header, coordinator: str | None, nodes: Mapping[str, str]) -> Iterator[str]:
+def _keys_by_node(header: _Header) -> dict[str, tuple[str, ...]]:
+    """Lists the keys of each node by its name, the present one last: those that sound successions tie to it."""
+    keys: dict[str, tuple[str, ...]] = {name: (key,) for name, key in header.nodes.items()}
+    for each in reversed(header.successions):
+        known = keys.get(each.site, ())
+        if known and each.new == known[0] and each.old not in known and not each.problem():
+            keys[each.site] = (each.old, *known)
+    return keys
+
+
+def _judged_by(keys: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Returns the keys that may have countersigned: of a node whose key was given, that one and those tied to it."""
+    return {**keys, **{name: keys[name] if key in keys.get(name, ()) else (key,) for name, key in given.items()}}
+
+
+def _about_keys(
+    header: _Header, keys: Mapping[str, tuple[str, ...]], coordinator: str | None, nodes: Mapping[str, str]
+) -> Iterator[str]:
     """Compares the keys of a file with those that its checker knows from elsewhere."""
     if coordinator is not None and coordinator != header.coordinator:
         yield "the coordinator's key in the file is another than the one given"
     for name, given in nodes.items():
-        if header.nodes.get(name) != given:
+        if given not in keys.get(name, ()):
             yield f"the key of {name} in the file is another than the one given"
 
 
@@ -318,7 +339,7 @@ class _Signatures:
     """Checks the checkpoints and the countersignatures of a log against its keys and its chain."""
 
     key: str  # the coordinator's
-    nodes: Mapping[str, str]  # keys by name
+    nodes: Mapping[str, tuple[str, ...]]  # keys by name
     hashes: Sequence[str]  # of the entries, in order
     signed: dict[int, Checkpoint] = field(default_factory=dict)
     countersigned: dict[str, list[tuple[Checkpoint, DecisionsHead]]] = field(default_factory=dict)
@@ -368,7 +389,7 @@ class _Signatures:
         checkpoint = self.signed.get(each.seq)
         if checkpoint is None:
             return [f"{place} belongs to no checkpoint"]
-        if self.nodes.get(each.site) != each.identity:
+        if each.identity not in self.nodes.get(each.site, ()):
             return [f"{place} was given by a key that is not that node's"]
         if not is_countersigned(
             checkpoint, site=each.site, identity=each.identity, decisions=each.decisions, signature=each.signature

@@ -1,11 +1,12 @@
 """Builds budget reports over the ledgers that sites have replicated to the coordinator, and gives a ledger back."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...privacy.ledger import backup
-from ...privacy.ledger.chain import Head
+from ...privacy.ledger.chain import Entry, Head
 from ...privacy.report.build import SiteLedger, build_report
 from ...privacy.report.schema import membership_facts
 from ..errors import NotFound
@@ -24,7 +25,7 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
     for node in store.nodes():
         entries = replica.entries(node.name)
         if node.name in wanted and entries:
-            ledgers[node.name] = SiteLedger(entries=entries, public_key=node.identity or "")
+            ledgers[node.name] = SiteLedger(entries=entries, public_key=_opening_key(store, node.name, entries))
     if not ledgers:
         raise NotFound("no site has sent a ledger yet; a report needs at least one run that has begun")
     hashes = {found.study_hash for found in studies}
@@ -53,4 +54,11 @@ def export_ledger(store: Store, site: str, file: Path) -> Head:
     if not os.path.lexists(file):  # else it is refused
         with store.session() as session:
             store.log_action(session, "budget.export", site=site, file=plain(file))
-    return backup.write(file, entries, nodes[site].identity or "")
+    return backup.write(file, entries, _opening_key(store, site, entries))
+
+
+def _opening_key(store: Store, site: str, entries: Sequence[Entry]) -> str:
+    """Returns that one of a site's keys which opened its ledger; its present one if none did, for the error."""
+    keys = store.identities(site) or ("",)
+    opened = entries[0].body.get("public_key")
+    return str(opened) if opened in keys else keys[-1]

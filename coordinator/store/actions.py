@@ -41,6 +41,7 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "site.invite": {"site": Name, "roles": Short},
     "site.enrol": {"site": Name, "identity": Digest},
     "site.rotate": {"site": Name, "key": Digest},  # fingerprint of its new transport key
+    "site.identity": {"site": Name, "old": Digest, "new": Digest},  # its identity key was followed by another
     "site.revoke": {"site": Name},
     "site.leave": {"site": Name},
     "site.return": {"site": Name, "identity": Digest, "key": Digest},  # key: fingerprint of its new transport key

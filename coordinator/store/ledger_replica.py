@@ -4,7 +4,7 @@ An entry that a site has signed and that means nothing where it stands is not ta
 the federation any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
@@ -39,19 +39,22 @@ class LedgerReplica:
         """Appends `entries`; skips those that are here already.
 
         Raises:
-            ReplicaBroken: they do not continue the chain, are not signed by `identity`, or mean nothing.
+            ReplicaBroken: they do not continue the chain, are not signed by `identity`, or mean nothing. Where the
+                site's key was followed by another, they are signed by each up to its succession.
         """
         self._books(site)  # so that what takes long, reading all of it for the first time, holds nobody else
+        allowed = {identity, *self._store.identities(site)}
         try:
             with self._store.holding_ledger(site) as session:
                 last = self._store.last_ledger_row(session, site)
                 head = START if last is None else Head(last.seq, last.hash)
                 fresh = [entry for entry in entries if entry.seq > head.seq]
+                keys = self._up_to_date(session, site).keys or tuple(_opened_by(entry) for entry in fresh[:1])
                 try:
-                    check_extension(head, fresh, identity)
+                    check_extension(head, fresh, keys[-1] if keys and keys[-1] in allowed else identity)
                 except LedgerBroken as err:
                     raise ReplicaBroken(f"{site}: its ledger does not continue what it sent before: {err}") from err
-                self._append(session, site, fresh)
+                self._append(session, site, fresh, allowed)
         except BaseException:
             self._read.pop(site, None)  # some of the entries may be in, and none is stored
             raise
@@ -100,13 +103,17 @@ class LedgerReplica:
         self._read[site] = books, count
         return books
 
-    def _append(self, session: Session, site: str, fresh: Sequence[Entry]) -> None:
+    def _append(self, session: Session, site: str, fresh: Sequence[Entry], allowed: Collection[str]) -> None:
         books = self._up_to_date(session, site)
         try:
             for entry in fresh:
                 books.apply(entry)
             if fresh and books.site != site:
                 raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}")
+            if fresh and books.keys[-1] not in allowed:
+                raise LedgerBroken(
+                    f"it goes on under the key {books.keys[-1][:16]}..., which the register does not know"
+                )
         except LedgerBroken as err:
             raise ReplicaBroken(f"{site}: its ledger does not hold together: {err}") from err
         session.add_all(
@@ -114,6 +121,10 @@ class LedgerReplica:
             for entry in fresh
         )
         self._read[site] = books, self._read[site][1] + len(fresh)
+
+
+def _opened_by(entry: Entry) -> str:
+    return str(entry.body.get("public_key", ""))
 
 
 def _entry(row: LedgerRow) -> Entry:

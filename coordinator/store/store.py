@@ -33,6 +33,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session, sessionmaker
 
 from ...privacy.ledger.chain import Head
+from ...privacy.ledger.succession import Succession
 from ..errors import (
     Conflict,
     LeaseLost,
@@ -59,9 +60,10 @@ from .tables import (
     Round,
     Run,
     StudyRow,
+    SuccessionRow,
 )
 
-SCHEMA = "0008"  # the newest of the migrations
+SCHEMA = "0009"  # the newest of the migrations
 HELD_S = 20  # how long to wait for another process's write
 _TO_SERVER: dict[str, object] = {  # of libpq, where the URL says nothing: a server that is away is noticed in seconds
     "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
@@ -271,6 +273,22 @@ class Store:
         if node is None:
             raise NotFound(f"no site is called {name!r}; `coordinator site list` shows them")
         return node
+
+    def successions(self) -> dict[str, list[Succession]]:
+        """Lists the successions of identity keys by site, each site's in the order in which they follow one another."""
+        with self.session() as session:
+            rows = list(session.scalars(select(SuccessionRow)))
+        by_old: dict[str, dict[str, Succession]] = {}
+        for row in rows:
+            by_old.setdefault(row.site, {})[row.old] = row.succession()
+        return {site: _in_order(stated) for site, stated in by_old.items()}
+
+    def identities(self, site: str) -> tuple[str, ...]:
+        """Lists the identity keys that a node has had, hex, the present one last; none of one that never enrolled."""
+        before = [each.old for each in self.successions().get(site, [])]
+        with self.session() as session:
+            node = session.get(NodeRow, site)
+        return () if node is None or node.identity is None else (*before, node.identity)
 
     def study(self, name_or_hash: str) -> StudyRow:
         """Finds the one study of that name, or the one whose hash begins so.
@@ -548,6 +566,16 @@ def open_engine(url: URL) -> Engine:
         event.listen(engine, "connect", _postgresql_settings)
     event.listen(engine, "handle_error", turn_into_ours)
     return engine
+
+
+def _in_order(by_old: dict[str, Succession]) -> list[Succession]:
+    later = {stated.new for stated in by_old.values()}
+    found: list[Succession] = []
+    key = next((old for old in by_old if old not in later), "")
+    while (stated := by_old.get(key)) is not None and stated not in found:
+        found.append(stated)
+        key = stated.new
+    return found
 
 
 def migrate(url: str | URL, to: str = SCHEMA) -> None:

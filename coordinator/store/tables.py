@@ -11,6 +11,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from ...privacy.ledger.succession import Succession
 from ..errors import StateDamaged
 from .states import RunState
 
@@ -64,6 +65,24 @@ class NodeRow(Base):
     revoked_at: Mapped[float | None]  # shut out since
     left_at: Mapped[float | None]  # with `revoked_at`: it left, and may come back with the same identity
     trusted_cas: Mapped[str | None] = mapped_column(String(160))  # JSON list of SHA-256, hex: by the node's last word
+
+
+class SuccessionRow(Base):
+    """The statement, signed by both, that an identity key of a node was followed by another."""
+
+    __tablename__ = "succession"
+    old: Mapped[str] = mapped_column(String(64), primary_key=True)  # Ed25519 keys, hex
+    new: Mapped[str] = mapped_column(String(64), unique=True)
+    site: Mapped[str] = mapped_column(String(63), index=True)
+    taken_at: Mapped[float]
+    statement: Mapped[str] = mapped_column(Text)  # JSON
+
+    def succession(self) -> Succession:
+        """Reads the statement. Raises StateDamaged if the row holds none."""
+        try:
+            return Succession.model_validate_json(self.statement)
+        except ValidationError as err:
+            raise StateDamaged(f"a succession of keys of {self.site} in the database is damaged. {_RESTORE}") from err
 
 
 class StudyRow(Base):

@@ -16,7 +16,7 @@ def open_gate(home: Path) -> Iterator[None]:
         register = Register(store, pki)
         gate = FleetGate(
             register, enrol=register.enrol, rotate=register.rotate, studies=register.studies, ca_path=pki.ca_path,
-            superlink=1,
+            superlink=1, follow=register.follow,
         )  # fmt: skip
         server = serve_gate(gate, settings.listen, settings.port, pki.certificate_path, pki.key_path)
         try:

@@ -1,17 +1,20 @@
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.client_node import witness
 from confide.client_node.enrolment import NodeIdentity
+from confide.client_node.enrolment.identity import write_signer
 from confide.coordinator.errors import Conflict, TrailInvalid
 from confide.coordinator.federation import Pki, Settings, create_home
 from confide.coordinator.oversight import checkpoints, trail
 from confide.coordinator.store import audit_log
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import NodeRow
+from confide.coordinator.store.tables import NodeRow, SuccessionRow
+from confide.privacy.ledger.succession import Succession
 
 
 @dataclass
@@ -258,3 +261,54 @@ def test_an_action_that_does_not_exist_is_refused_with_the_nouns(fed):
     with pytest.raises(Conflict, match=r"access, adapter, .*budget"):
         trail.actions(fed.store, action="sites")
     assert len(trail.actions(fed.store, action="federation")) == 1
+
+
+def followed(fed, new, *, site="svi", coordinator=None):
+    """Has the register know the node by another key, as a rotation does; the node signs with it from now on."""
+    made = Succession.make(site, coordinator or fed.pki.identity_hex, fed.node.signer, new, "2026-03-01T09:00:00Z")
+    with fed.store.session() as session:
+        session.get(NodeRow, "svi").identity = made.new
+        session.add(
+            SuccessionRow(old=made.old, new=made.new, site="svi", taken_at=1.0, statement=made.model_dump_json())
+        )
+    write_signer(fed.node.home / "keys" / "identity.key", new)
+    fed.node = replace(fed.node, signer=new)
+    return made
+
+
+def test_countersignatures_of_a_node_s_earlier_keys_hold_here_and_in_a_file(fed, tmp_path):
+    first = fed.node.identity_hex
+    for seed in (b"second", b"third"):
+        followed(fed, Ed25519PrivateKey.from_private_bytes(seed.ljust(32)))
+        fed.note()
+        fed.countersign()
+    assert fed.problems() == ()
+    file = tmp_path / "log.jsonl"
+    trail.export(fed.store, fed.home, file)
+    for known in (first, fed.node.identity_hex):
+        found = trail.verify_file(file, coordinator=fed.pki.identity_hex, nodes={"svi": known})
+        assert found.problems == ()
+        assert [(each.site, each.seq) for each in found.witnesses] == [("svi", 8)]
+    problems = trail.verify_file(file, nodes={"svi": "ab" * 32}).problems
+    assert problems[0] == "the key of svi in the file is another than the one given"
+
+
+@pytest.mark.parametrize("change", ["old_signature", "new_signature", "coordinator"])
+def test_an_invented_succession_ties_no_key_to_a_node(fed, tmp_path, change):
+    followed(fed, Ed25519PrivateKey.from_private_bytes(b"second".ljust(32)))
+    fed.note()
+    fed.countersign()
+    file = tmp_path / "log.jsonl"
+    trail.export(fed.store, fed.home, file)
+    lines = file.read_text().splitlines()
+    header = json.loads(lines[0])
+    stated = header["header"]["successions"][0]
+    stated[change] = "00" * (len(stated[change]) // 2)
+    file.write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
+    assert any("a key that is not that node's" in problem for problem in trail.verify_file(file).problems)
+
+
+def test_a_log_in_which_no_key_was_followed_is_written_as_it_always_was(fed, tmp_path):
+    trail.export(fed.store, fed.home, tmp_path / "log.jsonl")
+    header = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["header"]
+    assert set(header) == {"format", "federation", "coordinator", "ca", "nodes"}

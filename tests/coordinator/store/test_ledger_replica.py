@@ -1,12 +1,15 @@
 import threading
+from itertools import pairwise
 
 import pytest
 
 from confide.coordinator.errors import ReplicaBroken
 from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.tables import LedgerRow
+from confide.coordinator.store.tables import LedgerRow, NodeRow, SuccessionRow
+from confide.privacy.ledger import canonical
 from confide.privacy.ledger.chain import Head, extend, now
 from confide.privacy.ledger.ledger import Ledger
+from confide.privacy.ledger.succession import Succession
 
 from ...privacy.ledgers import SITES, charge, ledger_with, signer
 
@@ -170,3 +173,58 @@ def test_two_drivers_that_append_the_same_entries_at_once_append_each_once(ledge
     assert failures == []
     assert all(replica.entries("east") == entries for replica in replicas)
     assert all(replica.open_rounds("east", "run-1") == {3} for replica in replicas)
+
+
+SECOND, THIRD = signer(12), signer(13)
+
+
+def register(store, *successions):
+    """Has the register know the site east by the last key of `successions`."""
+    with store.session() as session:
+        session.add(NodeRow(name="east", roles="train", identity=successions[-1].new, enrolled_at=1.0))
+        for each in successions:
+            row = {"old": each.old, "new": each.new, "site": "east", "statement": each.model_dump_json()}
+            session.add(SuccessionRow(**row, taken_at=1.0 - len(session.new)))  # as of a clock that was set back
+
+
+@pytest.fixture
+def handed_over(ledger):
+    """Successions of the key of `ledger`, which went over to both later keys and charged a round under each."""
+    keys = {canonical.public_hex(key): key for key in (signer(), SECOND, THIRD)}
+    ledger._keyring, made = keys.get, []
+    for number, (old, new) in enumerate(pairwise(keys.values())):
+        made.append(Succession.make("east", "c0" * 32, old, new, "2026-03-01T09:00:00Z"))
+        ledger.succeed(made[-1], new)
+        ledger.reserve(charge(4 + number))
+    return made
+
+
+def test_a_ledger_is_replicated_over_successions_that_the_register_knows(empty_store, ledger, handed_over):
+    register(empty_store, *handed_over)
+    assert empty_store.identities("east") == ledger.keys
+    replica = LedgerReplica(empty_store)
+    for entry in ledger.entries():  # one at a time, so that each part begins under another key
+        replica.extend("east", ledger.keys[0], [entry])  # by a study that names the first key
+    LedgerReplica(empty_store).extend("east", ledger.keys[2], ledger.entries())
+    assert replica.entries("east") == ledger.entries()
+
+
+def test_a_succession_that_the_register_does_not_know_is_not_replicated(empty_store, ledger, handed_over):
+    register(empty_store, handed_over[0])
+    replica = LedgerReplica(empty_store)
+    _, second = (n for n, entry in enumerate(ledger.entries()) if entry.kind == "succeed")
+    replica.extend("east", ledger.keys[0], ledger.entries()[:second])
+    with pytest.raises(ReplicaBroken, match="which the register does not know"):
+        replica.extend("east", ledger.keys[0], ledger.entries())
+    assert replica.length("east") == second
+
+
+def test_after_a_succession_the_earlier_key_extends_nothing(empty_store, ledger, handed_over):
+    register(empty_store, *handed_over)
+    replica, entries = LedgerReplica(empty_store), ledger.entries()
+    first = next(n for n, entry in enumerate(entries) if entry.kind == "succeed")
+    replica.extend("east", ledger.keys[0], entries[: first + 1])
+    head = Head(first, entries[first].hash)
+    forged = extend(head, signer(), now(), "reserve", entries[first + 1].body)
+    with pytest.raises(ReplicaBroken, match="not signed"):
+        replica.extend("east", ledger.keys[0], [forged])
