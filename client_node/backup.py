@@ -22,8 +22,10 @@ from . import ledger_head
 from .approval import charges
 from .data import kept_files, known_units
 from .enrolment import Enrolment, NodeIdentity
+from .enrolment.identity import KEYS
 from .enrolment.sessions import only_one
 from .errors import BackupInvalid, ClientNodeError
+from .files import locked
 from .home_archive import (
     Contents,
     files_of,
@@ -37,12 +39,13 @@ from .home_archive import (
     write_archive,
 )
 from .shares import Outbox, run_keys
+from .succession import own_keys
 
 _LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_units.KEY_FILE)  # paths in the archive
 _BEFORE = ("enrolment.json", "authority.json", "ca.crt", "site.toml", "keys/*", "party/*")
 _AFTER = (  # the head of a log before the log, which only grows
-    "decisions.json", "decisions.head", "decisions.jsonl", "peers.json", "witness.json", "leases.json",
-    "aggregator/journal", "aggregator/positions",
+    "decisions.json", "decisions.head", "decisions.jsonl", "peers.json", "successions.json", "witness.json",
+    "leases.json", "aggregator/journal", "aggregator/positions",
 )  # fmt: skip
 _RECORDS = str(kept_files.KEY_FILE)  # opens states of records, which are no part of a backup
 _LEFT_OUT = {  # in the home, as docs/site.md lists them
@@ -71,7 +74,7 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> NodeBack
     """
     NodeIdentity.load(home)
     Enrolment.load(home).ca_pem()
-    with staging(home) as folder:
+    with staging(home) as folder, locked(home / KEYS):  # no new identity key comes between keys and ledger
         for name, path in files_of(home, _BEFORE, but=(_RECORDS, _PEOPLE_KEY)):
             hold(path, folder / name)
         taken = files_of(folder, _BEFORE)
@@ -109,7 +112,7 @@ def restore(file: Path, home: Path, passphrase: bytes | None = None) -> NodeBack
             identity, enrolment = NodeIdentity.load(making), Enrolment.load(making)
             enrolment.ca_pem()
             entries, open_rounds = _ledger_from(making, identity, enrolment)
-            standing = ledger_head.standing(making, identity.identity_hex)
+            standing = ledger_head.standing(making, *own_keys.OwnKeys(identity).all())
             if standing not in ("whole", "none yet"):
                 raise BackupInvalid(standing)
             known_units.KnownUnits(making).accounts()
@@ -130,14 +133,15 @@ def import_ledger(home: Path, file: Path) -> tuple[int, int]:
         AlreadyRunning: a daemon serves the home; nothing was imported.
         LedgerError: the file is no such ledger, or cannot be taken; none of its entries was imported.
     """
-    signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
+    identity, name = NodeIdentity.load(home), Enrolment.load(home).name
     with only_one(home):
         return Ledger.restore(
             home / charges.LEDGER_FILE,
             ledger_file.read(file),
-            signer,
+            identity.signer,
             name,
             noting=lambda rounds: _lose(home, rounds),
+            keyring=own_keys.OwnKeys(identity).find,
         )
 
 
@@ -170,7 +174,10 @@ def _ledger_from(making: Path, identity: NodeIdentity, enrolment: Enrolment) -> 
         lost.extend(rounds)
         _lose(making, rounds)
 
-    entries, _ = Ledger.restore(path, ledger_file.read(file), identity.signer, enrolment.name, noting=note)
+    entries, _ = Ledger.restore(
+        path, ledger_file.read(file), identity.signer, enrolment.name, noting=note,
+        keyring=own_keys.OwnKeys(identity).find,
+    )  # fmt: skip
     file.unlink()
     return entries, len(lost)
 

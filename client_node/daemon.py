@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..privacy.errors import PrivacyError
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
 from .enrolment.sessions import only_one
-from .errors import AlreadyRunning, FileDamaged, PolicyInvalid, SiteNotReady
+from .errors import AlreadyRunning, ClientNodeError, FileDamaged, PolicyInvalid, SiteNotReady
+from .succession import own_keys
 from .supervision import Monitor
 from .vitals import Vitals
 
@@ -39,12 +41,14 @@ def run(home: Path, stop: threading.Event, *, vitals: Vitals | None = None, moni
 
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     with only_one(home):
+        identity = _rotated(home, identity)
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         vitals = vitals or Vitals()
         node = Node(home, identity, enrolment, ledger=ledger)
         logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
         imports = threading.Thread(target=_import_ahead, name="confide-imports", daemon=True)
         ended = threading.Event()
+        threading.Thread(target=_look_after_keys, args=(home, ledger, ended), name="confide-keys", daemon=True).start()
         if ledger is not None:
             threading.Thread(target=_look_for_ended_runs, args=(home, ended), name="confide-kept", daemon=True).start()
             if _can_run_studies(home, ledger):
@@ -124,6 +128,30 @@ def _look_for_ended_runs(home: Path, ended: threading.Event) -> None:
             return
 
 
+def _rotated(home: Path, identity: NodeIdentity) -> NodeIdentity:
+    """Completes a rotation of the identity key that was cut short; if that cannot be now, the present key serves."""
+    from .succession import rotation
+
+    try:
+        return rotation.complete(home)
+    except ClientNodeError as err:
+        logger.warning("the rotation of the identity key is not completed, and goes on later: %s", err)
+        return identity
+
+
+def _look_after_keys(home: Path, ledger: "Ledger | None", ended: threading.Event) -> None:
+    """Hands logs over to a new identity key, and deletes keys that no study names, at the start and every hour."""
+    from . import identity_keys
+
+    while True:
+        try:
+            identity_keys.settle(home, ledger)
+        except (ClientNodeError, OSError, PrivacyError) as err:
+            logger.error("earlier identity keys are kept until this is mended: %s", err)
+        if ended.wait(_LOOK_EVERY_S):
+            return
+
+
 def _import_ahead() -> None:
     """Imports what a site computes with, which takes seconds, while it connects and nobody has asked yet."""
     from .training import trainer
@@ -151,5 +179,5 @@ def status(home: Path) -> dict[str, Any]:
     if "train" in enrolment.roles:
         from .ledger_head import standing  # imports SQLAlchemy
 
-        found["ledger"] = standing(home, identity)
+        found["ledger"] = standing(home, *own_keys.of_home(home).all())
     return found

@@ -16,13 +16,14 @@ from .approval import admission, charges
 from .approval.budget_planning import ASSUMED_DIM
 from .approval.catalogue import find_study
 from .approval.run_reservations import RunReservations
-from .enrolment import Enrolment, NodeIdentity
+from .enrolment import Enrolment
 from .errors import ChargeRefused, ClientNodeError, ModelUnusable, PolicyInvalid, SiteAway, SiteNotReady
 from .policy import load_policy, pending, site_policy
 from .policy.places import Places
 from .ruling import Ruling
 from .spoken_hash import parse
 from .study import Study, cost, load_draft
+from .succession import own_keys
 from .usage import Usage
 
 Verdict = Literal["allows", "forbids", "waits"]
@@ -94,7 +95,8 @@ def of_run(home: Path, study: Study, run: str | None) -> list[Ruling]:
     """Lists the rulings on preparing a run and on its next round: those of admission first, then those of the site."""
     usage = Usage(home)
     found = [*admission.rulings_on(home, study, run), *usage.rulings(run=run), *usage.bytes_rulings()]
-    if study.has_site(Enrolment.load(home).name, NodeIdentity.load(home).identity_hex):
+    name = Enrolment.load(home).name
+    if study.has_site(name, own_keys.of_home(home).key_in(study.identities(), name)):
         found += [_start(study), _backbone(home, study), _people(home), _budget(home, study, run)]
     return found
 

@@ -43,7 +43,7 @@ WAY_ON = (
 class Kept(StrictModel):
     """The kept head of a ledger."""
 
-    public_key: Digest  # of the ledger that it belongs to
+    public_key: Digest  # that opened the ledger to which it belongs
     seq: Annotated[int, Field(ge=0, lt=2**48)]
     hash: Digest
 
@@ -51,35 +51,35 @@ class Kept(StrictModel):
 _FORM = TypeAdapter(Kept)
 
 
-def kept_head(home: Path, public_key: str) -> Kept | None:
-    """Reads the kept head of the ledger with this key (hex); None if none was kept.
+def kept_head(home: Path, *keys: str) -> Kept | None:
+    """Reads the kept head of the ledger that one of these keys (hex) has opened; None if none was kept.
 
     Raises:
         FileDamaged: the file is damaged.
     """
     kept = read_json(home / FILE, _FORM, remedy=_REMEDY, max_bytes=_MAX_BYTES)
-    return kept if kept is not None and kept.public_key == public_key else None
+    return kept if kept is not None and kept.public_key in keys else None
 
 
-def why_begun(home: Path, public_key: str) -> str | None:
-    """Says by what it is known that there must be a ledger with this key (hex); None if there need not be one yet.
+def why_begun(home: Path, *keys: str) -> str | None:
+    """Says by what it is known that there must be a ledger of one of these keys (hex); None if none is needed yet.
 
     Raises:
         FileDamaged: the file of the kept head is damaged.
     """
-    if kept_head(home, public_key) is not None:
+    if kept_head(home, *keys) is not None:
         return "by which something was sent"
     return f"and {PEOPLE_FILE} knows people" if (home / PEOPLE_FILE).exists() else None
 
 
-def standing(home: Path, public_key: str) -> str:
+def standing(home: Path, *keys: str) -> str:
     """Says whether the ledger holds the entry by which something was sent last; if not, why, and what to do.
 
     It looks at that entry alone, and writes nothing: commands that charge or report check the whole ledger.
     """
     path = home / LEDGER_FILE
     try:
-        kept, begun = kept_head(home, public_key), why_begun(home, public_key)
+        kept, begun = kept_head(home, *keys), why_begun(home, *keys)
         if not path.exists():
             return "none yet" if begun is None else f"the ledger {path} is gone, {begun}. {WAY_ON}"
         found = EntryStore.peek(path, 0 if kept is None else kept.seq)

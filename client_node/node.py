@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
@@ -17,11 +19,12 @@ from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity
-from .errors import ChargeRefused, FileDamaged, LedgerOutdated, MessageInvalid, ModelUnusable, SiteAway
+from .errors import ChargeRefused, FileDamaged, IdentityMissing, LedgerOutdated, MessageInvalid, ModelUnusable, SiteAway
 from .own_faults import told_as_refusals
 from .shares import AggregatorRole, described
 from .site import SiteRole
 from .study import Study
+from .succession.own_keys import OwnKeys
 from .training.warm_model import WarmModel
 from .usage import Usage
 from .wire.checkpoints import AuditAnswer, AuditOffer
@@ -74,11 +77,11 @@ class Node:
             ledger: the ledger of the site's releases; None for a node that only aggregates.
             model: the site's model; None for one that is loaded when a run needs it.
         """
-        name, signer = enrolment.name, identity.signer
-        self._home, self._identity, self._enrolment = home, identity, enrolment
+        name, signer_in = enrolment.name, self._signer_in
+        self._home, self._keys, self._enrolment = home, OwnKeys(identity), enrolment
         self._admission, self._active = Admission(home, name), RunReservations(home)
-        self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name, home))
-        self._aggregator = AggregatorRole(home, name, signer)
+        self._site = None if ledger is None else SiteRole(home, name, signer_in, ledger, model or WarmModel(name, home))
+        self._aggregator = AggregatorRole(home, name, signer_in)
         self._usage, self._diary = Usage(home), Diary(logger)
 
     def handle(self, kind: str, packet: Packet) -> Packet:
@@ -113,7 +116,7 @@ class Node:
         message, study = self._admitted(packet, Prepare)
         study.require_start()
         self._usage.require_open()
-        audit = self._witnessed(message.audit)
+        audit = self._witnessed(study, message.audit)
         entries: tuple[Entry, ...] = ()
         evaluates = False
         if self._trains(study):
@@ -130,13 +133,14 @@ class Node:
         self._admission.count(message)  # only now: a run that did not fit has used nothing
         self._active.note(message.run, message.study)
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
-        return self._signed(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries, audit=audit))
+        answer = Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries, audit=audit)
+        return self._signed(study, answer)
 
     def _replay(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Replay)
         stands = self._site_in(study).replay(study, message, packet.blobs.get("part", b""))
         answer = Replayed(request=packet.digest(), run=message.run, round=stands.round, held=stands.held)
-        return self._signed(answer)
+        return self._signed(study, answer)
 
     def _step(self, packet: Packet) -> Packet:
         plan, study = self._admitted(packet, RoundPlan)
@@ -148,23 +152,23 @@ class Node:
         self._diary.note("run %s: round %d is computed and sealed", plan.run, plan.round)
         sealed, blobs = described(files, plan.inline)
         entries = site.entries(plan.ledger_from)
-        return self._signed(Update(**_to(packet, plan), sealed=sealed, ledger=entries), blobs)
+        return self._signed(study, Update(**_to(packet, plan), sealed=sealed, ledger=entries), blobs)
 
     def _topup(self, packet: Packet) -> Packet:
         plan, study = self._admitted(packet, TopUpPlan)
         files = self._site_in(study).top_up(study, plan)
         sealed, blobs = described(files, plan.inline)
-        return self._signed(TopUp(**_to(packet, plan), sealed=sealed), blobs)
+        return self._signed(study, TopUp(**_to(packet, plan), sealed=sealed), blobs)
 
     def _fetch(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Fetch)
         part = self._site_in(study).fetch(study, message)
-        return self._signed(Fetched(**_to(packet, message)), {"part": part})
+        return self._signed(study, Fetched(**_to(packet, message)), {"part": part})
 
     def _deposit(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Deposit)
         held = self._aggregator.deposit(study, message, packet.blobs.get("part", b""))
-        return self._signed(Deposited(**_to(packet, message), held=held))
+        return self._signed(study, Deposited(**_to(packet, message), held=held))
 
     def _aggregate(self, packet: Packet) -> Packet:
         order, study = self._admitted(packet, AggregateOrder)
@@ -174,13 +178,13 @@ class Node:
             opened = self._aggregator.aggregate(study, order, packet.blobs)
         except LedgerOutdated as lack:
             rest = tuple(site for site in order.cohort if site not in lack.seen)
-            return self._signed(SetIncomplete(**_to(packet, order), complete=rest, outdated=lack.seen))
+            return self._signed(study, SetIncomplete(**_to(packet, order), complete=rest, outdated=lack.seen))
         except SetConflict as conflict:
-            return self._signed(SetTaken(**_to(packet, order), bound=conflict.bound))
+            return self._signed(study, SetTaken(**_to(packet, order), bound=conflict.bound))
         except TopUpMissing as lack:
-            return self._signed(SetIncomplete(**_to(packet, order), complete=lack.names))
+            return self._signed(study, SetIncomplete(**_to(packet, order), complete=lack.names))
         except NormExceeded as excess:
-            return self._signed(SetIncomplete(**_to(packet, order), complete=excess.kept, rejected=excess.names))
+            return self._signed(study, SetIncomplete(**_to(packet, order), complete=excess.kept, rejected=excess.names))
         answer = SignedTotal(
             **_to(packet, order),
             study=order.study,
@@ -194,7 +198,7 @@ class Node:
             "run %s: the total of round %d is open, over %d sites", order.run, order.round, len(opened.kept)
         )
         blobs = {"tags": opened.tag_share} if opened.tag_share else {}
-        return self._signed(answer, blobs | ({"total": opened.total} if order.with_total else {}))
+        return self._signed(study, answer, blobs | ({"total": opened.total} if order.with_total else {}))
 
     def _settle(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Settle)
@@ -211,7 +215,8 @@ class Node:
                 self._aggregator.rest(message.run)
         if message.final:
             self._diary.note("run %s is over", message.run)
-        return self._signed(Settled(request=packet.digest(), ledger=entries, audit=self._witnessed(message.audit)))
+        answer = Settled(request=packet.digest(), ledger=entries, audit=self._witnessed(study, message.audit))
+        return self._signed(study, answer)
 
     def _begin_round(self, plan: RoundPlan) -> None:
         """Counts a round among those of today; a run that has to wait for this node keeps its reservation."""
@@ -227,19 +232,26 @@ class Node:
         message = verify(packet, self._enrolment.coordinator, model)
         return message, self._admission.admit(message)
 
-    def _witnessed(self, offer: AuditOffer | None) -> AuditAnswer | None:
+    def _witnessed(self, study: Study, offer: AuditOffer | None) -> AuditAnswer | None:
         """Answers an offered checkpoint of the coordinator's audit log; whatever comes of it stops no run."""
         if offer is None:
             return None
         enrolled = self._enrolment
         try:
-            return witness.answer(self._home, enrolled.name, enrolled.coordinator, self._identity.signer, offer)
-        except (FileDamaged, MessageInvalid, OSError) as err:
+            return witness.answer(self._home, enrolled.name, enrolled.coordinator, self._signer_in(study), offer)
+        except (FileDamaged, IdentityMissing, MessageInvalid, OSError) as err:
             self._diary.note("the coordinator's audit log is not countersigned: %s", err, level=logging.ERROR)
             return None
 
-    def _signed(self, answer: Reply, blobs: dict[str, bytes] | None = None) -> Packet:
-        return sign(answer, self._identity.signer, blobs)
+    def _signed(self, study: Study, answer: Reply, blobs: dict[str, bytes] | None = None) -> Packet:
+        return sign(answer, self._signer_in(study), blobs)
+
+    def _signer_in(self, study: Study) -> Ed25519PrivateKey:
+        """Finds the key by which the study names this node: an earlier one, if another has followed since."""
+        return self._keys.signer_in(study.identities(), self._enrolment.name)
+
+    def _key_in(self, study: Study) -> str:
+        return self._keys.key_in(study.identities(), self._enrolment.name)
 
     def _site_in(self, study: Study) -> SiteRole:
         """Returns this node's role as a site of the study.
@@ -254,10 +266,10 @@ class Node:
         return self._site
 
     def _trains(self, study: Study) -> bool:
-        return study.has_site(self._enrolment.name, self._identity.identity_hex)
+        return study.has_site(self._enrolment.name, self._key_in(study))
 
     def _aggregates(self, study: Study) -> bool:
-        return study.has_aggregator(self._enrolment.name, self._identity.identity_hex)
+        return study.has_aggregator(self._enrolment.name, self._key_in(study))
 
 
 def _to(packet: Packet, asked: RoundPlan | TopUpPlan | Fetch | Deposit | AggregateOrder) -> dict[str, Any]:

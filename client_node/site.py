@@ -56,8 +56,15 @@ _NOT_CHARGED = "the site cannot charge its table as it stands; its log says why"
 class SiteRole:
     """A site's part of every round, with its ledger, reservations, outbox of sealed shares, and warm model."""
 
-    def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
-        self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
+    def __init__(
+        self, home: Path, name: str, signer_in: Callable[[Study], Ed25519PrivateKey], ledger: Ledger, model: WarmModel
+    ) -> None:
+        """Takes up the role.
+
+        Args:
+            signer_in: finds the key by which this node takes part in a study.
+        """
+        self._home, self._name, self._signer_in, self._ledger, self._model = home, name, signer_in, ledger, model
         self._outbox, self._reservations, self._followed = Outbox(home), RunReservations(home), FollowedRuns(home)
         self._times = PublicTimes(home)
         self._head, self._units = LedgerHead(home, ledger), KnownUnits(home, ledger)
@@ -110,7 +117,9 @@ class SiteRole:
         def position() -> Position:
             return self._charge(study, load_policy(self._home), plan)
 
-        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer, position=position)
+        return top_up(
+            study, plan, outbox=self._outbox, site=self._name, signer=self._signer_in(study), position=position
+        )
 
     def fetch(self, study: Study, message: Fetch) -> bytes:
         """Reads a part of one aggregator's sealed share of an update or a top-up.
@@ -149,7 +158,7 @@ class SiteRole:
         """Charges the round, computes this site's vector, seals and stores it; no record is trained on before."""
         planned = study.planned_round(plan.round)
         start = self._round_start(study, plan)
-        sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
+        sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer_in(study))
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
         is_held_out = planned.purpose == "evaluation"

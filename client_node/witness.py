@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import TypeAdapter
 
 from ..models.strict import StrictModel
-from ..privacy.ledger import canonical
 from .errors import MessageInvalid
 from .files import locked, read_json, write_private
 from .policy import decision_log, decisions
@@ -77,7 +76,7 @@ def answer(home: Path, site: str, coordinator: str, signer: Ed25519PrivateKey, o
     checkpoint = offer.checkpoint
     if not checkpoint.is_signed_by(coordinator):
         raise MessageInvalid("a checkpoint of the audit log is not signed by the coordinator")
-    decided = decision_log.verify(home, public=canonical.public_hex(signer))
+    decided = decision_log.verify(home)
     if decided.problems:  # the signature shows it to whoever verifies the log
         logger.error("%s: %s; see client-node decisions --verify", home / decision_log.FILE, decided.problems[0])
     with locked(home / FILE):

@@ -16,6 +16,7 @@ from ..enrolment import Enrolment, NodeIdentity
 from ..errors import ChargeRefused, ClientNodeError, PolicyInvalid
 from ..policy import SitePolicy, load_policy
 from ..study import Study, cost
+from ..succession import own_keys
 from .charges import Standing, beside, known_elsewhere, planned_charges, standing
 from .confirmed_sites import doubts
 from .table_check import check_command
@@ -108,7 +109,7 @@ def assess(
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     me = (enrolment.name, identity.identity_hex)
     trains, aggregates = study.has_site(*me), study.has_aggregator(*me)
-    reasons = _identity_reasons(study, *me, takes_part=trains or aggregates) + doubts(home, study)
+    reasons = _identity_reasons(home, study, *me, takes_part=trains or aggregates) + doubts(home, study)
     data = planned = spent = quote = evaluates = None
     if trains:
         policy = load_policy(home)
@@ -129,10 +130,15 @@ def assess(
     return Assessment(study, trains, aggregates, data, planned, spent, quote, evaluates, tuple(reasons))
 
 
-def _identity_reasons(study: Study, name: str, identity: str, *, takes_part: bool) -> list[str]:
+def _identity_reasons(home: Path, study: Study, name: str, identity: str, *, takes_part: bool) -> list[str]:
     if takes_part:
         return []
-    named = {party.name for party in study.sites} | {party.name for party in study.aggregators}
+    named = study.identities()
+    if named.get(name) in own_keys.of_home(home).all():
+        return [
+            f"the study names a key of {name} that was followed by another since: only runs that were approved before "
+            "go on with it; ask the operator to create the study anew"
+        ]
     if name in named:
         return [
             f"the study gives {name} another key than this node's ({identity[:16]}...): somebody else would take part"

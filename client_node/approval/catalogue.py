@@ -7,6 +7,7 @@ the hash in its name is refused. So no study changed on disk or on the network c
 import base64
 import binascii
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from pydantic import TypeAdapter
 
 from ..enrolment import Enrolment
 from ..enrolment.protocol import fetch_studies
-from ..errors import StudyInvalid, StudyUnknown
+from ..errors import CoordinatorRefused, StudyInvalid, StudyUnknown
 from ..files import read_json, write_private
 from ..ruling import require
 from ..study import Study
+from ..succession import partners, rotation
 from . import rulings
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "studies"
 _MAX_FILE = 4 * 2**20
@@ -31,14 +35,25 @@ _SHORTEST_PREFIX = 8  # hexadecimal digits
 def refresh(home: Path) -> list[str]:
     """Fetches the coordinator's studies into the cache. Returns the reasons for refused ones, one line each."""
     coordinator, refused = Enrolment.load(home).coordinator, []
+    _complete_rotation(home)
     for offered in fetch_studies(home):
+        stated = offered.pop("successions", ())
         try:
             study = _checked(offered, coordinator)
         except StudyInvalid as err:
             refused.append(str(err))
             continue
+        refused += partners.take(home, coordinator, study.identities(), stated)
         write_private(_file(home, study.study_hash), json.dumps(offered).encode())
     return refused
+
+
+def _complete_rotation(home: Path) -> None:
+    """Completes a rotation of the identity key: the coordinator may know this node by one that is not in place yet."""
+    try:
+        rotation.complete(home)
+    except CoordinatorRefused as err:  # then it goes on knowing the present one
+        logger.warning("the rotation of this node's identity key is not completed: %s", err)
 
 
 def known_studies(home: Path) -> list[Study]:

@@ -23,6 +23,7 @@ from ..policy import SitePolicy
 from ..policy.sources import Source
 from ..ruling import Ruling, require
 from ..study import Study, cost
+from ..succession import own_keys
 from .catalogue import cached_study
 from .run_reservations import RunReservations
 
@@ -47,9 +48,10 @@ def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment, *, may
         FileDamaged: it cannot be told whether there must be one.
     """
     path = home / LEDGER_FILE
-    begun = None if may_be_lost else ledger_head.why_begun(home, identity.identity_hex)
+    keys = own_keys.OwnKeys(identity)
+    begun = None if may_be_lost else ledger_head.why_begun(home, *keys.all())
     try:
-        return Ledger.open(path, identity.signer, enrolment.name, is_new=begun is None)
+        return Ledger.open(path, identity.signer, enrolment.name, is_new=begun is None, keyring=keys.find)
     except LedgerBroken as err:
         where = str(err) if str(path) in str(err) else f"the ledger {path} is damaged: {err}"
         raise LedgerBroken(f"{where}. {_WAY_ON}") from err
@@ -82,7 +84,7 @@ def ledger_if_begun(home: Path) -> Ledger | None:
     if not (home / LEDGER_FILE).exists():
         traces = (home / ledger_head.FILE, home / ledger_head.PEOPLE_FILE)  # first: before its enrolment it has no keys
         is_traced = any(trace.exists() for trace in traces)
-        if not is_traced or ledger_head.why_begun(home, NodeIdentity.load(home).identity_hex) is None:
+        if not is_traced or ledger_head.why_begun(home, *own_keys.of_home(home).all()) is None:
             return None
     return whole_ledger(home)
 

@@ -2,7 +2,8 @@
 
 The coordinator collects all public keys and writes them into the study. A coordinator that invents sites could put one
 real site among them, and would learn its update from the total. It cannot as long as one aggregator knows the sites by
-fingerprints that came from the sites' people and not through the coordinator.
+fingerprints that came from the sites' people and not through the coordinator. A later key counts as confirmed if
+successions lead to it from the confirmed one.
 """
 
 import base64
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..enrolment import NodeIdentity
+from ..succession import own_keys, partners
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -34,21 +35,21 @@ def doubts(home: Path, study: "Study") -> list[str]:
     """
     from ..policy import load_decisions
 
-    own = NodeIdentity.load(home).identity_hex
-    if own not in {party.identity for party in study.aggregators}:
+    own = own_keys.of_home(home).all()
+    if not {party.identity for party in study.aggregators}.intersection(own):
         return []
     confirmed = load_decisions(home).sites
-    found = (_doubt(site.name, site.identity, confirmed) for site in study.sites if site.identity != own)
+    found = (_doubt(home, site.name, site.identity, confirmed) for site in study.sites if site.identity not in own)
     return [doubt for doubt in found if doubt]
 
 
-def _doubt(name: str, identity: str, confirmed: Mapping[str, str]) -> str:
+def _doubt(home: Path, name: str, identity: str, confirmed: Mapping[str, str]) -> str:
     if name not in confirmed:
         return (
             f"{name} is not confirmed; ask its people for the fingerprint that `client-node status` shows them, then: "
             f"client-node site confirm {name}=FINGERPRINT"
         )
-    if confirmed[name] != fingerprint(identity):
+    if confirmed[name] not in map(fingerprint, (identity, *partners.keys_before(home, name, identity))):
         return (
             f"the study gives {name} another key than the confirmed one: somebody else would take part under its name"
         )

@@ -3,7 +3,8 @@
 Trust on first approval: `study approve` shows the fingerprints of names that were never seen here. A later study that
 gives a known name another key is refused, until a person accepts that key by its fingerprint. So an operator cannot
 replace a site unseen. Each name keeps all keys that were accepted for it: studies that were approved with an earlier
-one go on, while a new approval has to name the newest.
+one go on, while a new approval has to name the newest. A key to which successions lead from the newest known one
+(`succession.partners`) needs nobody to accept it: the earlier key vouches for it.
 """
 
 import json
@@ -16,11 +17,11 @@ from pydantic import Field, TypeAdapter
 
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel
 from ...privacy.ledger import chain
-from ..enrolment import NodeIdentity
 from ..errors import PartnerRefused
 from ..files import locked, read_json, write_private
 from ..policy import decision_log, load_decisions
 from ..study import Study
+from ..succession import own_keys, partners
 from .confirmed_sites import fingerprint
 
 FILE = "peers.json"
@@ -57,8 +58,9 @@ class Peer:
 
     name: str
     identity: str
-    state: Literal["known", "earlier", "new", "changed"]  # earlier: accepted once, and since then another one
+    state: Literal["known", "earlier", "new", "changed", "followed"]  # earlier: accepted, and another one since then
     before: KnownKey | None  # the newest key of that name
+    followed_at: str = ""  # when the newest key known here was followed, as its owner says
 
     @property
     def spoken(self) -> str:
@@ -73,6 +75,8 @@ class Peer:
         known = f"{fingerprint(self.before.identity)} since {self.before.since[:10]}"
         if self.state == "known":
             return f"{self.name} has the key that is known here, {known}"
+        if self.state == "followed":
+            return f"{self.name} has a new key, {spoken}, signed on {self.followed_at[:10]} by the known one, {known}"
         if self.state == "earlier":
             return f"{self.name} has an earlier key, {spoken}; the newest one is {known}"
         return (
@@ -100,15 +104,17 @@ def compare(home: Path, study: Study) -> list[Peer]:
     known, confirmed = load(home), load_decisions(home).sites
     found = []
     for name, identity in _parties(home, study).items():
-        keys = known.get(name, ())
-        state: Literal["known", "earlier", "new", "changed"] = "changed" if keys else "new"
+        keys, at = known.get(name, ()), ""
+        state: Literal["known", "earlier", "new", "changed", "followed"] = "changed" if keys else "new"
         if keys and keys[-1].identity == identity:
             state = "known"
         elif identity in {key.identity for key in keys}:
             state = "earlier"
         elif keys and confirmed.get(name) == fingerprint(identity):
             state = "known"
-        found.append(Peer(name, identity, state, keys[-1] if keys else None))
+        elif keys and (proof := partners.path(home, name, keys[-1].identity, identity)):
+            state, at = "followed", proof[-1].time
+        found.append(Peer(name, identity, state, keys[-1] if keys else None, at))
     return found
 
 
@@ -134,8 +140,8 @@ def objections(home: Path, study: Study, accepted: Mapping[str, str]) -> list[st
 def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | None = None) -> tuple[str, ...]:
     """Remembers the study's keys of names that were never seen, and of the `accepted` ones; returns these names.
 
-    An accepted key becomes the newest of its name, and a line of the decision log. A key that nobody accepted changes
-    nothing that is known.
+    An accepted key becomes the newest of its name, and a line of the decision log; so does one that follows by
+    successions. Another key that nobody accepted changes nothing that is known.
 
     Args:
         by: who decides; None for the account that runs this process.
@@ -143,7 +149,7 @@ def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | No
     wanted = {*accepted}
 
     def is_taken(peer: Peer) -> bool:
-        return peer.state == "new" or (peer.name in wanted and peer.state != "known")
+        return peer.state in ("new", "followed") or (peer.name in wanted and peer.state != "known")
 
     if not any(is_taken(each) for each in compare(home, study)):
         return ()  # as for nearly every message
@@ -165,5 +171,5 @@ def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | No
 
 def _parties(home: Path, study: Study) -> dict[str, str]:
     """Maps the names of the study's other parties to their keys."""
-    own = NodeIdentity.load(home).identity_hex
-    return {name: identity for name, identity in study.identities().items() if identity != own}
+    own = own_keys.of_home(home).all()
+    return {name: identity for name, identity in study.identities().items() if identity not in own}

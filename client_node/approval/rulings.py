@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from ..enrolment import Enrolment, NodeIdentity
+from ..enrolment import Enrolment
 from ..errors import PartnerRefused, SiteNotConfirmed
 from ..policy import decisions, site_policy
 from ..ruling import Ruling, require
-from ..study import Study
+from ..study import AggregatorParty, Participant, Study
+from ..succession import own_keys, partners
 from . import peers
 from .confirmed_sites import doubts, fingerprint
 
@@ -78,7 +79,8 @@ def _terms(home: Path, study: Study) -> list[Ruling]:
 
 def _part(home: Path, study: Study) -> list[Ruling]:
     """Rules on the node's own part: a study may not give its name to another key."""
-    name, own = Enrolment.load(home).name, NodeIdentity.load(home).identity_hex
+    name = Enrolment.load(home).name
+    own = own_keys.of_home(home).key_in(study.identities(), name)
     roles = (("trains", study.has_site(name, own)), ("adds up", study.has_aggregator(name, own)))
     if parts := [role for role, has_part in roles if has_part]:
         return [Ruling("part", True, "enrolment", f"{name}, with this node's key, {' and '.join(parts)}")]
@@ -112,16 +114,22 @@ def _allowed(home: Path, study: Study) -> list[Ruling]:
             for party in parties
             if party.name != own
             and party.name not in allowed
-            and f"{party.name}={fingerprint(party.identity)}" not in allowed
+            and not any(f"{party.name}={fingerprint(key)}" in allowed for key in _keys_of(home, party))
         ]
         why = f"{', '.join(others)}: not listed in {key}, or with another key" if others else "all are listed"
         found.append(Ruling(rule, not others, key, why, PartnerRefused))
     return found
 
 
+def _keys_of(home: Path, party: AggregatorParty | Participant) -> tuple[str, ...]:
+    """Lists the key of a party and those that led to it."""
+    return (party.identity, *partners.keys_before(home, party.name, party.identity))
+
+
 def _confirmed(home: Path, study: Study) -> list[Ruling]:
     """Rules on the keys that this node's people have confirmed, if it aggregates in the study."""
-    if not study.has_aggregator(Enrolment.load(home).name, NodeIdentity.load(home).identity_hex):
+    name = Enrolment.load(home).name
+    if not study.has_aggregator(name, own_keys.of_home(home).key_in(study.identities(), name)):
         return []
     found = doubts(home, study)
     why = f"not added up here: {'; '.join(found)}" if found else "every site's key was confirmed here"

@@ -128,6 +128,10 @@ def study_revoke(
     study_decisions.revoke_study(home, study_hash, by=by)
     facts = {"hash": study_hash, "decision": "revoked", "runs_under_way": list(under_way)}
     show_change(facts, as_json, f"Study {study_hash} may not run here any more.")
+    if any((home / "keys").glob("identity-*.key")):  # the study may have been the last that an earlier key was kept for
+        from .. import identity_keys
+
+        identity_keys.settle(home, by=by)
 
 
 @app.command("forget", epilog=epilog("client-node study forget thyroid"))

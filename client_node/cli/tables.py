@@ -155,6 +155,7 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
         lines.append("Cost: no bound. Whoever sees the result may learn records from it.")
     if new := [f"{each.name} {each.spoken}" for each in proposal.peers if each.state == "new"]:
         lines.append(f"Never seen here, and known from now on: {', '.join(new)}.")
+    lines += [f"{each.told()}." for each in proposal.peers if each.state == "followed"]
     for name, typed in proposal.accepted.items():
         lines.append(f"From now on {name} has the key {typed}, in place of the one known here.")
     begun = f", of which {' and '.join(proposal.under_way)} is under way" if proposal.under_way else ""
@@ -200,6 +201,7 @@ def show_approval(proposal: "Proposal", as_json: bool) -> None:
         "takes part in the evaluation": assessment.evaluates,
         "never seen before": {each.name: each.spoken for each in proposal.peers if each.state == "new"} or None,
         "new keys": dict(proposal.accepted) or None,
+        "keys that follow known ones": {e.name: e.spoken for e in proposal.peers if e.state == "followed"} or None,
     }
     if not as_json:
         out.print(f"Approved: {facts.pop('hash')}", highlight=False, soft_wrap=True)
@@ -227,7 +229,8 @@ def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: b
         tell("Decisions: none yet")
     for row in () if as_json else rows:
         login = "" if row["by"] == row["login"] else f" (login {row['login']})"
-        line = f"{row['at']}  {row['by']}{login}  {row['decision']} {row['about']} {row['detail']}"
+        detail = "follows, signed by both keys" if row["decision"] == "rotate" else row["detail"]  # --json has it whole
+        line = f"{row['at']}  {row['by']}{login}  {row['decision']} {row['about']} {detail}"
         out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
     if unread:
         tell(f"lines {', '.join(map(str, unread))} of the decision log, decisions.jsonl, cannot be read")

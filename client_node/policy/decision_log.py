@@ -4,7 +4,8 @@ It only grows, and a line is on disk before the decision counts. Each line is an
 (`privacy.ledger.chain`), that the node's identity key signs, so that a changed or missing line shows at its place. What
 was decided before the node had keys, or under a version that kept no chain, are plain lines at the beginning of the
 file; the chain begins with their digest, so it covers them too. A plain line after that is a decision that nobody
-signed, and reported.
+signed, and reported. Where the identity key was followed by another, a line `rotate` says so with the succession, and
+lines after it are signed by the later key.
 
 A file that was cut off at its end still hangs together. `decisions.head` names the newest entry, and each
 countersignature of the coordinator's audit log carries it away from this machine (`witness`).
@@ -18,16 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ...models.strict import Digest, StrictModel
 from ...privacy.errors import LedgerBroken
 from ...privacy.ledger import canonical, chain
 from ...privacy.ledger.chain import Head
+from ...privacy.ledger.succession import Succession, keys_of
 from ..enrolment import NodeIdentity
 from ..errors import FileDamaged, IdentityMissing, PolicyInvalid
 from ..files import read_json, write_private
 from ..login import login_name
+from ..succession.own_keys import OwnKeys, of_home
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ HEAD_FILE = "decisions.head"
 MOST_BYTES = 64 * 2**20  # of the whole decision log, when it is read
 MOST_LETTERS = 200  # of a person's name
 KIND = "decision"
+ROTATE = "rotate"
 _BEGIN_DOMAIN = b"confide decisions 1\n"
 _HEAD_REMEDY = "It names the newest decision of this node's people: restore both files from a backup, or delete it"
 
@@ -48,8 +53,8 @@ class Entry(StrictModel):
     at: _Short  # UTC
     by: _Short
     login: _Short
-    decision: Literal["approve", "revoke", "cap", "confirm", "remove", "accept", "propose", "forget", "trust"]
-    about: _Short  # the hash of a study, a data set and its unit, a site, a CA, or an entry of the coordinator's log
+    decision: Literal["approve", "revoke", "cap", "confirm", "remove", "accept", "propose", "forget", "trust", "rotate"]
+    about: _Short  # the hash of a study, a data set and its unit, a site, a CA, a key, or an entry of the audit log
     detail: Annotated[str, Field(max_length=2000)]
 
 
@@ -90,18 +95,50 @@ def write(home: Path, decision: str, about: str, detail: str, *, by: str | None 
     A line that a crash has cut is left as it is, and the next one begins on a line of its own. Callers hold the lock of
     the decisions.
     """
+    identity = _identity(home)
+    lines = _lines(home)
+    signer = None if identity is None else _signer(identity, lines)
+    _write(home, lines, signer, decision, about, detail, by=by)
+
+
+def _write(
+    home: Path,
+    lines: list[bytes],
+    signer: Ed25519PrivateKey | None,
+    decision: str,
+    about: str,
+    detail: str,
+    *,
+    by: str | None,
+) -> None:
     named = {"by": person(by), "login": login_name()}
     entry = Entry.model_validate({"at": chain.now(), "decision": decision, "about": about, "detail": detail} | named)
-    identity = _identity(home)
-    if identity is None:
+    if signer is None:
         return _append(home, entry.model_dump(mode="json"))
     body = entry.model_dump(mode="json", exclude={"at"})
-    lines = _lines(home)
     is_whole = _holds_kept(home, lines)
-    chained = chain.extend(_head_of(lines), identity.signer, entry.at, KIND, body)
+    chained = chain.extend(_head_of(lines), signer, entry.at, KIND, body)
     _append(home, chained.model_dump(mode="json"))
     if is_whole:  # else the file goes on naming what is missing, for `verify`
         write_private(home / HEAD_FILE, json.dumps({"seq": chained.seq, "hash": chained.hash}).encode())
+
+
+def write_succession(home: Path, stated: Succession, *, by: str | None = None) -> None:
+    """Appends that the key which signs the log is followed by another, signed by that key.
+
+    Nothing is written where another key signs the log already, or where it is empty and the earlier key is gone.
+    Callers hold the lock of the decisions.
+    """
+    keys, lines = of_home(home), _lines(home)
+    if _last(lines) is not None and _key_at_end(lines, keys) != stated.old:
+        return
+    if (signer := keys.find(stated.old)) is not None:
+        _write(home, lines, signer, ROTATE, stated.new, stated.model_dump_json(), by=by)
+
+
+def signing_key(home: Path, keys: OwnKeys) -> str:
+    """Returns the public key, in hex, that signs the next line."""
+    return _key_at_end(_lines(home), keys)
 
 
 def read(home: Path) -> tuple[list[Entry], list[int]]:
@@ -129,14 +166,14 @@ def verify(home: Path, *, public: str | None = None) -> Verified:
     """Checks the chain, its signatures and its kept head.
 
     Args:
-        public: the key of the node's signatures, hex; None for that of the home.
+        public: a key of the node's signatures, hex, the present one or one before; None for those of the home.
 
     Raises:
         IdentityMissing: this node has no keys.
         FileDamaged: the file of the kept head is damaged.
     """
-    public = public or canonical.public_hex(NodeIdentity.load(home).signer)
     lines = _lines(home)
+    key = _key_at_start(lines, public) if public else _own_key_at_start(lines, of_home(home))
     links = [_chained(line) for line in lines]
     first = next((place for place, link in enumerate(links) if link is not None), len(lines))
     before, problems = _beginning(lines[:first]), []
@@ -148,7 +185,8 @@ def verify(home: Path, *, public: str | None = None) -> Verified:
                 problems.append(f"line {place + 1} is a decision outside the chain")
             continue
         try:
-            known = chain.check_extension(known, [link], public)
+            known = chain.check_extension(known, [link], key)
+            key = _key_after(lines[place], key)
         except LedgerBroken as err:
             problems.append(f"line {place + 1}: {err}")
             known = Head(link.seq, link.hash)  # what follows is judged by it
@@ -161,11 +199,79 @@ def verify(home: Path, *, public: str | None = None) -> Verified:
     return Verified(len(hashes), plain, known, tuple(problems), unread)
 
 
+def _signer(identity: NodeIdentity, lines: list[bytes]) -> Ed25519PrivateKey:
+    """Finds the key that signs the next line: not the present one, where the log does not know yet that it follows."""
+    keys = OwnKeys(identity)
+    try:
+        found = keys.find(_key_at_end(lines, keys))
+    except IdentityMissing as err:
+        logger.warning("the decision counts, but is signed by the present key: %s", err)
+        return identity.signer
+    return found or identity.signer  # by another key than the log's, which shows at its line
+
+
+def _key_at_end(lines: list[bytes], keys: OwnKeys) -> str:
+    """Returns the key that signs the next line: the later one of a last line `rotate`, or that of the last line."""
+    link = _last(lines)
+    if link is None:
+        return keys.present
+    if (stated := _succession_of(link)) is not None:
+        return stated.new
+    return next((key for key in reversed(keys.all()) if _is_signed(link, key)), keys.present)
+
+
+def _last(lines: list[bytes]) -> chain.Entry | None:
+    return next((link for line in reversed(lines) if (link := _chained(line)) is not None), None)
+
+
+def _own_key_at_start(lines: list[bytes], keys: OwnKeys) -> str:
+    """Returns the one of this node's keys that signed the first line."""
+    first = next((link for line in lines if (link := _chained(line)) is not None), None)
+    return next((key for key in keys.all() if first is not None and _is_signed(first, key)), keys.present)
+
+
+def _key_at_start(lines: list[bytes], public: str) -> str:
+    """Returns the key that signs the first line, by successions in the log that lead to or from `public`."""
+    stated = [found for found in map(_succession_in, lines) if found is not None]
+    try:
+        keys = keys_of(stated)
+    except ValueError:
+        return public  # and what does not follow shows at its line
+    return keys[0] if public in keys and not any(each.problem() for each in stated) else public
+
+
+def _key_after(line: bytes, key: str) -> str:
+    """Returns the key that signs what follows a line. Raises `LedgerBroken` for a succession that does not hold."""
+    stated = _succession_in(line)
+    if stated is None:
+        return key
+    if stated.old != key or stated.problem():
+        raise LedgerBroken("its succession of keys does not hold")
+    return stated.new
+
+
+def _succession_in(line: bytes) -> Succession | None:
+    link = _chained(line)
+    return None if link is None else _succession_of(link)
+
+
+def _succession_of(link: chain.Entry) -> Succession | None:
+    """Reads the succession of an entry; None for any other decision."""
+    if link.body.get("decision") != ROTATE:
+        return None
+    try:
+        return Succession.model_validate_json(str(link.body.get("detail")))
+    except ValidationError:
+        return None
+
+
+def _is_signed(link: chain.Entry, key: str) -> bool:
+    return canonical.is_signed(key, chain.SIGNATURE_DOMAIN, bytes.fromhex(link.hash), link.signature)
+
+
 def _head_of(lines: list[bytes]) -> Head:
-    for line in reversed(lines):
-        if (link := _chained(line)) is not None:
-            return Head(link.seq, link.hash)
-    return _beginning(lines)
+    link = _last(lines)
+    return _beginning(lines) if link is None else Head(link.seq, link.hash)
 
 
 def _holds_kept(home: Path, lines: list[bytes]) -> bool:

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel, rule
 from ...privacy.ledger import chain
+from ...privacy.ledger.succession import Succession
 from ..errors import PolicyInvalid, StudyNotApproved
 from ..files import locked, read_json, read_own, write_private
 from ..study.toml import MAX_BYTES, parse_json
@@ -281,6 +282,12 @@ def note_trusted(home: Path, digests: Sequence[str], *, by: str | None = None) -
     """Records that a person lets the node trust these CAs (SHA-256, hex) for its coordinator, and no others."""
     with locked(home / FILE):
         decision_log.write(home, "trust", digests[0], f"the coordinator's CAs: {', '.join(digests)}", by=by)
+
+
+def note_succession(home: Path, stated: Succession, *, by: str | None = None) -> None:
+    """Records that this node's identity key is followed by another; a second time changes nothing."""
+    with locked(home / FILE):
+        decision_log.write_succession(home, stated, by=by)
 
 
 def load_leases(home: Path) -> dict[str, Lease]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +24,7 @@ from ..errors import LedgerOutdated, MessageInvalid, RunEnded, ShareMissing
 from ..files import damaged, read_json, read_own, write_private
 from ..policy.site_policy import load_node_policy
 from ..study import Study
+from ..succession import partners
 from ..wire.chunks import PART_BYTES
 from ..wire.messages import MAX_INLINE, AggregateOrder, Deposit, KeyCertificate
 from . import run_keys
@@ -63,9 +64,14 @@ class AggregatorRole:
     rounds, and serves all studies that have the same three aggregators.
     """
 
-    def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey) -> None:
+    def __init__(self, home: Path, name: str, signer_in: Callable[[Study], Ed25519PrivateKey]) -> None:
+        """Takes up the role.
+
+        Args:
+            signer_in: finds the key by which this node takes part in a study.
+        """
         self._node_home, self._home, self._keys = home, home / "aggregator", home / "party"
-        self._name, self._signer = name, signer
+        self._name, self._signer_in = name, signer_in
         self._spool = Spool(home)
         self._party: PartyProcess | None = None
         self._positions: Positions | None = None  # of the sites' ledgers, once an order asks for them
@@ -82,7 +88,7 @@ class AggregatorRole:
             run=run,
             aggregator_id=self._aggregator_id(study),
             public_key=self._keypair(study, run)[1],
-            signer=self._signer,
+            signer=self._signer_in(study),
         )
 
     def deposit(self, study: Study, message: Deposit, part: bytes) -> int:
@@ -198,7 +204,8 @@ class AggregatorRole:
     ) -> None:
         """Accepts the ledger positions of all updates, durably, or refuses the order for those that are superseded.
 
-        An update that the site did not sign is left to the party, which leaves its site out.
+        An update that the site did not sign is left to the party, which leaves its site out. A site whose key was
+        followed by another has one ledger all the same, and one list of positions.
         """
         if self._positions is None:
             self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -206,14 +213,15 @@ class AggregatorRole:
         identities, found, outdated = dict(order.cohort), dict[str, Position](), dict[str, int]()
         for site, path in updates.items():
             identity = identities[site]
+            known_as = self._positions.newest(partners.family(self._node_home, site, identity))
             try:
                 position = signed_position(mapped(path), order.context(site), bytes.fromhex(identity))
             except EnvelopeRejected:
                 continue
-            if not self._positions.allow(identity, position, histories.get(site, _NO_HISTORY)):
-                outdated[site] = self._positions.seen(identity)
+            if not self._positions.allow(known_as, position, histories.get(site, _NO_HISTORY)):
+                outdated[site] = self._positions.seen(known_as)
             elif position is not None:
-                found[identity] = position
+                found[known_as] = position
         if outdated:
             names = ", ".join(outdated)
             logger.error("round %d of run %s: an older ledger than was seen here: %s", order.round, order.run, names)

@@ -12,7 +12,7 @@ Of a site that was never seen the first position is believed. A higher generatio
 that owned up to a loss; from then on positions of lower ones are refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,11 @@ class Positions:
         if position is None or position.generation < chain.generation:
             return False
         return position.generation > chain.generation or chain.holds(position, history)
+
+    def newest(self, identities: Sequence[str]) -> str:
+        """Returns that one of a site's `identities` under which most was accepted; the first one if nothing was."""
+        known = [identity for identity in identities if identity in self._chains]
+        return max(known, key=lambda each: (self._chains[each].generation, self.seen(each)), default=identities[0])
 
     def seen(self, identity: str) -> int:
         """The most records that a site had at an accepted position of its newest generation; 0 of an unknown site."""

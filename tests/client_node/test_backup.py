@@ -152,7 +152,7 @@ def test_a_file_that_is_cut_short_marks_no_round(site, exported):
 def test_a_restored_aggregator_makes_no_key_for_a_run_that_it_had_one_for(site, make_study, tmp_path, monkeypatch):
     monkeypatch.setattr(aggregator, "PartyProcess", Idle)
     study, ended = make_study(), "thyroid-0002"
-    role, keys = AggregatorRole(site.home, "agg-b", key_of("agg-b")), site.home / "aggregator" / "run-keys"
+    role, keys = AggregatorRole(site.home, "agg-b", lambda _: key_of("agg-b")), site.home / "aggregator" / "run-keys"
     for run in (RUN, ended):
         role.run_key(study, run)
     private = [json.loads(each.read_text())["private"] for each in keys.iterdir()]
@@ -161,7 +161,7 @@ def test_a_restored_aggregator_makes_no_key_for_a_run_that_it_had_one_for(site, 
     backup.back_up(site.home, tmp_path / "b")
     assert not any(each.encode() in (tmp_path / "b").read_bytes() for each in private)
     backup.restore(tmp_path / "b", tmp_path / "restored")
-    restored = AggregatorRole(tmp_path / "restored", "agg-b", key_of("agg-b"))
+    restored = AggregatorRole(tmp_path / "restored", "agg-b", lambda _: key_of("agg-b"))
     for run in (RUN, ended):
         with pytest.raises(RunEnded):
             restored.run_key(study, run)

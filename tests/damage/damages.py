@@ -60,6 +60,8 @@ NODE_COMMANDS = (
     "ca show",
     "ca fetch",
     "ca accept {data} --yes",
+    "keys rotate --identity",
+    "keys show",
     "site remove east",
     "site list",
     "policy show",

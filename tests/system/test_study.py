@@ -84,6 +84,31 @@ def test_a_site_and_an_aggregator_get_new_transport_keys_while_a_run_goes_on(fed
     assert final_hash(federation, run) == final_hash(federation, undisturbed)
 
 
+def test_a_site_and_an_aggregator_get_new_identity_keys_while_a_run_goes_on(federation, study, undisturbed):
+    run, names = start_run(federation), ("south", "agg-b")
+    wait_for(lambda: committed(federation, run) >= 1, "round 1")
+    keys = {name: json.loads(federation.client(name, "keys", "rotate", "--identity", "--json")) for name in names}
+    finish(federation, run)
+    assert final_hash(federation, run) == final_hash(federation, undisturbed)
+    for name, found in keys.items():
+        earlier, present = (row["identity"] for row in found)
+        assert (earlier, earlier == present) == (study.identities()[name], False)
+        store = Store.open(federation.home)
+        assert store.identities(name) == (earlier, present)
+        store.close()
+        federation.kill(name)  # started anew, it has both keys from its disk, and another run of the same study goes on
+        federation.start_node(name)
+    again = start_run(federation)
+    finish(federation, again)
+    assert final_hash(federation, again) == final_hash(federation, undisturbed)
+    report = federation.home / "report.json"
+    report.write_text(federation.operator("budget", "report", "--json"))
+    for row in keys["south"]:  # an outsider may know either of its keys
+        federation.client("north", "budget", "verify", str(report), "--site", f"south={row['identity']}")
+    federation.operator("audit", "verify")
+    federation.client("south", "decisions", "--verify")
+
+
 def test_what_is_measured_is_what_a_plain_count_of_the_final_models_scores_gives(federation, study, undisturbed):
     store = Store.open(federation.home)
     model = trained_model(store, federation.home, undisturbed)

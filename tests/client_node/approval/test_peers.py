@@ -1,19 +1,22 @@
 """Keys of other parties, known from the first approved study on."""
 
+import itertools
 import json
 
 import pytest
 from typer.testing import CliRunner
 
-from confide.client_node.approval import peers
+from confide.client_node.approval import catalogue, peers
 from confide.client_node.approval.catalogue import approved_study
-from confide.client_node.approval.confirmed_sites import fingerprint
+from confide.client_node.approval.confirmed_sites import doubts, fingerprint
 from confide.client_node.approval.study_decisions import approve_study, propose
 from confide.client_node.cli.main import app
 from confide.client_node.errors import ApprovalRefused, FileDamaged, PartnerRefused
 from confide.client_node.policy import decision_log, decisions
+from confide.client_node.succession import partners
+from confide.privacy.ledger.succession import Succession
 
-from ..conftest import identity_of
+from ..conftest import identity_of, key_of
 
 
 def rekeyed(site, name, key, *changes):
@@ -142,3 +145,67 @@ def test_the_command_lists_new_names_and_takes_a_new_key(site, monkeypatch):
         ).stdout
     )
     assert shown["new_keys"] == {"svhc": typed}
+
+
+def followed(name, *keys):
+    """Successions of a name's keys, as they come with a study."""
+    pairs = itertools.pairwise(map(key_of, keys))
+    found = [Succession.make(name, identity_of("coordinator"), *pair, "2026-03-01T09:00:00Z") for pair in pairs]
+    return [each.model_dump() for each in found]
+
+
+def offered(site, monkeypatch, study, successions):
+    """Has the coordinator offer a study with successions."""
+    offer = site.offer(study) | {"successions": successions}
+    monkeypatch.setattr(catalogue, "fetch_studies", lambda _: [offer])
+    return catalogue.refresh(site.home)
+
+
+@pytest.mark.parametrize("name", ["svhc", "agg-b"])
+def test_a_key_to_which_successions_lead_from_the_known_one_needs_nobody_to_accept_it(site, first, name, monkeypatch):
+    later = rekeyed(site, name, "third")
+    assert offered(site, monkeypatch, later, followed(name, name, "second", "third")) == []
+    proposal = propose(site.home, later.study_hash)
+    assert [(each.name, each.state) for each in proposal.peers] == [(name, "followed")]
+    assert fingerprint(identity_of("third")) in proposal.peers[0].told()
+    approve_study(site.home, proposal, by="Dr. Ada")
+    assert approved_study(site.home, later.study_hash) == later
+    assert approved_study(site.home, first.study_hash) == first  # which goes on under the earlier key
+    assert [key.identity for key in peers.load(site.home)[name]] == [identity_of(name), identity_of("third")]
+    made = [each for each in decision_log.read(site.home)[0] if each.decision == "accept"]
+    assert [(each.by, each.about, each.detail) for each in made] == [
+        ("Dr. Ada", name, fingerprint(identity_of("third")))
+    ]
+    with pytest.raises(ApprovalRefused, match="has an earlier key"):  # a new study has to name the newest
+        propose(site.home, rekeyed(site, name, name, ("rank = 5", "rank = 6")).study_hash)
+
+
+@pytest.mark.parametrize(
+    "keys", [("mallory", "third"), ("second", "third"), ("third", "svhc"), ("north", "third")], ids=lambda keys: keys[0]
+)
+def test_a_chain_from_another_key_than_the_known_one_is_refused_as_no_chain_is(site, first, keys, monkeypatch):
+    later = rekeyed(site, "svhc", "third")
+    offered(site, monkeypatch, later, followed("svhc", *keys))
+    with pytest.raises(ApprovalRefused, match="svhc has another key than in earlier studies"):
+        propose(site.home, later.study_hash)
+    decisions.approve(site.home, later.study_hash)  # by whoever got round the command
+    with pytest.raises(PartnerRefused, match="svhc has another key"):
+        approved_study(site.home, later.study_hash)
+
+
+def test_an_aggregator_s_confirmed_key_confirms_those_that_follow_it(site, monkeypatch):
+    study = site.aggregate()
+    assert doubts(site.home, study) == []
+    parties = tuple(
+        each.model_copy(update={"identity": identity_of("second")}) if each.name == "svhc" else each
+        for each in study.sites
+    )
+    later = study.model_copy(update={"sites": parties})
+    assert "another key than the confirmed one" in doubts(site.home, later)[0]
+    offered(site, monkeypatch, later, followed("svhc", "mallory", "second"))
+    assert "another key than the confirmed one" in doubts(site.home, later)[0]
+    offered(site, monkeypatch, later, followed("svhc", "svhc", "second"))
+    assert "another key than the confirmed one" in doubts(site.home, later)[0]  # the first succession to a key stands
+    (site.home / partners.FILE).unlink()
+    offered(site, monkeypatch, later, followed("svhc", "svhc", "second"))
+    assert doubts(site.home, later) == []

@@ -4,16 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from confide.client_node.errors import MessageInvalid, RoundOver, RunEnded, ShareMissing
+from confide.client_node.errors import LedgerOutdated, MessageInvalid, RoundOver, RunEnded, ShareMissing
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.shares.aggregator import AggregatorRole
+from confide.client_node.succession import partners
 from confide.client_node.wire.messages import AggregateOrder, Deposit, Sealed
 from confide.mpc.party.handle import OpenedTotal, Order, PartyConfig
 from confide.mpc.sharing import hpke
-from confide.mpc.sharing.sealing import max_envelope_bytes
+from confide.mpc.sharing.hpke import new_keypair
+from confide.mpc.sharing.position import Position
+from confide.mpc.sharing.sealing import max_envelope_bytes, seal_update
 from confide.mpc.sharing.shares import set_name
+from confide.privacy.ledger.succession import Succession
 
 from ..conftest import EVALUATION, identity_of, key_of
 
@@ -64,7 +69,7 @@ def study(make_study):
 
 @pytest.fixture
 def open_role(tmp_path):
-    return lambda name="agg-b": AggregatorRole(tmp_path, name, key_of(name))
+    return lambda name="agg-b": AggregatorRole(tmp_path, name, lambda _: key_of(name))
 
 
 def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT, more=(), round_number=1):
@@ -442,3 +447,45 @@ def test_a_run_that_pauses_leaves_no_shares_and_goes_on_when_they_are_brought_ag
     bring_all(prepared, study)
     order(prepared, study, named)
     assert parties[0].updates["svi"] == SHARE
+
+
+def sealed_by(key, study, position, *, run=RUN):
+    """A site's real envelope for this aggregator, at a position of its ledger; other sites' are no envelopes."""
+    planned, (_, public) = study.planned_round(1), new_keypair(study.draft.aggregation.kem)
+    context = study.share_context(planned, run=run, site=COHORT[0], state="12" * 32)
+    made = seal_update(np.zeros(planned.dim, np.int64), context, [public] * 3, key, 0, position=position)
+    return made[1].to_bytes()
+
+
+def renamed(study, identity):
+    """The study as it is made once the first site of the cohort has another key."""
+    parties = tuple(
+        each.model_copy(update={"identity": identity}) if each.name == COHORT[0] else each for each in study.sites
+    )
+    return study.model_copy(update={"sites": parties})
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_an_older_ledger_is_noticed_across_a_succession_of_the_site_s_key(
+    open_role, study, parties, tmp_path, is_known
+):
+    role, old, new = open_role(), key_of("old"), key_of("new")
+    first, later = (renamed(study, key.public_key().public_bytes_raw().hex()) for key in (old, new))
+    made = Succession.make(COHORT[0], "c0" * 32, old, new, "2026-03-01T09:00:00Z")
+    if is_known:
+        partners.take(tmp_path, "c0" * 32, later.identities(), [made.model_dump()])
+
+    def add_at(count, study, key, run):
+        role.run_key(study, run)
+        sealed = sealed_by(key, study, Position(0, count, bytes([count]) * 32), run=run)
+        blobs = dict.fromkeys([f"update-{place}" for place in range(len(COHORT))], b"sealed")
+        role.aggregate(study, asked_of(study, run, 1, COHORT), blobs | {"update-0": sealed})
+
+    add_at(9, first, old, "thyroid-0001")
+    if is_known:
+        with pytest.raises(LedgerOutdated) as refusal:
+            add_at(5, later, new, "thyroid-0002")
+        assert refusal.value.seen == {COHORT[0]: 9}
+    else:
+        add_at(5, later, new, "thyroid-0002")  # to whom nobody showed it, the later key is another site's
+    role.stop()

@@ -159,3 +159,14 @@ def test_a_damaged_or_forked_file_stops_the_aggregator(tmp_path):
 def test_a_history_of_another_size_is_refused(records):
     with pytest.raises(InvalidField, match="history"):
         History(0, records)
+
+
+def test_a_site_with_several_keys_is_known_by_the_one_under_which_most_was_accepted(seen):
+    first, second, third = "11" * 32, "22" * 32, "33" * 32
+    assert seen.newest((second, first)) == second  # of a site that was never seen: the key that it uses
+    take(seen, place(LEDGER, 12), NOTHING, first)
+    assert {seen.newest(keys) for keys in ((second, first), (third, second, first))} == {first}
+    take(seen, place(LEDGER, 14), NOTHING, second)  # by an aggregator that did not know yet that they are one site's
+    assert seen.newest((first, second)) == second
+    take(seen, place(LEDGER, 3, generation=7), NOTHING, first)
+    assert seen.newest((second, first)) == first  # a higher generation is newer, whatever its length
