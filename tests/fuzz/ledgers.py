@@ -16,6 +16,7 @@ from confide.privacy.errors import LedgerBroken, LedgerError, LedgerFileInvalid,
 from confide.privacy.ledger import backup, canonical
 from confide.privacy.ledger.chain import START, Entry, Head, check_extension, extend
 from confide.privacy.ledger.charges import Books
+from confide.privacy.ledger.succession import KIND, Succession, hand_over
 from confide.privacy.report import schema, study_terms
 from confide.privacy.report.schema import SIGNATURE_DOMAIN
 from confide.privacy.report.verify import verify_file
@@ -42,6 +43,15 @@ def _ledger_file() -> list[bytes]:
 
 def _lines() -> list[bytes]:
     return [entry.model_dump_json().encode() for entry in _entries()]
+
+
+def _lies() -> list[bytes]:
+    """Entries of every kind, a succession among them."""
+    before = _entries()[1]
+    made = Succession.make("east", "c0" * 32, signer(), signer(12), "2026-03-01T09:00:00Z")
+    body = hand_over(made, signer(12), before.hash)
+    handed = extend(Head(before.seq, before.hash), signer(), before.time, KIND, body)
+    return [*_lines(), handed.model_dump_json().encode()]
 
 
 def _read_entry(data: bytes) -> object:
@@ -132,7 +142,9 @@ TARGETS = (
     Target(
         name="ledger entry, signed by a liar",
         sender="a site",
-        made=lambda: [line for line in _lines()[2:] if b'"budget"' in line or b'"reserve"' in line],
+        made=lambda: [
+            line for line in _lies()[2:] if any(kind in line for kind in (b'"budget"', b'"reserve"', b'"succeed"'))
+        ],
         read=_read_signed,
         refusals=(LedgerError, ValueError),
     ),

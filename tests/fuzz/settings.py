@@ -9,6 +9,7 @@ from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
     BackupInvalid,
     FileDamaged,
+    IdentityMissing,
     NotEnrolled,
     PolicyInvalid,
     ProxyInvalid,
@@ -23,6 +24,7 @@ from confide.client_node.policy.decisions import load_decisions, load_leases
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.study.study import Study
 from confide.client_node.study.terms import load_draft
+from confide.client_node.succession import own_keys, partners
 from confide.client_node.wire.checkpoints import Checkpoint
 from confide.coordinator.errors import Conflict, NotFound, StateDamaged
 from confide.coordinator.federation.home import load_settings
@@ -30,6 +32,7 @@ from confide.coordinator.federation.serving import only_server, read_serving
 from confide.coordinator.store import place
 from confide.coordinator.studies.dictionary import read_dictionary
 from confide.privacy.ledger.chain import Head
+from confide.privacy.ledger.succession import Succession
 
 from ..client_node.conftest import (
     CHAT,
@@ -89,6 +92,9 @@ _LOGGED = {
     "about": "ab" * 32,
     "detail": "",
 }
+_SUCCESSION = Succession.make(
+    "svi", identity_of("coordinator"), key_of("svi"), key_of("next"), "2026-03-01T09:00:00Z"
+).model_dump()
 _ENROLMENT = {"name": "north", "roles": ["train"], "address": "fed:9443", "coordinator": "ab" * 32, "proxy": "env"}
 _SETTINGS = {
     "federation": "Fever", "address": "fed.example.org:9443", "listen": "127.0.0.1", "port": 9443,
@@ -171,6 +177,20 @@ TARGETS = (
         made=as_json({"public_key": "ab" * 32, "seq": 7, "hash": "cd" * 32}),
         read=in_folder("keys/ledger.head", lambda home: kept_head(home, "ab" * 32)),
         refusals=(FileDamaged,),
+    ),
+    Target(
+        name="successions of partners",
+        sender="the disk",
+        made=as_json({"format": 1, "successions": {"svi": [_SUCCESSION]}}),
+        read=in_folder(partners.FILE, partners.load),
+        refusals=(FileDamaged,),
+    ),
+    Target(
+        name="successions of one's own",
+        sender="the disk",
+        made=as_json({"format": 1, "successions": [_SUCCESSION]}),
+        read=in_folder(str(own_keys.FILE), own_keys.successions),
+        refusals=(IdentityMissing,),
     ),
     Target(
         name="countersigned checkpoint",

@@ -35,16 +35,19 @@ from confide.client_node.flower import pack, unpack
 from confide.client_node.spoken_hash import parse as parse_words
 from confide.client_node.spoken_hash import words
 from confide.client_node.study.state_format import StateFormat
+from confide.client_node.succession import partners
+from confide.client_node.succession.rotation import FollowRequest
 from confide.client_node.wire import messages, one_body
 from confide.client_node.wire.messages import Packet, sign, verify
 from confide.coordinator.fleet import flower as fleet_flower
 from confide.coordinator.fleet.calls import read_ids, write_ids
 from confide.coordinator.gateway.credentials import Credentials
+from confide.privacy.ledger.succession import Succession
 from confide.versions import Speaks
 
 from ..client_node.conftest import identity_of, key_of
 from ..client_node.wire.test_messages import EVERY_MESSAGE
-from .inputs import as_json, from_file, from_text
+from .inputs import as_json, from_file, from_text, scratch
 from .target import Target
 
 _IDENTITY = identity_of("svi")
@@ -158,6 +161,18 @@ def _model(model: Any) -> Callable[[bytes], object]:
     return read
 
 
+def _read_follower(data: bytes) -> object:
+    found = FollowRequest.model_validate_json(data)
+    return found.keys(), [stated.problem() for stated in found.successions]
+
+
+def _read_successions(data: bytes) -> object:
+    offered = json.loads(data)
+    if not isinstance(offered, list):
+        raise ValueError("the list of studies has a list")
+    return partners.take(scratch("successions"), identity_of("coordinator"), {"svi": identity_of("next")}, offered)
+
+
 def _join_files() -> list[bytes]:
     code = InvitationCode("fed.example.org:9443", b"s" * 16, b"c" * 32).text()
     made = make_join_file("north", ("train",), "Fever", code, dt.datetime(2099, 1, 1, tzinfo=dt.UTC))
@@ -173,6 +188,9 @@ _REQUEST = {
     "identity_proof": "ef" * 64,
     "transport_proof": "12" * 50,
 }
+_SUCCESSION = Succession.make(
+    "svi", identity_of("coordinator"), key_of("svi"), key_of("next"), "2026-03-01T09:00:00Z"
+).model_dump()
 _QUERY = {"identity": "ab" * 32, "timestamp": 1.5, "nonce": "cd" * 16}
 _FORMS = (StateFormat(kind="float32", dim=40), StateFormat(kind="int8", dim=200, exact=8))
 
@@ -214,6 +232,20 @@ TARGETS = (
         made=as_json({**_QUERY, "transport_public": "ecdsa-sha2-nistp384 AAAA", "transport_proof": "12" * 50}),
         read=_model(RotateRequest),
         refusals=(ValidationError,),
+    ),
+    Target(
+        name="gate: request for a new identity",
+        sender="a stranger",
+        made=as_json({**_QUERY, "identity": _SUCCESSION["old"], "successions": [_SUCCESSION]}),
+        read=_read_follower,
+        refusals=(ValidationError,),
+    ),
+    Target(
+        name="successions with a study",
+        sender="the coordinator",
+        made=as_json([_SUCCESSION]),
+        read=_read_successions,
+        refusals=(ValueError,),
     ),
     Target(
         name="gate: introduction",
