@@ -14,6 +14,7 @@ CoordinatorError
 ├── StudyRefused             this federation cannot run a study draft
 ├── AuditMissing             a claim of privacy has no audit
 ├── LeaseLost                another driver has taken the run over
+├── LeaseForgotten           the nodes know a newer lease of a run than the database
 ├── StateDamaged             a file is missing or was changed
 ├── StoreUnavailable         the database cannot be used just now: the disk is full, or another process holds it
 ├── MessageRefused           a node's answer is forged, stale or malformed
@@ -96,6 +97,10 @@ class AuditMissing(CoordinatorError):
 
 class LeaseLost(CoordinatorError):
     """A run that another driver has taken over; nothing of this driver was written."""
+
+
+class LeaseForgotten(CoordinatorError):
+    """A lease that nodes take for a replaced driver's, although the database has no newer one."""
 
 
 class StateDamaged(CoordinatorError):

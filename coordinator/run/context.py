@@ -40,6 +40,7 @@ class RunContext:
     seen: dict[str, int] = field(default_factory=dict)  # by site: ledger entries that all aggregators have seen of it
     standings: dict[str, int] = field(default_factory=dict)  # site -> the last round whose total it has, as it says
     offered: dict[str, AuditOffer] = field(default_factory=dict)  # node -> what it was asked to countersign last
+    may_skip_leases: bool = False  # True if a node that knows a newer lease is believed
     witnessed: dict[str, int] = field(default_factory=dict)  # node -> the entry it says it has countersigned, if older
 
     def tag_key(self, round_number: int) -> str | None:

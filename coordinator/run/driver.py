@@ -20,7 +20,15 @@ from ...log_lines import log_file
 from ...mpc.crash import TextLeftOut, spot
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
-from ..errors import CoordinatorError, LeaseLost, RunStopped, StoreUnavailable, SuperLinkFailed, TransitionRefused
+from ..errors import (
+    CoordinatorError,
+    LeaseForgotten,
+    LeaseLost,
+    RunStopped,
+    StoreUnavailable,
+    SuperLinkFailed,
+    TransitionRefused,
+)
 from ..federation import Pki, Register
 from ..fleet import Fleet
 from ..store import LedgerReplica, Store
@@ -28,11 +36,13 @@ from ..store.run_folder import RunFolder
 from ..store.states import FAIL, HALT, RunState
 from ..studies.catalogue import load_study, study_start
 from .context import RunContext
+from .questions import LEASES_FORGOTTEN
 from .rounds import drive_run, settle, take_leave
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+_SKIPPED_LEASES = 64  # each start of a driver takes one
 LOG_FILE = "driver.log"  # in the run's folder
 _PASSING = (
     errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ENOLCK,
@@ -67,11 +77,21 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
     try:
         with _passing_told():
             store.begin_driving(run_id, lease)
-            _drive_or_stop(_context(fleet, store, home, run_id, lease))
+            # Once, until the run has ended: a node that always says so would else keep the run from going on.
+            may_skip = trouble != LEASES_FORGOTTEN
+            _drive_or_stop(_context(fleet, store, home, run_id, lease, may_skip_leases=may_skip))
     except TransitionRefused as err:
         logger.info("%s", err)
     except LeaseLost as err:
         logger.warning("%s", err)
+    except LeaseForgotten as err:
+        logger.warning("run %s: its driver ends, the next one goes on: %s", run_id, err)
+        try:
+            store.note_trouble(run_id, lease, str(err), skipped=_SKIPPED_LEASES)
+        except LeaseLost as lost:
+            logger.warning("%s", lost)
+            return
+        raise
     except _Passing as err:
         logger.warning("run %s: its driver ends, the next one goes on: %s", run_id, err)
         with suppress(StoreUnavailable):  # which it may be about
@@ -128,7 +148,7 @@ def _logged(home: Path, run_id: str) -> Iterator[None]:
         handler.close()
 
 
-def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> RunContext:
+def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int, *, may_skip_leases: bool) -> RunContext:
     study = load_study(store.study(store.run(run_id).study))
     start, pki = study_start(home, study), Pki.load(home)
     fleet.trust(Register(store, pki).site_of)
@@ -142,6 +162,7 @@ def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) ->
         lease=lease,
         signer=pki.signer,
         start=start.start,
+        may_skip_leases=may_skip_leases,
     )
 
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from ...client_node.errors import FINAL_REFUSALS, MessageInvalid, SiteAway, SiteBehind
+from ...client_node.errors import FINAL_REFUSALS, MessageInvalid, SiteAway, SiteBehind, StaleLease
 from ...client_node.wire.messages import Packet, Reply, verify
-from ..errors import MessageRefused, ReplicaBroken, RunRefused, SitesMissing
+from ..errors import LeaseForgotten, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
 from ..fleet import NodeFailure
 from .context import RunContext
 
@@ -19,6 +19,10 @@ R = TypeVar("R", bound=Reply)
 PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fails
 RETRY_S = 1.0
 AWAY_RETRY_S = 20.0  # how often a node is asked that is away by its own schedule
+LEASES_FORGOTTEN = (
+    "nodes know a newer lease of this run than the database: an older copy of the database was put back, or it has "
+    "lost its last writes. Leases are skipped, and the run goes on if its rounds are those that the nodes know"
+)
 _LONGEST_S = {"settle": 60.0}  # nobody computes for it, and whoever stops or abandons a run waits
 
 
@@ -48,6 +52,7 @@ def ask_until(
         ready: is given the nodes that are asked next, and returns those that cannot be asked yet, with their failures.
 
     Raises:
+        LeaseForgotten: a node knows a newer lease, and was not believed before.
         RunRefused: too few nodes remain that do not refuse for a reason that asking again can't change.
         SitesMissing: fewer than `needed` nodes answered within `patience` seconds.
     """
@@ -67,6 +72,8 @@ def ask_until(
             return
         if failure.error in FINAL_REFUSALS:
             refused[name] = f"{name} refuses ({failure.error}): {failure.message}"
+        if failure.error == StaleLease.__name__ and run.may_skip_leases:
+            raise LeaseForgotten(LEASES_FORGOTTEN)
         if failure.error == SiteBehind.__name__:
             run.standings.pop(name, None)  # it has lost what it had: it is asked anew where it stands
         logger.warning("run %s: %s, asked to %s: %s", run.id, name, kind, failure)

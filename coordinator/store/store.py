@@ -399,12 +399,11 @@ class Store:
         with self.session() as session:
             self._fenced(session, run_id, lease, values)
 
-    def note_trouble(self, run_id: str, lease: int, trouble: str) -> None:
-        """Stores why the driver that holds `lease` ends before the run does. Raises `LeaseLost`."""
+    def note_trouble(self, run_id: str, lease: int, trouble: str, *, skipped: int = 0) -> None:
+        """Stores why the driver that holds `lease` ends before the run does, and skips leases. Raises `LeaseLost`."""
+        told = {"error": _fitting(trouble, MAX_ERROR), "step": _fitting(trouble, MAX_STEP)}
         with self.session() as session:
-            self._fenced(
-                session, run_id, lease, {"error": _fitting(trouble, MAX_ERROR), "step": _fitting(trouble, MAX_STEP)}
-            )
+            self._fenced(session, run_id, lease, {**told, "lease": Run.lease + skipped})
 
     def note_waiting(self, run_id: str, why: str, *, silent_s: float) -> None:
         """Stores why a run has no driver, unless it is over or has shown a heartbeat in the last `silent_s` seconds."""

@@ -19,6 +19,7 @@ from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
 from confide.coordinator.errors import (
     AggregationFailed,
+    LeaseForgotten,
     LeaseLost,
     RunRefused,
     RunStopped,
@@ -513,6 +514,49 @@ def test_an_abandoned_run_is_taken_leave_of_and_never_driven_again(desk):
     assert desk.store.run("run-1").state == "abandoned"
     assert {kind for kind, _ in farewell.asked} == {"settle"}
     assert {name for _, name in farewell.asked} == {"north", "south", "west", "agg-a", "agg-b", "agg-c"}
+
+
+def test_a_driver_whose_database_forgot_a_lease_skips_some_and_the_next_one_goes_on(desk):
+    known = 7  # lease that the nodes have seen
+
+    def refuse(kind: str, name: str) -> NodeFailure | None:
+        is_stale = desk.store.run("run-1").lease < known
+        return (
+            NodeFailure(reason="failed", error="StaleLease")
+            if (kind, name) == ("prepare", "agg-a") and is_stale
+            else None
+        )
+
+    fleet = FakeFleet(desk.study, before=refuse)
+    with pytest.raises(LeaseForgotten, match="older copy of the database was put back, or it has lost"):
+        drive(fleet, desk.home, "run-1")
+    row = desk.store.run("run-1")
+    assert (row.state, row.error.startswith("nodes know a newer lease"), row.lease > known) == ("running", True, True)
+    drive(fleet, desk.home, "run-1")
+    assert desk.store.run("run-1").state == "done"
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_node_that_always_knows_a_newer_lease_is_believed_once(desk, monkeypatch):
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
+    stale = NodeFailure(reason="failed", error="StaleLease")
+    fleet = FakeFleet(desk.study, before=lambda kind, name: stale if (kind, name) == ("step", "west") else None)
+    with pytest.raises(LeaseForgotten):
+        drive(fleet, desk.home, "run-1")
+    before = desk.store.run("run-1").lease
+    drive(fleet, desk.home, "run-1")
+    row = desk.store.run("run-1")
+    assert (row.state, row.lease) == ("failed", before + 1)
+    assert "west" in row.error
+
+
+def test_a_driver_that_was_replaced_skips_no_lease(desk):
+    def take_over(kind: str, name: str) -> NodeFailure:
+        desk.store.acquire_lease("run-1")
+        return NodeFailure(reason="failed", error="StaleLease")
+
+    drive(FakeFleet(desk.study, before=take_over), desk.home, "run-1")
+    assert desk.store.run("run-1").lease == 2
 
 
 @pytest.mark.parametrize(
