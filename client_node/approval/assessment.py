@@ -60,8 +60,8 @@ class Outlook:
 
 def outlook(home: Path, study: Study) -> Outlook:
     """Tells what one more run of the study would cost here, and whether its size fits this table."""
-    identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
-    me = (enrolment.name, identity.identity_hex)
+    name = Enrolment.load(home).name
+    me = (name, own_keys.of_home(home).key_in(study.identities(), name))
     trains, aggregates = study.has_site(*me), study.has_aggregator(*me)
     if not trains:
         return Outlook(study, trains, aggregates, None, None, "", "")

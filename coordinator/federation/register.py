@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from ...client_node.enrolment import Role
 from ...client_node.enrolment.identity import fingerprint
 from ...client_node.enrolment.protocol import AuthorityQuery, EnrolAnswer, EnrolRequest, RotateRequest
 from ...client_node.succession.rotation import FollowRequest
-from ...privacy.ledger.succession import Succession
+from ...privacy.ledger.succession import MOST, Succession
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store, audit_log
 from ..store.tables import NodeRow, SuccessionRow
@@ -185,7 +185,7 @@ class Register:
         Raises:
             EnrolmentInvalid: a succession does not hold, does not follow from the node's present key, is of another
                 name or coordinator, or its key is known already; the node is not enrolled or not any more; or it has
-                had five new keys within the hour.
+                had five new keys within the hour, or 200 in all.
         """
         keys = request.keys()
         with self._store.alone(_ABOUT) as session:
@@ -195,6 +195,9 @@ class Register:
             fresh, who = request.successions[keys.index(node.identity) :], f"site:{node.name}"
             if fresh and audit_log.count_of_hour(session, "site.identity", who) + len(fresh) > MOST_ROTATIONS:
                 raise EnrolmentInvalid(f"a node has at most {MOST_ROTATIONS} new identity keys within the hour; wait")
+            had = select(func.count()).where(SuccessionRow.site == node.name)
+            if session.scalars(had).one() + len(fresh) > MOST:
+                raise EnrolmentInvalid(f"a node has at most {MOST} identity keys that follow one another")
             for stated in fresh:
                 self._require_sound(session, node, stated)
                 session.add(

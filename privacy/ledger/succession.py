@@ -21,7 +21,7 @@ from . import canonical
 KIND = "succeed"  # of the ledger's entries
 DOMAIN = "confide key succession 1"
 HANDOVER_DOMAIN = "confide ledger succession 1"
-MOST = 1000  # successions of one site
+MOST = 200  # successions of one site, ever: monthly ones for sixteen years
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]

@@ -14,6 +14,7 @@ from confide.client_node.enrolment.protocol import rotate as rotate_transport
 from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, IdentityMissing
 from confide.client_node.succession import own_keys, rotation
 from confide.client_node.succession.rotation import FOLLOW_PATH, FollowRequest, complete, rotate
+from confide.coordinator.federation import register
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.federation.register import MOST_ROTATIONS, Register
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
@@ -266,3 +267,13 @@ def test_damaged_files_of_a_rotation_are_told(federation, tmp_path):
             rotate(home)
         path.unlink()
     rotate(home)
+
+
+def test_a_node_does_not_fill_the_register_with_its_keys(federation, tmp_path, monkeypatch):
+    home = tmp_path / "north"
+    federation.join(home)
+    monkeypatch.setattr(register, "MOST", 2)
+    keys = [rotate(home) for _ in range(2)]
+    with pytest.raises(CoordinatorRefused, match="at most 2"):
+        rotate(home)
+    assert federation.known() == keys[-1].identity_hex
