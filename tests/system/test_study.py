@@ -104,7 +104,7 @@ def test_a_site_and_an_aggregator_get_new_identity_keys_while_a_run_goes_on(fede
     report = federation.home / "report.json"
     report.write_text(federation.operator("budget", "report", "--json"))
     for row in keys["south"]:  # an outsider may know either of its keys
-        federation.client("north", "budget", "verify", str(report), "--site", f"south={row['identity']}")
+        federation.command("client-node", "budget", "verify", str(report), "--site", f"south={row['identity']}")
     federation.operator("audit", "verify")
     federation.client("south", "decisions", "--verify")
 
