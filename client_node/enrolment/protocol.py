@@ -348,7 +348,7 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
 
     Returns:
         Dictionaries with `canonical` (base64 of the study's canonical JSON), `hash` and the coordinator's `signature`
-        (both hex), and a list `successions` of keys of its parties. Nothing in them is checked here.
+        (both hex), and a list `successions` of keys of its parties, if there were any. Nothing in them is checked here.
 
     Raises:
         NotEnrolled, CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused
@@ -360,7 +360,7 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
         studies = json.loads(answer)["studies"]
         return [
             {name: str(study[name]) for name in ("canonical", "hash", "signature")}
-            | {"successions": list(study.get("successions", ()))}
+            | ({"successions": list(study["successions"])} if study.get("successions") else {})
             for study in studies
         ]
     except (ValueError, KeyError, TypeError) as err:

@@ -287,19 +287,20 @@ class Register:
         """
         stated = self._store.successions()
         return [
-            {
-                "canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature,
-                "successions": _of_parties(row.canonical, stated) if stated else [],
-            }
+            {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
+            | _of_parties(row.canonical, stated)
             for row in self._store.studies()
-        ]  # fmt: skip
+        ]
 
 
-def _of_parties(canonical: bytes, stated: dict[str, list[Succession]]) -> list[dict[str, Any]]:
-    """Lists the successions of the parties of a study, as JSON."""
+def _of_parties(canonical: bytes, stated: dict[str, list[Succession]]) -> dict[str, list[dict[str, Any]]]:
+    """Lists the successions of the parties of a study, as JSON, under one name; nothing if there were none."""
+    if not stated:
+        return {}
     study = json.loads(canonical)
     names = dict.fromkeys(party["name"] for kind in ("sites", "aggregators") for party in study[kind])
-    return [each.model_dump() for name in names for each in stated.get(name, [])]
+    found = [each.model_dump() for name in names for each in stated.get(name, [])]
+    return {"successions": found} if found else {}
 
 
 def _is_taken(session: Session, identity: str) -> bool:
