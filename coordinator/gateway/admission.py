@@ -202,6 +202,10 @@ class Admission:
             task.cancel()
         self.log.report()
 
+    def show(self, tls: ssl.SSLContext) -> None:
+        """Uses another context for handshakes that begin from now on."""
+        self._tls = tls
+
     def recognise(self, visit: Visit, key: str) -> None:
         """Counts a connection as one of `key` from now on; the key's longest idle one goes if it has too many."""
         if crowd := self._crowds.pop(visit, None):

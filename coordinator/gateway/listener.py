@@ -50,6 +50,11 @@ class _Server(uvicorn.Server):
         self._release()
         await super().shutdown(sockets=[])
 
+    def show(self, tls: ssl.SSLContext) -> None:
+        """Uses another context for connections that are opened from now on; in the serving thread."""
+        if self._admission is not None:
+            self._admission.show(tls)
+
     def _protocol_of(self, visit: Visit) -> asyncio.Protocol:
         state = {**self.lifespan.state, "visit": visit}
         make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
@@ -59,9 +64,9 @@ class _Server(uvicorn.Server):
 class GateServer:
     """A running gate; `stop` ends it."""
 
-    def __init__(self, server: _Server, listener: socket.socket, tls: ssl.SSLContext) -> None:
+    def __init__(self, server: _Server, listener: socket.socket) -> None:
         self.port: int = listener.getsockname()[1]
-        self._server, self._listener, self._tls = server, listener, tls
+        self._server, self._listener = server, listener
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._serve, name="confide-gate", daemon=True)
         self._thread.start()
@@ -79,9 +84,9 @@ class GateServer:
         Raises:
             OSError: the files cannot be read, or do not belong together; the gate goes on as it was.
         """
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
-        if self._loop is not None:  # in its thread, no handshake meets the new certificate with the old key
-            self._loop.call_soon_threadsafe(self._tls.load_cert_chain, certificate, key)
+        tls = _tls(certificate, key)  # a new one: beside one of RSA, a context keeps and shows an older one of ECDSA
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._server.show, tls)
 
     def echo(self, heard: Callable[[], None]) -> None:
         """Has the serving thread call `heard` as soon as it can; one that hangs, or has ended, never does."""
@@ -131,7 +136,7 @@ def serve_gate(
         h11_max_incomplete_event_size=limits.head_bytes,
     )  # fmt: skip
     tls = _tls(certificate, key)
-    server = GateServer(_Server(config, listener, tls, limits, getattr(app, "release", lambda: None)), listener, tls)
+    server = GateServer(_Server(config, listener, tls, limits, getattr(app, "release", lambda: None)), listener)
     deadline = time.monotonic() + 10
     while not server._server.started:
         if not server.is_alive or time.monotonic() > deadline:

@@ -4,7 +4,6 @@ import datetime as dt
 import json
 import ssl
 import subprocess
-import time
 
 import pytest
 
@@ -15,7 +14,7 @@ from confide.coordinator import ca_rotation
 from confide.coordinator.errors import Conflict, StateDamaged
 from confide.coordinator.federation import Pki, Settings, create_home, load_settings
 from confide.coordinator.federation import pki as pki_module
-from confide.coordinator.given import read_given
+from confide.coordinator.given import Given, read_given
 
 from .cli.test_main import FAILED, USAGE, invoke, lined
 from .conftest import logged
@@ -266,12 +265,13 @@ def test_what_a_cut_renewal_left_is_no_part_of_a_later_rotation(hospital, tmp_pa
 
 
 def test_a_certificate_that_ended_while_it_lay_ready_does_not_take_over(hospital, tmp_path):
-    soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=4)
-    hospital.server("brief", by="root", days=("20240101000000Z", f"{soon:%Y%m%d%H%M%SZ}"))
+    ended = hospital.server("ended", by="root", days=("20200101000000Z", "20210101000000Z"))
+    ready = Given(
+        ca=(hospital.folder / "root.pem").read_bytes(), chain=ended.read_bytes(),
+        key=hospital.key("ended").read_bytes(), ends=dt.datetime(2021, 1, 1, tzinfo=dt.UTC),
+    )  # fmt: skip
     with rotating_gate(tmp_path / "coordinator") as gate:
-        ca_rotation.use(gate.store, gate.home, *theirs(hospital, "brief"))
-        while dt.datetime.now(dt.UTC) <= soon:
-            time.sleep(0.2)
+        ca_rotation.begin(gate.store, gate.home, ready)
         with pytest.raises(Conflict, match="has ended on"):
             ca_rotation.finish(gate.store, gate.home)
         ca_rotation.cancel(gate.store, gate.home)
