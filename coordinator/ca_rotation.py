@@ -196,9 +196,11 @@ def write_statement(pki: Pki, file: Path) -> tuple[str, ...]:
     """Writes a new `statement` for a node that was away to a file; returns the digests that it lists.
 
     Raises:
-        Conflict: the file cannot be written.
+        Conflict: the file exists, or cannot be written.
         PkiMissing, StateDamaged: as `standing`.
     """
+    if file.exists():
+        raise Conflict(f"{file} exists already; name another one")
     signed = statement(pki)
     try:
         write_private(file, signed.model_dump_json(indent=2).encode() + b"\n")

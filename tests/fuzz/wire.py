@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.message_pb2 import Message as MessageProto
@@ -19,10 +20,12 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from pydantic import ValidationError
 
+from confide.client_node import authority
 from confide.client_node.enrolment.identity import load_transport_public
 from confide.client_node.enrolment.join_file import make_join_file, read_join_file
 from confide.client_node.enrolment.outbound import check_proxy
 from confide.client_node.enrolment.protocol import (
+    AuthorityQuery,
     EnrolAnswer,
     EnrolRequest,
     InvitationCode,
@@ -30,7 +33,14 @@ from confide.client_node.enrolment.protocol import (
     StudiesQuery,
 )
 from confide.client_node.enrolment.sessions import Hello
-from confide.client_node.errors import CodeExpired, CodeInvalid, MessageInvalid, PacketInvalid, ProxyInvalid
+from confide.client_node.errors import (
+    CodeExpired,
+    CodeInvalid,
+    MessageInvalid,
+    PacketInvalid,
+    ProxyInvalid,
+    StatementRefused,
+)
 from confide.client_node.flower import pack, unpack
 from confide.client_node.spoken_hash import parse as parse_words
 from confide.client_node.spoken_hash import words
@@ -179,6 +189,30 @@ def _join_files() -> list[bytes]:
     return [made.model_dump_json().encode()]
 
 
+def _statements() -> list[bytes]:
+    """Lists of one CA and of two, RSA and ECDSA."""
+    pems = [
+        _authority_of(rsa.generate_private_key(65537, 2048)),
+        _authority_of(ec.generate_private_key(ec.SECP384R1())),
+    ]
+    lists = (tuple(pems[:1]), tuple(pems))
+    return [authority.Statement.issue(each, key_of("svi"), made=1).model_dump_json().encode() for each in lists]
+
+
+def _authority_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "CA")])
+    begins = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, begins, begins + dt.timedelta(days=9))
+    constraints = x509.BasicConstraints(ca=True, path_length=None)
+    return builder.add_extension(constraints, critical=True).sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def _read_listed(data: bytes) -> object:
+    """Reads what a statement lists, as if its signature held."""
+    found = authority.Statement.model_validate_json(data).listed()
+    return [authority._is_authority(each) for each in found]
+
+
 _REQUEST = {
     "secret": "ab" * 16,
     "transport_public": "ecdsa-sha2-nistp384 AAAA",
@@ -246,6 +280,27 @@ TARGETS = (
         made=as_json([_SUCCESSION]),
         read=_read_successions,
         refusals=(ValueError,),
+    ),
+    Target(
+        name="gate: question about CAs",
+        sender="a stranger",
+        made=as_json({**_QUERY, "trusts": ["ab" * 32]}, {**_QUERY, "trusts": ["ab" * 32, "cd" * 32]}),
+        read=_model(AuthorityQuery),
+        refusals=(ValidationError,),
+    ),
+    Target(
+        name="list of CAs",
+        sender="the coordinator, people",
+        made=_statements,
+        read=lambda data: authority.Statement.read(data, _IDENTITY),
+        refusals=(StatementRefused,),
+    ),
+    Target(
+        name="list of CAs, signed by a liar",
+        sender="the coordinator",
+        made=_statements,
+        read=_read_listed,
+        refusals=(ValidationError, StatementRefused),
     ),
     Target(
         name="gate: introduction",
