@@ -77,8 +77,9 @@ class Register:
         with self._store.alone(_ABOUT) as session:  # of two keys with one code, or two codes with one key, one gets in
             node = session.scalars(select(NodeRow).where(NodeRow.invite_digest == digest_of(secret))).first()
             comes_back = node is not None and node.left_at is not None
-            is_known = node is not None and (node.identity, node.fingerprint) == (request.identity, key)
-            is_repeat = is_known and not comes_back
+            is_repeat = (
+                node is not None and not comes_back and (node.identity, node.fingerprint) == (request.identity, key)
+            )
             check(
                 secret,
                 digest=node.invite_digest if node else None,

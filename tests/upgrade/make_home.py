@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+MACHINES = (".lock", "-shm", "-wal", "answer-times.json", "driver.log")  # ends of names: of that machine, not of homes
 LEFT_OUT = {"draft.toml", "study.toml"}  # of the folder, beside the homes
 
 
@@ -36,7 +37,7 @@ def pack(made: Any, archive: Path) -> None:
     def unnamed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         member.uid = member.gid = 0
         member.uname = member.gname = ""
-        is_left_out = member.name in LEFT_OUT or member.name.endswith((".lock", "-shm", "-wal"))
+        is_left_out = member.name in LEFT_OUT or member.name.endswith(MACHINES)
         return None if is_left_out else member
 
     with tarfile.open(archive, "x:xz") as written:

@@ -136,7 +136,25 @@ def state_of(home, name):
     store = Store.open(home)
     node = store.node(name)
     store.close()
+    if node.left_at:
+        return "left"
     return "revoked" if node.revoked_at else "enrolled" if node.enrolled_at else "invited"
+
+
+def test_a_site_leaves_when_somebody_agrees_and_is_listed_as_one_that_may_come_back(home):
+    told = invoke("site", "leave", "svi", "--home", home, code=USAGE).stderr
+    assert "Runs under way go on without svi" in told
+    assert state_of(home, "svi") == "enrolled"
+    told = json.loads(invoke("site", "leave", "svi", "--home", home, "--yes", "--json").stdout)
+    assert told == {"name": "svi", "state": "left"}
+    assert state_of(home, "svi") == "left"
+    listed = {
+        each["name"]: each["state"] for each in json.loads(invoke("site", "list", "--home", home, "--json").stdout)
+    }
+    assert (listed["svi"], listed["rest"]) == ("left", "enrolled")
+    assert json.loads(invoke("site", "invite", "svi", "--home", home, "--json").stdout)["code"]
+    assert state_of(home, "svi") == "left"  # until it has come
+    assert "has not enrolled" not in invoke("site", "leave", "nobody", "--home", home, "--yes", code=FAILED).stderr
 
 
 def test_a_script_revokes_no_site_unless_it_says_yes(home):
