@@ -18,13 +18,13 @@ from pathlib import Path
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import backup as ledger_file
 from ..privacy.ledger.ledger import Ledger
-from . import ledger_head
+from . import ledger_head, secret_files
 from .approval import charges
 from .data import kept_files, known_units
 from .enrolment import Enrolment, NodeIdentity
 from .enrolment.identity import KEYS
 from .enrolment.sessions import only_one
-from .errors import BackupInvalid, ClientNodeError
+from .errors import BackupInvalid, ClientNodeError, KeysSealed
 from .files import locked
 from .home_archive import (
     Contents,
@@ -35,6 +35,7 @@ from .home_archive import (
     new_home,
     read_archive,
     staging,
+    still_sealed,
     unknown_in,
     write_archive,
 )
@@ -42,7 +43,7 @@ from .shares import Outbox, run_keys
 from .succession import own_keys
 
 _LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_units.KEY_FILE)  # paths in the archive
-_BEFORE = ("enrolment.json", "authority.json", "ca.crt", "site.toml", "keys/*", "party/*")
+_BEFORE = ("enrolment.json", "authority.json", "ca.crt", "site.toml", secret_files.FILE, "keys/*", "party/*")
 _AFTER = (  # the head of a log before the log, which only grows
     "decisions.json", "decisions.head", "decisions.jsonl", "peers.json", "successions.json", "witness.json",
     "leases.json", "aggregator/journal", "aggregator/positions",
@@ -116,6 +117,8 @@ def restore(file: Path, home: Path, passphrase: bytes | None = None) -> NodeBack
             if standing not in ("whole", "none yet"):
                 raise BackupInvalid(standing)
             known_units.KnownUnits(making).accounts()
+        except KeysSealed as err:
+            raise still_sealed(file, making, err) from err
         except (ClientNodeError, PrivacyError, OSError) as err:
             said = str(err).replace(f"{making}/", "")
             raise BackupInvalid(f"{file} does not hold a whole node: {said}. Nothing was restored") from err

@@ -11,7 +11,8 @@ from ..privacy.errors import PrivacyError
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
 from .enrolment.sessions import only_one
-from .errors import AlreadyRunning, ClientNodeError, FileDamaged, PolicyInvalid, SiteNotReady
+from .errors import AlreadyRunning, ClientNodeError, FileDamaged, KeysSealed, PolicyInvalid, SiteNotReady
+from .secret_files import standing as keys_standing
 from .succession import own_keys
 from .supervision import Monitor
 from .vitals import Vitals
@@ -160,22 +161,28 @@ def _import_ahead() -> None:
 
 
 def status(home: Path) -> dict[str, Any]:
-    """Describes this node and the state of its daemon; nothing here depends on records."""
+    """Describes this node and the state of its daemon; nothing here depends on records.
+
+    Where the keys are sealed and no passphrase is given, all that takes a key is left out.
+    """
     enrolment = Enrolment.load(home)
     try:
         with only_one(home, shared=True):
             running = False
     except AlreadyRunning:
         running = True
-    identity = NodeIdentity.load(home).identity_hex
     found = {
         "name": enrolment.name,
         "roles": list(enrolment.roles),
-        "identity": identity,
-        "fingerprint": fingerprint(identity),
         "coordinator": enrolment.address,
         "running": running,
+        "keys": keys_standing(home),
     }
+    try:
+        identity = NodeIdentity.load(home).identity_hex
+    except KeysSealed as err:
+        return found | {"keys": f"{found['keys']}, and not opened here: {err}"}
+    found |= {"identity": identity, "fingerprint": fingerprint(identity)}
     if "train" in enrolment.roles:
         from .ledger_head import standing  # imports SQLAlchemy
 

@@ -25,7 +25,7 @@ from .data import kept_files
 from .data.known_units import KnownUnits
 from .enrolment import Enrolment, NodeIdentity, protocol
 from .errors import ClientNodeError
-from .health import Finding, certificate_dates, disk_space, examine, gate_at, privacy_of, versions
+from .health import Finding, certificate_dates, disk_space, examine, gate_at, privacy_of, sealed_keys, versions
 from .policy import SitePolicy, load_policy, site_policy
 
 _SECRETS = ("keys", "party", "aggregator", kept_files.FOLDER)
@@ -77,7 +77,7 @@ def _keys(node: _Node) -> Iterable[Finding]:
     if not node.is_enrolled:
         return []
     NodeIdentity.load(node.home)
-    return [Finding("keys", "ok", "both can be read, by their owner alone")]
+    return [Finding("keys", "ok", "both can be read, by their owner alone"), sealed_keys(node.home, "client-node")]
 
 
 def _enrolment(node: _Node) -> Iterable[Finding]:

@@ -17,6 +17,7 @@ ClientNodeError
 ├── DataInvalid              the site's table does not fit the study
 ├── ArchiveRefused           a folder, an index or a question that cannot be searched
 ├── IdentityMissing          no (or no complete) set of keys in the home folder
+├── KeysSealed               a home whose keys are sealed, and no passphrase for them, or another one
 ├── EnrolmentFailed          this node could not join the federation
 │   ├── CodeInvalid          the invitation code is damaged or unknown
 │   ├── CodeUsed             a node has enrolled with the code already
@@ -157,6 +158,10 @@ class DataInvalid(ClientNodeError):
 
 class IdentityMissing(ClientNodeError):
     """Keys that are missing from the home folder, incomplete, or readable by others."""
+
+
+class KeysSealed(ClientNodeError):
+    """A home whose keys are sealed with a passphrase that this process is not given, or with another one."""
 
 
 class EnrolmentFailed(ClientNodeError):

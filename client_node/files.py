@@ -148,8 +148,17 @@ def read_json(
             shows nothing of what it holds.
     """
     data = read_own(path, remedy=remedy, error=error, max_bytes=max_bytes, is_secret=is_secret)
-    if data is None:
-        return None
+    return None if data is None else parse_json(path, data, kind, remedy=remedy, error=error)
+
+
+def parse_json(
+    path: Path, data: bytes, kind: TypeAdapter[T], *, remedy: str, error: Callable[[str], Exception] = FileDamaged
+) -> T:
+    """Reads what the state file at `path` holds, in JSON, strictly.
+
+    Raises:
+        FileDamaged: as `error`: it is no `kind`. The message shows nothing of it.
+    """
     try:
         return kind.validate_json(data, strict=True)
     except ValidationError as err:

@@ -17,6 +17,7 @@ from cryptography import x509
 
 import confide
 
+from . import passphrase, secret_files
 from .enrolment import outbound
 
 State = Literal["ok", "warning", "failed"]
@@ -51,6 +52,27 @@ def examine(
         except ValueError as err:  # of whoever parses: PEM, JSON, UTF-8
             found.append(Finding(_name(check), "failed", f"a file is damaged: {err}", "restore it from a backup"))
     return found
+
+
+def sealed_keys(home: Path, command: str) -> Finding:
+    """Tells whether the secret keys of a home are sealed.
+
+    Args:
+        command: of whoever owns the home, for the remedy.
+
+    Raises:
+        FileDamaged, KeysSealed: it cannot be told.
+    """
+    found, is_given = secret_files.standing(home), passphrase.given() is not None
+    again = f"repeat it: {command} keys seal, or keys unseal"
+    if found == "sealed":
+        return Finding("sealed keys", "ok", "sealed with a passphrase")
+    if found != secret_files.NOT_ENCRYPTED:
+        return Finding("sealed keys", "warning", f"{found}: a command was cut short", again)
+    if is_given:
+        return Finding("sealed keys", "warning", "a passphrase is given, and the keys are not sealed with it",
+                       f"{command} keys seal, if nobody has unsealed them on purpose")  # fmt: skip
+    return Finding("sealed keys", "ok", "not encrypted; who wants it otherwise: docs/keys.md")
 
 
 def _name(check: Callable[[C], Iterable[Finding]]) -> str:

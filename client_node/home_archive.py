@@ -32,23 +32,21 @@ from typing import IO, Annotated, BinaryIO, Literal, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from .. import __version__
 from ..models.strict import Digest
-from .errors import BackupInvalid
-from .files import move_durably, read_own
+from . import passphrase as passphrases
+from .errors import BackupInvalid, KeysSealed
+from .files import move_durably
 
 Kind = Literal["node", "coordinator"]
 
 _FORMAT, _SEALED = b"confide-backup-1\n", b"confide-backup-1 sealed\n"
 _MAX_LINE, _MAX_MANIFEST = 4096, 1 << 26  # bytes
 _PART = 64 << 10
-_SALT, _TAG = 16, 16
-_SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**17, 8, 1  # 128 MiB, half a second; the format fixes them
-_LEAST_PASSPHRASE, _MOST_PASSPHRASE = 12, 1024  # bytes
+_SALT, _TAG = passphrases.SALT_BYTES, 16
 _STAGING = ".backing-up-"
 _OF_THE_DISK = "lost+found"  # in a home that is a disk of its own
 _PIECE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -115,14 +113,7 @@ def read_passphrase(path: Path) -> bytes:
     Raises:
         BackupInvalid: there is none, or it is too short to protect anything.
     """
-    remedy = "It holds the passphrase of a backup, 12 to 1024 bytes"
-    text = read_own(path, remedy=remedy, error=BackupInvalid, max_bytes=_MOST_PASSPHRASE + 2, is_secret=True)
-    if text is None:
-        raise BackupInvalid(f"{path} is not there. {remedy}")
-    passphrase = text.rstrip(b"\r\n")
-    if not _LEAST_PASSPHRASE <= len(passphrase) <= _MOST_PASSPHRASE:
-        raise BackupInvalid(f"{path} holds {len(passphrase)} bytes. {remedy}")
-    return passphrase
+    return passphrases.read(path, of="a backup", error=BackupInvalid)
 
 
 def write_archive(
@@ -306,6 +297,12 @@ def new_home(home: Path) -> Iterator[Path]:
         raise
 
 
+def still_sealed(file: Path, making: Path, err: KeysSealed) -> KeysSealed:
+    """Makes the error for a backup whose keys were sealed in their home: nobody can check it without the passphrase."""
+    said = str(err).replace(str(making), "this home")
+    return KeysSealed(f"{file} holds keys that were sealed in their home: {said}. Nothing was restored")
+
+
 def move_in(making: Path, *, last: str) -> None:
     """Moves what was made to its place in the home around it; the file `last`, without which it is no home, last.
 
@@ -479,8 +476,7 @@ def _parsed(path: Path, line: bytes, form: type[T]) -> T:
 
 
 def _key(passphrase: bytes, salt: bytes) -> ChaCha20Poly1305:
-    kdf = Scrypt(salt=salt, length=32, n=_SCRYPT_N, r=_SCRYPT_R, p=_SCRYPT_P)
-    return ChaCha20Poly1305(kdf.derive(passphrase))
+    return ChaCha20Poly1305(passphrases.derive(passphrase, salt))
 
 
 def _nonce(number: int, *, is_last: bool) -> bytes:

@@ -14,7 +14,16 @@ from cryptography import x509
 
 from ..client_node.enrolment import protocol
 from ..client_node.errors import ClientNodeError
-from ..client_node.health import Finding, certificate_dates, disk_space, examine, gate_at, privacy_of, versions
+from ..client_node.health import (
+    Finding,
+    certificate_dates,
+    disk_space,
+    examine,
+    gate_at,
+    privacy_of,
+    sealed_keys,
+    versions,
+)
 from ..client_node.study.terms import NUM_AGGREGATORS
 from ..models.backbones import loading
 from ..models.errors import ModelError
@@ -71,6 +80,10 @@ def _settings(of: _Federation) -> Iterable[Finding]:
                     "a proxy on this machine must pass connections on; else found it anew with --listen 0.0.0.0")
         )  # fmt: skip
     return found
+
+
+def _keys(of: _Federation) -> Iterable[Finding]:
+    return [sealed_keys(of.home, "coordinator")] if of.is_founded else []
 
 
 def _certificates(of: _Federation) -> Iterable[Finding]:
@@ -194,5 +207,5 @@ def _versions(of: _Federation) -> Iterable[Finding]:
 
 
 CHECKS: tuple[Callable[[_Federation], Iterable[Finding]], ...] = (
-    _files, _settings, _certificates, _database, _gate, _nodes, _studies, _runs, _disk, _versions,
+    _files, _settings, _keys, _certificates, _database, _gate, _nodes, _studies, _runs, _disk, _versions,
 )  # fmt: skip

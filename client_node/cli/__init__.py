@@ -2,8 +2,8 @@
 
 `main.app` is the application; each noun has its own file of commands. A command parses its options, makes one call into
 another room, and shows the result with `tables`. `application` has exit codes, common options and error messages;
-`console` prints, `service` serves adapters and `backup` tells of backups for either command. A test calls a command
-like this:
+`console` prints, `service` serves adapters, and `backup` and `keys` tell of backups and sealed keys for either command.
+A test calls a command like this:
 
 >>> from typer.testing import CliRunner
 >>> from confide.client_node.cli import main
@@ -12,4 +12,4 @@ like this:
 (0, ['Usage:', 'client-node', 'study'])
 """
 
-__all__ = ["application", "backup", "console", "health", "main", "service", "tables"]
+__all__ = ["application", "backup", "console", "health", "keys", "main", "service", "tables"]

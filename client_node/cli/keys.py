@@ -1,16 +1,26 @@
-"""The commands `client-node keys`: show this node's keys, and renew those by which others know it."""
+"""The commands `client-node keys`: show, renew, seal and unseal this node's keys."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .application import JsonOption, epilog, group
+from .console import tell
 from .options import DEFAULT_HOME, ByOption, HomeOption
 from .tables import show, show_facts
 
 if TYPE_CHECKING:
     from ..identity_keys import OwnKey
+    from ..secret_files import Changed
+
+KeysPassphraseOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the passphrase, mode 0600, 12 bytes or more; left out, where CONFIDE_PASSPHRASE_FILE says."
+    ),
+]
 
 app = group("This node's own keys.", "client-node keys show", "client-node keys rotate")
 
@@ -63,3 +73,40 @@ def _rows(keys: "Sequence[OwnKey]") -> list[dict[str, Any]]:
         }
         for key in keys
     ]
+
+
+@app.command("seal", epilog=epilog("client-node keys seal --passphrase-file passphrase"))
+def keys_seal(
+    passphrase_file: KeysPassphraseOption = None, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False
+) -> None:
+    """Encrypt the secret keys with a passphrase, those that are made later too; the daemon must not run.
+
+    From then on the daemon, and each command that uses a key, takes the passphrase (docs/keys.md).
+    """
+    from .. import key_sealing
+
+    show_sealing(key_sealing.seal(home, passphrase_file), home, as_json, is_sealed=True)
+
+
+@app.command("unseal", epilog=epilog("client-node keys unseal --passphrase-file passphrase"))
+def keys_unseal(
+    passphrase_file: KeysPassphraseOption = None, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False
+) -> None:
+    """Write the secret keys without encryption again; the daemon must not run."""
+    from .. import key_sealing
+
+    show_sealing(key_sealing.unseal(home, passphrase_file), home, as_json, is_sealed=False)
+
+
+def show_sealing(done: "Changed", home: Path, as_json: bool, *, is_sealed: bool) -> None:
+    """Prints which keys were sealed or unsealed, and what that means."""
+    if is_sealed:
+        tell(
+            "Whoever loses the passphrase loses these keys. The service finds it by CONFIDE_PASSPHRASE_FILE or as the "
+            "systemd credential confide-passphrase. Backups and disk blocks of before hold the keys as they were: "
+            "docs/keys.md."
+        )
+    else:
+        tell("THE KEYS ARE NOT ENCRYPTED NOW: whoever reads these files can act as this home.")
+    facts = {"home": str(home), "keys": len(done.files), "changed": len(done.changed)}
+    show_facts("Keys sealed" if is_sealed else "Keys unsealed", facts | {"files": ", ".join(done.files)}, as_json)

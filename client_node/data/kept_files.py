@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import FileDamaged, NoRoom
-from ..files import locked, read_own, write_private
+from ..files import locked, write_private
+from ..secret_files import read_secret, write_secret
 
 logger = logging.getLogger(__name__)
 
@@ -298,14 +299,14 @@ def _key(home: Path) -> bytes:
     path = home / KEY_FILE
     with locked(path):
         try:
-            key = read_own(path, remedy=_REMEDY, max_bytes=KEY_BYTES, is_secret=True)
+            key = read_secret(path, remedy=_REMEDY, max_bytes=KEY_BYTES)
         except FileDamaged as err:
             logger.warning("%s", err)
             key = None
         if key is None or len(key) != KEY_BYTES:
             _remove_all(home / FOLDER)
             key = secrets.token_bytes(KEY_BYTES)
-            write_private(path, key)
+            write_secret(path, key)
     return key
 
 

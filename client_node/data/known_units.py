@@ -35,10 +35,11 @@ from ...models.rounding import rounded_up
 from ...privacy.errors import LedgerUnavailable
 from ...privacy.ledger.ledger import Ledger
 from ..errors import DiskFull, FileDamaged, UnitsKnown
-from ..files import damaged, has_room, is_full, locked, move_durably, read_own, write_private
+from ..files import damaged, has_room, is_full, locked, move_durably, write_private
 from ..policy import SitePolicy
 from ..policy.site_policy import Account
 from ..policy.sources import Source, SqlQuery, key_of
+from ..secret_files import read_secret, write_secret
 from .tables import Problems, RowsDigest, open_table, stamp
 
 FILE = "units.db"
@@ -231,7 +232,7 @@ class KnownUnits:
             if not self._key_path.exists():
                 key = secrets.token_bytes(KEY_BYTES)
                 _make_database(self._new_path, key)
-                write_private(self._key_path, key)
+                write_secret(self._key_path, key)
             elif not self._new_path.exists():
                 raise self._lost()
             move_durably(self._new_path, self._path)
@@ -285,7 +286,7 @@ class KnownUnits:
         return damaged(self._path, f"cannot be used: {reason}", remedy=_REMEDY)
 
     def _key(self) -> bytes:
-        key = read_own(self._key_path, remedy=_REMEDY, max_bytes=KEY_BYTES, is_secret=True)
+        key = read_secret(self._key_path, remedy=_REMEDY, max_bytes=KEY_BYTES)
         if key is None:
             raise damaged(self._key_path, f"is missing, and {FILE} is there", remedy=_REMEDY)
         if len(key) != KEY_BYTES:

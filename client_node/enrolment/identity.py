@@ -4,8 +4,8 @@ There are two keys, because two parties check them. The transport key (ECDSA P-3
 coordinator's gate admits a node by it, and a revocation there acts at the next request. The identity key (Ed25519)
 signs replies, ledger entries and sealed shares; a study names it, so its signatures outlive the transport.
 
-Both come from the operating system's random generator by way of OpenSSL. Keys lie unencrypted in files that only their
-owner may read: disk encryption and backups are the site's business.
+Both come from the operating system's random generator by way of OpenSSL. Keys lie in files that only their owner may
+read, sealed with a passphrase if the site wants it (`secret_files`, docs/keys.md).
 """
 
 import hashlib
@@ -32,7 +32,8 @@ from pydantic import Field, TypeAdapter
 
 from ...models.strict import StrictModel
 from ..errors import IdentityMissing
-from ..files import damaged, move_durably, read_json, read_own, write_private
+from ..files import damaged, move_durably, read_json, write_private
+from ..secret_files import read_secret, write_secret
 
 K = TypeVar("K")
 
@@ -69,6 +70,7 @@ class NodeIdentity:
 
         Raises:
             IdentityMissing: only one of the two key files is there, or one of them cannot be read.
+            KeysSealed: the home's keys are sealed, and the passphrase is not given.
         """
         folder = home / KEYS
         for private in (home, folder):
@@ -83,7 +85,12 @@ class NodeIdentity:
 
     @classmethod
     def load(cls, home: Path) -> "NodeIdentity":
-        """Reads the keys under `home`. Raises `IdentityMissing` if one is absent, damaged or readable by others."""
+        """Reads the keys under `home`.
+
+        Raises:
+            IdentityMissing: one is absent, damaged or readable by others.
+            KeysSealed: they are sealed, and the passphrase is not given.
+        """
         folder = home / KEYS
         transport = _transport(folder / _TRANSPORT, _REMEDY)
         signer = read_signer(folder / _IDENTITY)
@@ -121,7 +128,7 @@ def read_signer(path: Path) -> Ed25519PrivateKey:
 
 def write_signer(path: Path, signer: Ed25519PrivateKey) -> None:
     """Writes an identity key, durably."""
-    write_private(path, signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    write_secret(path, signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def next_path(home: Path) -> Path:
@@ -168,7 +175,7 @@ def load_transport_public(data: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def _write_transport(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    write_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
 
 
 def _transport(path: Path, remedy: str) -> ec.EllipticCurvePrivateKey:
@@ -179,7 +186,7 @@ def _transport(path: Path, remedy: str) -> ec.EllipticCurvePrivateKey:
 
 
 def _key(path: Path, load: Callable[[bytes, None], K], remedy: str) -> K:
-    data = read_own(path, remedy=remedy, error=IdentityMissing, max_bytes=_MAX_BYTES, is_secret=True)
+    data = read_secret(path, remedy=remedy, error=IdentityMissing, max_bytes=_MAX_BYTES)
     if data is None:
         raise IdentityMissing(f"{path} is missing; enrol this node, or restore its keys from a backup")
     try:

@@ -39,6 +39,7 @@ from ..errors import (
     WrongCoordinator,
 )
 from ..files import damaged, locked, read_json, read_own, write_private
+from ..secret_files import write_secret
 from . import outbound
 from .identity import KEYS, NodeIdentity, next_key, next_path, take_next_key
 
@@ -526,13 +527,15 @@ def _raise_refusal(address: str, path: str, status: int, answer: bytes) -> NoRet
 
 
 def _make_party_certificate(home: Path) -> str:
-    from ...mpc.links.certificates import make_certificate  # only aggregators need it
+    from ...mpc.links.certificates import new_certificate  # only aggregators need it
 
     folder = home / PARTY_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     kept = folder / "party.pem"
     if not kept.exists():
-        kept, _ = make_certificate(folder, "confide aggregator")
+        certificate, key = new_certificate("confide aggregator")
+        write_secret(folder / "party.key", key)
+        write_private(kept, certificate)
     return _certificate(kept, remedy=_PARTY_REMEDY, error=EnrolmentFailed)
 
 

@@ -28,7 +28,7 @@ from ...privacy.ledger import canonical, chain
 from ...privacy.ledger.chain import Head
 from ...privacy.ledger.succession import Succession, keys_of
 from ..enrolment import NodeIdentity
-from ..errors import FileDamaged, IdentityMissing, PolicyInvalid
+from ..errors import FileDamaged, IdentityMissing, KeysSealed, PolicyInvalid
 from ..files import read_json, write_private
 from ..login import login_name
 from ..succession.own_keys import OwnKeys, of_home
@@ -289,7 +289,7 @@ def _identity(home: Path) -> NodeIdentity | None:
     """Loads the node's keys; None if there are none that can be read: a study is revoked all the same."""
     try:
         return NodeIdentity.load(home)
-    except (IdentityMissing, FileDamaged) as err:
+    except (IdentityMissing, KeysSealed, FileDamaged) as err:
         if any((home / "keys").glob("*.key")):
             logger.warning("the decision counts, but is not signed: %s", err)
         return None

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,8 +22,9 @@ from ...mpc.sharing.position import Position
 from ...mpc.sharing.sealing import max_envelope_bytes, signed_position
 from ...mpc.sharing.shares import set_name
 from ..errors import LedgerOutdated, MessageInvalid, RunEnded, ShareMissing
-from ..files import damaged, read_json, read_own, write_private
+from ..files import damaged, read_own
 from ..policy.site_policy import load_node_policy
+from ..secret_files import read_secret, read_secret_json, write_secret
 from ..study import Study
 from ..succession import partners
 from ..wire.chunks import PART_BYTES
@@ -243,10 +245,10 @@ class AggregatorRole:
 
     def _keypair(self, study: Study, run: str) -> tuple[bytes, bytes]:
         path = self._key_path(run)
-        stored = read_json(path, _KEY_FORM, remedy=_KEY_REMEDY, max_bytes=_MAX_KEY_FILE, is_secret=True)
+        stored = read_secret_json(path, _KEY_FORM, remedy=_KEY_REMEDY, max_bytes=_MAX_KEY_FILE)
         if stored is None:
             private, public = new_keypair(study.draft.aggregation.kem)
-            write_private(path, json.dumps({"private": private.hex(), "public": public.hex()}).encode())
+            write_secret(path, json.dumps({"private": private.hex(), "public": public.hex()}).encode())
             return private, public
         if isinstance(stored, _Ended):
             raise RunEnded(f"run {run} has ended here and its key is gone; start a new run")
@@ -269,15 +271,19 @@ class AggregatorRole:
         )
         if self._party is None or self._config != wanted:
             self.stop()
-            self._require_party_files()
-            self._party, self._config = PartyProcess(wanted), wanted
+            secret = self._require_party_files()
+            given = wanted if secret is None else replace(wanted, key=secret)
+            self._party, self._config = PartyProcess(given), wanted
         return self._party
 
-    def _require_party_files(self) -> None:
-        """Refuses damaged files here, by name; the party process, which reads them, cannot say where they lie."""
+    def _require_party_files(self) -> bytes | None:
+        """Reads the party's key, None if it is missing; the party process is given it, since its file may be sealed.
+
+        Damaged files are refused here, by name: the party process cannot say where they lie.
+        """
         pem, key = self._keys / "party.pem", self._keys / "party.key"
         found = read_own(pem, remedy=_PARTY_REMEDY, max_bytes=_MAX_KEY_FILE)
-        secret = read_own(key, remedy=_PARTY_REMEDY, max_bytes=_MAX_KEY_FILE, is_secret=True)
+        secret = read_secret(key, remedy=_PARTY_REMEDY, max_bytes=_MAX_KEY_FILE)
         try:
             if found is not None:
                 load_pem_x509_certificate(found)
@@ -288,6 +294,7 @@ class AggregatorRole:
                 load_pem_private_key(secret, None)
         except (ValueError, TypeError) as err:
             raise damaged(key, "is no key: it was cut short or changed", remedy=_PARTY_REMEDY) from err
+        return secret
 
     def _aggregator_id(self, study: Study) -> int:
         for index, party in enumerate(study.aggregators):

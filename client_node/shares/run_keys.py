@@ -6,7 +6,7 @@ A run that has ended keeps its file, without a key in it: so no other key is eve
 import json
 from pathlib import Path
 
-from ..files import write_private
+from ..secret_files import write_secret
 
 FILES = "aggregator/run-keys/*.json"  # below the home
 _ENDED = json.dumps({"ended": True}).encode()
@@ -24,4 +24,4 @@ def runs(home: Path) -> list[str]:
 
 def end(home: Path, run: str) -> None:
     """Puts, durably, the mark of an ended run in place of its key, if it has one."""
-    write_private(key_file(home, run), _ENDED)
+    write_secret(key_file(home, run), _ENDED)

@@ -16,7 +16,7 @@ from ...client_node.cli.application import (
     epilog,
 )
 from ..errors import CoordinatorError
-from . import adapter, audit, backbone, backup, budget, ca, certificate, doctor, operator, run, site, space, study
+from . import adapter, audit, backbone, backup, budget, ca, certificate, doctor, keys, operator, run, site, space, study
 from .guard import guard, options
 from .options import DEFAULT_HOME, CaOption, CertificateKeyOption, CertificateOption, DatabaseOption, HomeOption
 from .serving import serve_federation
@@ -40,6 +40,7 @@ app.add_typer(adapter.app, name="adapter")
 app.add_typer(space.app, name="space")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
+app.add_typer(keys.app, name="keys")
 app.command("health", epilog=epilog("coordinator health 9445", codes=[PROBLEMS]))(health.health)
 app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
 

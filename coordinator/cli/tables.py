@@ -47,11 +47,13 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def show_status(found: "Glance", as_json: bool) -> None:
     """Prints a federation at a glance: its server, members, runs, and last what needs a person."""
+    from ...client_node.secret_files import NOT_ENCRYPTED
+
     if as_json:
         parts = asdict(found)
         return print_json(
             {"federation": found.federation, "serving": parts["serving"], "sites": parts["members"]}
-            | {"runs": [run_row(run) for run in found.runs], "worries": found.worries}
+            | {"runs": [run_row(run) for run in found.runs], "worries": found.worries, "keys": found.keys}
         )
     if found.serving is not None:
         parts = {"SuperLink": found.serving.superlink, "drivers": found.serving.worker}
@@ -64,6 +66,8 @@ def show_status(found: "Glance", as_json: bool) -> None:
     ]
     show("Sites", [{name.replace("_", " "): value for name, value in row.items()} for row in rows], as_json=False)
     show_runs(found.runs, as_json=False)
+    if found.keys != NOT_ENCRYPTED:
+        out.print(f"Keys: {found.keys}", highlight=False)
     for worry in found.worries:
         tell(f"! {worry}")
 

@@ -17,7 +17,8 @@ from typing import BinaryIO
 from sqlalchemy import URL, Connection, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from ...client_node.errors import BackupInvalid, ClientNodeError
+from ...client_node import secret_files
+from ...client_node.errors import BackupInvalid, ClientNodeError, KeysSealed
 from ...client_node.home_archive import (
     Contents,
     files_of,
@@ -27,6 +28,7 @@ from ...client_node.home_archive import (
     new_home,
     read_archive,
     staging,
+    still_sealed,
     unknown_in,
     write_archive,
 )
@@ -40,7 +42,7 @@ from .home import load_settings
 from .pki import Pki
 
 _DATABASE, _SETTINGS = "database.jsonl", "settings.json"
-_FILES = (_SETTINGS, "pki/*", "studies/*.json")
+_FILES = (_SETTINGS, secret_files.FILE, "pki/*", "studies/*.json")
 _OF_RUNS = ("runs/*/secret", "runs/*/state-*", "runs/*/total-*")
 _LEFT_OUT = {  # in the home, as docs/operator.md lists them
     place.FILE, "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "runs", "flower", "turns", "serve.lock",
@@ -109,6 +111,8 @@ def restore(
         try:
             load_settings(making)
             Pki.load(making)
+        except KeysSealed as err:
+            raise still_sealed(file, making, err) from err
         except (CoordinatorError, ClientNodeError, OSError) as err:
             said = str(err).replace(f"{making}/", "")
             raise BackupInvalid(f"{file} does not hold a whole federation: {said}. Nothing was restored") from err

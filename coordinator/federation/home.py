@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from ...client_node import secret_files
 from ...client_node.files import read_json, write_private
 from ..errors import Conflict, NotFound, StateDamaged
 from ..given import read_given
@@ -19,7 +20,16 @@ from ..store.actions import plain
 from .pki import Pki
 
 _SETTINGS = "settings.json"
-_BEGUN = {"pki", place.FILE, "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "lost+found"}
+_BEGUN = {
+    "pki",
+    secret_files.FILE,
+    place.FILE,
+    "coordinator.db",
+    "coordinator.db-wal",
+    "coordinator.db-shm",
+    "lost+found",
+    "serve.lock",
+}
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _MAX_BYTES = 2**16
 _REMEDY = "It holds the federation's name, address and ports: put the file back from a backup"

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...client_node.files import locked, move_durably, write_private
+from ...client_node.secret_files import read_secret, write_secret
 from ..errors import Conflict, PkiMissing, StateDamaged
 from ..given import Given
 from . import pki_files
@@ -70,7 +71,7 @@ class Pki:
             _write_ca(folder)
         if not (folder / "signing.key").exists():
             raw = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            write_private(folder / "signing.key", raw)
+            write_secret(folder / "signing.key", raw)
         if not (folder / "server.crt").exists():
             _write_server(folder, "server", _alternative_names((*hosts, *_LOOPBACK)), _SERVER_DAYS)
         return cls.load(home)
@@ -284,9 +285,12 @@ class Pki:
     def _is_whole(self, certificate: x509.Certificate, key_path: Path, ca_path: Path) -> bool:
         """True if the certificate is of the key beside it, and signed by the CA; a crash in a renewal leaves others."""
         try:
-            key = load_pem_private_key(key_path.read_bytes(), None)
+            data = read_secret(key_path, remedy="It is made anew", error=PkiMissing)
+            if data is None:
+                return False
+            key = load_pem_private_key(data, None)
             certificate.verify_directly_issued_by(_read_certificate(ca_path))
-        except (ValueError, TypeError, InvalidSignature):
+        except (ValueError, TypeError, InvalidSignature, PkiMissing):
             return False
         return key.public_key() == certificate.public_key()
 
@@ -362,7 +366,7 @@ def _write_given(folder: Path, given: Given, *, is_other: bool) -> None:
     if is_other:
         write_private(folder / "ca.next.crt", given.ca)
     write_private(folder / "server.next.crt", given.chain)
-    write_private(folder / "server.next.key", given.key)
+    write_secret(folder / "server.next.key", given.key)
 
 
 def certificate_digest(pem: bytes) -> bytes:
@@ -374,7 +378,7 @@ def _write_ca(folder: Path, now: dt.datetime | None = None, *, name: str = "ca")
     """Makes a CA of ten years: the files `name`.crt and, last, `name`.key."""
     key = ec.generate_private_key(ec.SECP384R1())
     write_private(folder / f"{name}.crt", _self_signed(key, "confide CA", now).public_bytes(Encoding.PEM))
-    write_private(folder / f"{name}.key", _pem(key))
+    write_secret(folder / f"{name}.key", _pem(key))
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey, name: str, now: dt.datetime | None = None) -> x509.Certificate:
@@ -413,7 +417,7 @@ def _write_server(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority), critical=False)
         .sign(ca_key, hashes.SHA384())
     )
-    write_private(folder / f"{name}.key", _pem(key))
+    write_secret(folder / f"{name}.key", _pem(key))
     write_private(folder / f"{name}.crt", certificate.public_bytes(Encoding.PEM))
 
 

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ...client_node.files import damaged, read_own
+from ...client_node.secret_files import read_secret
 from ..errors import StateDamaged
 from ..given import verifies
 
@@ -123,7 +124,10 @@ def _key(path: Path, remedy: str) -> object:
 
 
 def _read(path: Path, remedy: str, *, is_secret: bool) -> bytes:
-    data = read_own(path, remedy=remedy, error=StateDamaged, max_bytes=_MAX_BYTES, is_secret=is_secret)
+    if is_secret:
+        data = read_secret(path, remedy=remedy, error=StateDamaged, max_bytes=_MAX_BYTES)
+    else:
+        data = read_own(path, remedy=remedy, error=StateDamaged, max_bytes=_MAX_BYTES)
     if data is None:
         raise damaged(path, "is missing", remedy=remedy, error=StateDamaged)
     return data

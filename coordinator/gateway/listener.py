@@ -13,10 +13,14 @@ from typing import Any
 
 import uvicorn
 
-from ..errors import CoordinatorError
+from ...client_node.files import damaged
+from ...client_node.secret_files import read_secret
+from ...mpc.links import certificates
+from ..errors import CoordinatorError, StateDamaged
 from .admission import KEEP_ALIVE_S, Admission, Visit
 from .crowd import Limits
 
+_REMEDY = "The gate shows its certificate to every node: restore server.crt and server.key from one backup"
 _BACKLOG = 1024  # connections that the kernel keeps until they are accepted
 
 Message = MutableMapping[str, Any]
@@ -82,7 +86,8 @@ class GateServer:
         """Shows another certificate to connections that are opened from now on.
 
         Raises:
-            OSError: the files cannot be read, or do not belong together; the gate goes on as it was.
+            OSError: the files do not belong together; the gate goes on as it was.
+            StateDamaged, KeysSealed: the key cannot be read.
         """
         tls = _tls(certificate, key)  # a new one: beside one of RSA, a context keeps and shows an older one of ECDSA
         if self._loop is not None:
@@ -115,7 +120,8 @@ def serve_gate(
     `app.release` if there is one, which answers the requests that `app` holds.
 
     Raises:
-        CoordinatorError: the address is taken, or is not one of this machine.
+        CoordinatorError: the address is taken, or is not one of this machine; or the key is damaged.
+        KeysSealed: the key is sealed, and the passphrase is not given.
     """
     limits = limits or Limits()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -147,10 +153,17 @@ def serve_gate(
 
 def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    certificates.load_chain(context, certificate, _secret(key))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # nodes keep connections and resume none
     return context
+
+
+def _secret(path: Path) -> bytes:
+    key = read_secret(path, remedy=_REMEDY, error=StateDamaged)
+    if key is None:
+        raise damaged(path, "is missing", remedy=_REMEDY, error=StateDamaged)
+    return key
 
 
 def _end_strangers(app: Any) -> Callable[[Message, Receive, Send], Awaitable[None]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from cryptography import x509
 
+from ...client_node.errors import ClientNodeError
 from ..errors import CoordinatorError
 from ..federation import Pki
 from .listener import GateServer
@@ -54,7 +55,7 @@ class CertificateKeeper:
                 self._shown = found
             for line in self._pki.warnings():
                 logger.warning("%s", line)
-        except (CoordinatorError, OSError, x509.ExtensionNotFound) as err:
+        except (CoordinatorError, ClientNodeError, OSError, x509.ExtensionNotFound) as err:
             logger.error("the server certificate cannot be renewed: %s", err)
 
     def _state(self) -> object:

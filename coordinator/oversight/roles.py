@@ -30,6 +30,8 @@ COMMANDS: Mapping[str, Access] = {
     "backup": Access("admin", "federation.backup"),  # the file holds every private key
     "restore": Access(ANYONE),  # makes a home; whoever has the file has all that is in it
     "doctor": Access("viewer"),
+    "keys seal": Access("admin", "keys.seal"),
+    "keys unseal": Access("admin", "keys.unseal"),
     "site invite": Access("admin", "site.invite"),
     "site list": Access("viewer"),
     "site revoke": Access("admin", "site.revoke"),

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...client_node.errors import ClientNodeError
+from ...client_node.secret_files import standing
 from ...client_node.wire.checkpoints import DIGESTS_A_MESSAGE
 from .. import ca_rotation
 from ..errors import CoordinatorError
@@ -45,6 +47,7 @@ class Glance:
     members: list[MemberStanding]
     runs: list[RunStanding]
     worries: list[str]  # for people; nothing if all is well
+    keys: str  # whether they are sealed
 
 
 def look(store: Store, home: Path) -> Glance:
@@ -60,6 +63,7 @@ def look(store: Store, home: Path) -> Glance:
         members=standings,
         runs=run_standings(store),
         worries=worries,
+        keys=standing(home),
     )
 
 
@@ -99,7 +103,7 @@ def _of_server(store: Store, serving: Serving | None, home: Path) -> Iterator[st
                 f"not known to trust the next one yet: {', '.join(lacking)}" if lacking else "all nodes trust the next"
             )
             yield f"the CA's rotation is under way; {told} (coordinator ca status)"
-    except CoordinatorError as err:
+    except (CoordinatorError, ClientNodeError) as err:
         yield f"certificates and keys: {err}"
 
 

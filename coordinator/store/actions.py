@@ -67,6 +67,8 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "ca.cancel": {"ca": Digest},
     "ca.finish": {"ca": Digest, "before": Digest, "without": _Names, "void": _Names},  # void: whose codes are
     "certificate.use": {"until": Moment, "ca": Digest},
+    "keys.seal": {},
+    "keys.unseal": {},
     "certificate.renew": {"until": Moment},
     "serve.start": {"version": Short},
     "serve.stop": {},

@@ -14,8 +14,9 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from ...client_node.errors import CheckpointDamaged
-from ...client_node.files import damaged, file_digest, read_json, read_own, write_private
+from ...client_node.files import damaged, file_digest, read_json, write_private
 from ...client_node.replay import Checkpoint
+from ...client_node.secret_files import read_secret, write_secret
 from ...client_node.wire.chunks import Incoming, read_part
 from ...models.strict import Digest, Name
 from ...mpc.sharing.shares import set_name
@@ -136,8 +137,8 @@ class RunFolder:
         """
         path = self.path / "secret"
         if not path.exists():
-            write_private(path, secrets.token_bytes(_SECRET_BYTES))
-        secret = read_own(path, remedy=_OF_TAGS, error=StateDamaged, max_bytes=_SECRET_BYTES, is_secret=True)
+            write_secret(path, secrets.token_bytes(_SECRET_BYTES))
+        secret = read_secret(path, remedy=_OF_TAGS, error=StateDamaged, max_bytes=_SECRET_BYTES)
         if secret is None or len(secret) != _SECRET_BYTES:
             raise damaged(path, f"does not hold {_SECRET_BYTES} bytes", remedy=_OF_TAGS, error=StateDamaged)
         return secret

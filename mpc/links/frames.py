@@ -199,7 +199,7 @@ def order_from_wire(data: dict[str, Any]) -> Order:
 
 
 def config_to_wire(config: PartyConfig) -> dict[str, Any]:
-    """The configuration's fields, paths as text."""
+    """The configuration's fields, paths as text; a key is text too if it is a path, and bytes if it is the key."""
     values = {item.name: getattr(config, item.name) for item in fields(PartyConfig)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -213,6 +213,8 @@ def config_from_wire(data: dict[str, Any]) -> PartyConfig:
     """
     _same_fields(data, PartyConfig)
     paths = {name: data[name] for name in ("certificate", "key", "journal")}
+    if isinstance(paths["key"], bytes):
+        del paths["key"]
     if not all(isinstance(path, str) for path in paths.values()):
         raise FrameRejected("paths must be texts")
     return PartyConfig(**{**data, **{name: Path(path) for name, path in paths.items()}})

@@ -36,7 +36,7 @@ class PartyConfig:
     aggregator_id: int  # 0, 1 or 2
     addresses: tuple[str, str, str]  # "host:port" of each party's own link port
     certificate: Path  # PEM, this party's
-    key: Path  # PEM, its private key, readable by its owner only
+    key: Path | bytes = field(repr=False)  # PEM, its private key: a file readable by its owner only, or what it holds
     pins: tuple[str, str, str]  # the three certificates as PEM text: nothing else is trusted
     journal: Path
     timeout_s: float  # silence of another party that ends an order, unless the order says another; in (0, 3600]
@@ -53,9 +53,11 @@ class PartyConfig:
         for pin in self.pins:
             if not isinstance(pin, str) or len(pin) > _MAX_PEM:
                 raise InvalidField(f"a pinned certificate must be PEM text of at most {_MAX_PEM} characters")
-        for name in ("certificate", "key", "journal"):
+        for name in ("certificate", "journal"):
             if not isinstance(getattr(self, name), Path):
                 raise InvalidField(f"{name} must be a path")
+        if not isinstance(self.key, Path) and not (isinstance(self.key, bytes) and 0 < len(self.key) <= _MAX_PEM):
+            raise InvalidField(f"key must be a path, or PEM of at most {_MAX_PEM} bytes")
         _require_patience(self.timeout_s)
 
 

@@ -19,6 +19,7 @@ from typing import Protocol, Self
 
 from ..errors import InvalidField, PartyLost
 from ..fields import NUM_AGGREGATORS
+from .certificates import load_chain
 from .orders import PartyConfig, host_and_port
 
 _HEAD = struct.Struct(">4sI")
@@ -118,7 +119,7 @@ def _context(config: PartyConfig, protocol: int) -> ssl.SSLContext:
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # nothing is resumed
     try:
-        context.load_cert_chain(config.certificate, config.key)
+        load_chain(context, config.certificate, config.key)
         for pin in config.pins:
             context.load_verify_locations(cadata=pin)
     except (OSError, ValueError) as err:

@@ -76,6 +76,7 @@ def test_status_says_who_this_is_and_nothing_of_its_records(site):
         "fingerprint": fingerprint(site.identity.identity_hex),
         "coordinator": "127.0.0.1:1",
         "running": False,
+        "keys": "not encrypted",
         "ledger": "none yet",
     }
 

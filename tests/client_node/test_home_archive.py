@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from hypothesis import strategies as st
 
-from confide.client_node import home_archive
+from confide.client_node import passphrase as passphrases
 from confide.client_node.errors import BackupInvalid
 from confide.client_node.home_archive import (
     hold,
@@ -37,7 +37,7 @@ def source(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _quick_scrypt(monkeypatch):
-    monkeypatch.setattr(home_archive, "_SCRYPT_N", 2)
+    monkeypatch.setattr(passphrases, "_SCRYPT_N", 2)
 
 
 def anything(name: str) -> bool:

@@ -62,6 +62,8 @@ NODE_COMMANDS = (
     "ca accept {data} --yes",
     "keys rotate --identity",
     "keys show",
+    "keys seal --passphrase-file {passphrase}",
+    "keys unseal --passphrase-file {passphrase}",
     "site remove east",
     "site list",
     "policy show",
@@ -115,6 +117,8 @@ COORDINATOR_COMMANDS = (
     "operator renew anna",
     "operator revoke anna --yes",
     "operator recover anna",
+    "keys seal --passphrase-file {passphrase}",
+    "keys unseal --passphrase-file {passphrase}",
     "doctor",
     "backup {out}",
 )

@@ -21,7 +21,7 @@ from click.testing import Result
 
 from confide.client_node.cli.main import app as node_app
 from confide.client_node.errors import ClientNodeError
-from confide.client_node.files import file_digest
+from confide.client_node.files import file_digest, write_private
 from confide.coordinator.cli.main import app as coordinator_app
 from confide.coordinator.errors import StateDamaged
 from confide.coordinator.run.driver import drive
@@ -101,6 +101,7 @@ class Bench:
     def call(self, home: Path, words: str) -> Result:
         named = {"study": self.homes.study, "run": self.homes.run, "out": home.parent / "out"}
         files = {"draft": "study.toml", "data": "east/patients.csv", "ledger": "ledger.jsonl"}
+        files |= {"passphrase": "passphrase"}
         paths = {name: self.homes.folder / file for name, file in files.items()}
         return call(home, *(word.format(**named, **paths) for word in words.split()))
 
@@ -123,6 +124,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("federation")
     made = found(folder)
     done(folder / "east", "budget", "export", str(folder / "ledger.jsonl"))
+    write_private(folder / "passphrase", b"correct horse battery")
     return Bench(made, tmp_path_factory.mktemp("copies"))
 
 
@@ -149,7 +151,7 @@ def require_ours(result: Result, said: str) -> None:
 
 
 def goes_on(file: str, damage: str, words: str) -> bool:
-    if words.startswith("backup"):  # takes files as they are, so that one fault does not keep all else from being kept
+    if words.startswith(("backup", "keys seal")):  # take files as they are: one fault keeps no other from being kept
         return True
     return any(file == f and damage.startswith(d) and words.startswith(w) for f, d, w in SOUND)
 

@@ -56,7 +56,7 @@ COMMANDS = (
     "adapter+merge adapter+deploy adapter+choose adapter+combine adapter+carry adapter+ask adapter+serve "
     "adapter+evaluate adapter+routing "
     "space+build audit+log audit+verify audit+export audit+privacy "
-    "operator+add operator+list operator+renew operator+revoke operator+recover demo"
+    "operator+add operator+list operator+renew operator+revoke operator+recover keys+seal keys+unseal demo"
 )
 
 
@@ -139,7 +139,7 @@ def test_init_makes_a_federation_that_is_its_owner_s_alone(home, call):
     assert Pki.load(home).certificate_path.exists()
     assert json.loads(call("status", "--json").stdout) == {
         "federation": "thyroid network", "serving": None, "sites": [], "runs": [],
-        "worries": ["nobody serves this federation: start `coordinator serve`"],
+        "worries": ["nobody serves this federation: start `coordinator serve`"], "keys": "not encrypted",
     }  # fmt: skip
     assert (home / "pki" / "signing.key").stat().st_mode & 0o077 == 0
 

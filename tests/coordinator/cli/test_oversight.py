@@ -262,6 +262,20 @@ def _export(made):
     made.call("budget", "export", "svi", made.tmp / "svi.jsonl")
 
 
+@change("keys seal")
+def _seal(made):
+    path = made.tmp / "passphrase"
+    path.write_text("correct horse battery")
+    path.chmod(0o600)
+    made.call("keys", "seal", "--passphrase-file", path)
+
+
+@change("keys unseal")
+def _unseal(made):
+    _seal(made)
+    made.call("keys", "unseal", "--passphrase-file", made.tmp / "passphrase")
+
+
 @change("operator recover")
 def _recover(made):
     (made.home / "recover").write_text("carl")
