@@ -18,6 +18,7 @@ ClientNodeError
 ├── ArchiveRefused           a folder, an index or a question that cannot be searched
 ├── IdentityMissing          no (or no complete) set of keys in the home folder
 ├── KeysSealed               a home whose keys are sealed, and no passphrase for them, or another one
+├── TokenUnusable            a PKCS#11 token, its module or a key in it cannot be used, or not in this way
 ├── EnrolmentFailed          this node could not join the federation
 │   ├── CodeInvalid          the invitation code is damaged or unknown
 │   ├── CodeUsed             a node has enrolled with the code already
@@ -162,6 +163,10 @@ class IdentityMissing(ClientNodeError):
 
 class KeysSealed(ClientNodeError):
     """A home whose keys are sealed with a passphrase that this process is not given, or with another one."""
+
+
+class TokenUnusable(ClientNodeError):
+    """A PKCS#11 token, its module or a key in it that cannot be used, or not in this way."""
 
 
 class EnrolmentFailed(ClientNodeError):

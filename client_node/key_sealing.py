@@ -42,7 +42,7 @@ def chosen(passphrase_file: Path | None) -> bytes:
     if found is None:
         raise KeysSealed(
             f"no passphrase is given; nothing was changed. Name a file that holds one: --passphrase-file FILE, or "
-            f"{passphrases.VARIABLE}"
+            f"{passphrases.PASSPHRASE.variable}"
         )
     return found[0]
 

@@ -1,7 +1,7 @@
-"""Finds the passphrase that a home's keys are sealed with, and makes keys of passphrases.
+"""Finds the passphrase that a home's keys are sealed with, or a token's PIN, and makes keys of passphrases.
 
-A passphrase stands in a file that only its owner can read, never in an argument, a variable or a log. A program finds
-it in this order:
+They stand in files that only their owner can read, never in an argument, a variable or a log. A program finds the
+passphrase in this order, and a PIN likewise (`PIN`):
 
 1. the file that `CONFIDE_PASSPHRASE_FILE` names;
 2. `confide-passphrase` among the credentials of its systemd unit (`LoadCredentialEncrypted=`).
@@ -13,20 +13,35 @@ and p = 1: 128 MiB and half a second for each guess.
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from .errors import KeysSealed
+from .errors import KeysSealed, TokenUnusable
 from .files import read_own
 
-VARIABLE = "CONFIDE_PASSPHRASE_FILE"
-CREDENTIAL = "confide-passphrase"
 SALT_BYTES, KEY_BYTES = 16, 32
 
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"  # set by systemd
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**17, 8, 1  # the formats fix them
-_LEAST, _MOST = 12, 1024  # bytes
+_MOST = 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A secret that a program finds by itself: by which names, and what it is."""
+
+    variable: str  # of the environment, with a file's path
+    credential: str  # of the systemd unit
+    of: str  # what it opens, in words
+    least: int  # bytes
+    error: Callable[[str], Exception]  # what to raise where it is named and cannot be read
+
+
+_LEAST = 12  # bytes of a passphrase, which protects a file that others may hold
+PASSPHRASE = Asked("CONFIDE_PASSPHRASE_FILE", "confide-passphrase", "a home's keys", _LEAST, KeysSealed)
+PIN = Asked("CONFIDE_PIN_FILE", "confide-pin", "a token", 4, TokenUnusable)  # a token counts wrong ones
 
 
 def derive(passphrase: bytes, salt: bytes) -> bytes:
@@ -44,36 +59,36 @@ def read(path: Path, *, of: str, error: Callable[[str], Exception]) -> bytes:
     Raises:
         As `error`: there is none, others can read it, or it is too short to protect anything.
     """
-    return _read(path, of=of, error=error, is_secret=True)
+    return _read(path, of=of, least=_LEAST, error=error, is_secret=True)
 
 
-def given() -> tuple[bytes, Path] | None:
-    """Reads the passphrase of the keys from where a program is given it, and tells where; None if it is given none.
+def given(asked: Asked = PASSPHRASE) -> tuple[bytes, Path] | None:
+    """Reads a secret, by default the passphrase of the keys, from where a program is given it, and tells where.
+
+    Returns:
+        None if it is given none.
 
     Raises:
-        KeysSealed: a place is named, and no passphrase can be read there.
+        KeysSealed: as `asked.error`: a place is named, and no such secret can be read there.
     """
-    of = "a home's keys"
-    if named := os.environ.get(VARIABLE):
-        return read(Path(named), of=of, error=KeysSealed), Path(named)
+    if named := os.environ.get(asked.variable):
+        return _read(Path(named), of=asked.of, least=asked.least, error=asked.error, is_secret=True), Path(named)
     if folder := os.environ.get(_CREDENTIALS):
-        path = Path(folder, CREDENTIAL)
+        path = Path(folder, asked.credential)
         if path.exists():
             # systemd keeps a credential for one account by an access list, whose mask stands in the group's bits.
             if stat.S_IMODE(path.stat().st_mode) & 0o037:
-                raise KeysSealed(
-                    f"{path} can be read by others, which no credential of systemd can; nothing was opened"
-                )
-            return _read(path, of=of, error=KeysSealed, is_secret=False), path
+                raise asked.error(f"{path} can be read by others, which no credential of systemd can; it was not read")
+            return _read(path, of=asked.of, least=asked.least, error=asked.error, is_secret=False), path
     return None
 
 
-def _read(path: Path, *, of: str, error: Callable[[str], Exception], is_secret: bool) -> bytes:
-    remedy = f"It holds the passphrase of {of}, {_LEAST} to {_MOST} bytes"
+def _read(path: Path, *, of: str, least: int, error: Callable[[str], Exception], is_secret: bool) -> bytes:
+    remedy = f"It holds the {'PIN' if of == PIN.of else 'passphrase'} of {of}, {least} to {_MOST} bytes"
     text = read_own(path, remedy=remedy, error=error, max_bytes=_MOST + 2, is_secret=is_secret)
     if text is None:
         raise error(f"{path} is not there. {remedy}")
-    passphrase = text.rstrip(b"\r\n")
-    if not _LEAST <= len(passphrase) <= _MOST:
-        raise error(f"{path} holds {len(passphrase)} bytes. {remedy}")
-    return passphrase
+    secret = text.rstrip(b"\r\n")
+    if not least <= len(secret) <= _MOST:
+        raise error(f"{path} holds {len(secret)} bytes. {remedy}")
+    return secret

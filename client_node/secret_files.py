@@ -270,11 +270,11 @@ def _key(home: Path, mark: _Mark) -> bytes:
         known = _keys.get(salt)
         if known is not None:
             return _checked(home, mark, known, "the one that opened it before")
-        found = passphrases.given()
+        found, asked = passphrases.given(), passphrases.PASSPHRASE
         if found is None:
             raise KeysSealed(
-                f"the keys of {home} are sealed: set {passphrases.VARIABLE} to a file with their passphrase, or give "
-                f"the service the systemd credential {passphrases.CREDENTIAL} (docs/keys.md)"
+                f"the keys of {home} are sealed: set {asked.variable} to a file with their passphrase, or give the "
+                f"service the systemd credential {asked.credential} (docs/keys.md)"
             )
         return _keys.setdefault(salt, _opening(home, mark, found[0], f"the one in {found[1]}"))
 

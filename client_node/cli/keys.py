@@ -98,6 +98,26 @@ def keys_unseal(
     show_sealing(key_sealing.unseal(home, passphrase_file), home, as_json, is_sealed=False)
 
 
+@app.command(
+    "token",
+    epilog=epilog("client-node keys token 'pkcs11:token=confide?module-path=/usr/lib/PATH.so'"),
+)
+def keys_token(
+    uri: Annotated[str, typer.Argument(help="The token: pkcs11:token=LABEL?module-path=/PATH (RFC 7512), no PIN.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Make this node's two keys in a PKCS#11 token, before it enrols; they never leave it.
+
+    The PIN is read from the file that CONFIDE_PIN_FILE names, now and at every start (docs/keys.md).
+    """
+    from ..enrolment import NodeIdentity
+
+    keys = NodeIdentity.create_in_token(home, uri)
+    facts = {"identity": keys.identity_hex, "transport_key": keys.transport_fingerprint}
+    show_facts("The token holds this node's keys. Next: client-node enroll CODE", facts, as_json)
+
+
 def show_sealing(done: "Changed", home: Path, as_json: bool, *, is_sealed: bool) -> None:
     """Prints which keys were sealed or unsealed, and what that means."""
     if is_sealed:

@@ -16,7 +16,7 @@ from ...models.strict import StrictModel
 from ...privacy.ledger import canonical
 from ...privacy.ledger.succession import MOST, Succession, keys_of
 from ..enrolment import NodeIdentity
-from ..enrolment.identity import KEYS, read_signer, write_signer
+from ..enrolment.identity import KEYS, copy_signer, read_signer
 from ..errors import IdentityMissing
 from ..files import damaged, read_json, write_private
 
@@ -121,8 +121,8 @@ def earlier(home: Path) -> list[str]:
 
 
 def keep_earlier(home: Path, signer: Ed25519PrivateKey) -> None:
-    """Keeps a private key, durably, beside the one that is to follow it."""
-    write_signer(earlier_path(home, canonical.public_hex(signer)), signer)
+    """Keeps the present private key, durably, beside the one that is to follow it."""
+    copy_signer(present_path(home), earlier_path(home, canonical.public_hex(signer)))
 
 
 def delete_earlier(home: Path, public: str) -> None:

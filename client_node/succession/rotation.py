@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from ...privacy.ledger import canonical, chain
 from ...privacy.ledger.succession import Succession, keys_of
 from ..enrolment import Enrolment, NodeIdentity, protocol
-from ..enrolment.identity import KEYS, read_signer, write_signer
+from ..enrolment.identity import KEYS, make_signer, read_signer
 from ..errors import IdentityMissing
 from ..files import locked, move_durably, read_json, write_private
 from . import own_keys
@@ -85,7 +85,7 @@ def is_under_way(home: Path) -> bool:
 def _rotated(home: Path) -> NodeIdentity:
     own, enrolment, path = NodeIdentity.load(home), Enrolment.load(home), own_keys.next_path(home)
     if not path.exists():
-        write_signer(path, Ed25519PrivateKey.generate())
+        make_signer(path, beside=own_keys.present_path(home))
     new = read_signer(path)
     stated = _statement(home, own, enrolment, new)
     before = [each for each in own_keys.successions(home) if each != stated]

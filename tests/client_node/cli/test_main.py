@@ -37,7 +37,7 @@ def test_every_command_explains_itself_without_loading_torch():
         "data+check budget+show budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan "
     )
     words += "budget+export budget+import budget+recover chart+read chart+build search "
-    words += "policy+show policy+explain keys+rotate keys+show keys+seal keys+unseal "
+    words += "policy+show policy+explain keys+rotate keys+show keys+seal keys+unseal keys+token "
     words += "ca+show ca+fetch ca+accept backup restore"
     script = (
         "import sys; from typer.testing import CliRunner; from confide.client_node.cli.main import app\n"

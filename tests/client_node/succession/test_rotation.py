@@ -109,7 +109,7 @@ def test_the_old_key_asks_for_nothing_any_more(federation, tmp_path):
         send_signed(query, STUDIES_PATH, before, Enrolment.load(home))
 
 
-STEPS = ("write_signer", "write_private", "send_signed", "keep_earlier", "add_succession", "move_durably")
+STEPS = ("make_signer", "write_private", "send_signed", "keep_earlier", "add_succession", "move_durably")
 
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
@@ -133,7 +133,7 @@ def test_a_rotation_cut_off_at_any_step_is_completed_with_one_new_key(federation
     assert (NodeIdentity.load(home).identity_hex == before.identity_hex) is not is_in_place
     may_be_known = own_keys.next_path(home).read_bytes() if rotation.is_under_way(home) else None
     after = complete(home)
-    if (step, is_done) == ("write_signer", False):  # nothing was begun
+    if (step, is_done) == ("make_signer", False):  # nothing was begun
         assert after.identity_hex == before.identity_hex
         return
     if may_be_known is not None:
