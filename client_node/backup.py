@@ -75,7 +75,8 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> NodeBack
     """
     NodeIdentity.load(home)
     Enrolment.load(home).ca_pem()
-    with staging(home) as folder, locked(home / KEYS):  # no new identity key comes between keys and ledger
+    # No new identity key comes between keys and ledger, and nobody seals or unseals them: some of either open nothing.
+    with staging(home) as folder, locked(home / KEYS):
         for name, path in files_of(home, _BEFORE, but=(_RECORDS, _PEOPLE_KEY)):
             hold(path, folder / name)
         taken = files_of(folder, _BEFORE)

@@ -72,6 +72,8 @@ def given(asked: Asked = PASSPHRASE) -> tuple[bytes, Path] | None:
         KeysSealed: as `asked.error`: a place is named, and no such secret can be read there.
     """
     if named := os.environ.get(asked.variable):
+        if not os.path.isabs(named):
+            raise asked.error(f"{asked.variable} needs an absolute path, since child processes run elsewhere: {named}")
         return _read(Path(named), of=asked.of, least=asked.least, error=asked.error, is_secret=True), Path(named)
     if folder := os.environ.get(_CREDENTIALS):
         path = Path(folder, asked.credential)

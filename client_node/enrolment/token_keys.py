@@ -252,7 +252,10 @@ def _opened(uri: TokenUri, *, may_write: bool) -> "pkcs11.Session":
             f"the token of {uri.text()} needs its PIN: set {passphrase.PIN.variable} to a file that holds it, or give "
             f"the service the systemd credential {passphrase.PIN.credential} (docs/keys.md)"
         )
-    return token.open(rw=may_write, user_pin=given[0].decode("utf-8", "replace"))
+    try:
+        return token.open(rw=may_write, user_pin=given[0].decode("utf-8", "replace"))
+    except pkcs11.UserAlreadyLoggedIn:  # by a session under another URI of this token; a login is the process's
+        return token.open(rw=may_write)
 
 
 def _plain(value: Any) -> str:

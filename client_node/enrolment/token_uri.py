@@ -2,8 +2,9 @@
 
     pkcs11:token=hospital;object=confide-identity;id=%01?module-path=/usr/lib/softhsm/libsofthsm2.so
 
-The module is code that this process loads. So its path is absolute, and the file is root's, whom others cannot change:
-a backup from elsewhere, or a file in a home, cannot bring code of its own. A PIN never stands in a URI.
+The module is code that this process loads. So its path is absolute, and the file is root's, as installed libraries are:
+others can read it and not change it. All that confide writes is closed to others, so no backup and no file of a home
+brings code of its own, even where confide runs as root. A PIN never stands in a URI.
 """
 
 import os
@@ -67,7 +68,7 @@ class TokenUri:
         return f"{SCHEME}{';'.join(named)}?module-path={_quoted(str(self.module).encode())}"
 
     def trusted_module(self) -> str:
-        """Returns the module's path, without links in it, if its file is root's and nobody else can change it.
+        """Returns the module's path, without links in it, if its file is root's, and others read and do not change it.
 
         Raises:
             TokenUnusable: it is not.
@@ -79,10 +80,11 @@ class TokenUri:
             found = real.stat()
         except OSError as err:
             raise TokenUnusable(f"the module {self.module} of a token cannot be read: {err.strerror}") from err
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        is_open = bool(found.st_mode & 0o044)  # to be read
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022 or not is_open:
             raise TokenUnusable(
-                f"the module {self.module} of a token is code that would run here, so it must be a file that belongs "
-                "to root and that nobody else can change; nothing was loaded"
+                f"the module {self.module} of a token is code that would run here, so it must be a file of root that "
+                "others can read and nobody else can change; nothing was loaded"
             )
         return str(real)
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ...client_node import secret_files
 from ...client_node.errors import BackupInvalid, ClientNodeError, KeysSealed
+from ...client_node.files import locked
 from ...client_node.home_archive import (
     Contents,
     files_of,
@@ -79,7 +80,10 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> Federati
                 store.log_action(session, "federation.backup", file=plain(file))
         with staging(home) as folder:
             rows, missing = _consistent(store, home, folder)
-            taken = [*files_of(home, _FILES), (_DATABASE, folder / _DATABASE), *files_of(folder, _OF_RUNS)]
+            with locked(home / "pki" / "server.crt"):  # nobody renews, seals or unseals meanwhile: all fit each other
+                for name, path in files_of(home, _FILES):
+                    hold(path, folder / name)
+            taken = [*files_of(folder, _FILES), (_DATABASE, folder / _DATABASE), *files_of(folder, _OF_RUNS)]
             contents = write_archive(file, "coordinator", taken, passphrase)
     finally:
         store.close()

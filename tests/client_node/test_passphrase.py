@@ -84,6 +84,14 @@ def test_a_file_that_is_named_and_is_not_there_is_said(tmp_path, monkeypatch):
         passphrases.given()
 
 
+def test_a_path_that_means_another_file_elsewhere_is_refused(tmp_path, monkeypatch):
+    written(tmp_path / "named")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONFIDE_PASSPHRASE_FILE", "named")
+    with pytest.raises(KeysSealed, match="needs an absolute path"):
+        passphrases.given()
+
+
 def test_a_passphrase_file_is_read_as_its_user_says(tmp_path):
     with pytest.raises(BackupInvalid, match="passphrase of a backup"):
         passphrases.read(tmp_path / "gone", of="a backup", error=BackupInvalid)

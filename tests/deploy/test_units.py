@@ -40,6 +40,20 @@ def test_systemd_finds_nothing_wrong(unit, tmp_path):
 
 
 @each_unit
+def test_systemd_takes_the_drop_in_for_a_passphrase(unit, tmp_path):
+    here, folder = tmp_path / unit.name, tmp_path / f"{unit.name}.d"
+    here.write_text(unit.read_text().replace(BIN, f"{Path(sys.executable).parent}/"))
+    folder.mkdir()
+    text = (ROOT / "deploy" / "systemd" / "confide-passphrase.conf").read_text()
+    (folder / "passphrase.conf").write_text(text)
+    verify = ["systemd-analyze", "verify", here]
+    found = subprocess.run(verify, capture_output=True, text=True)
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")
+    (folder / "passphrase.conf").write_text(text.replace("LoadCredentialEncrypted=", "LoadCredentialEncrypted=/"))
+    assert subprocess.run(verify, capture_output=True, text=True).stderr  # so the drop-in is read
+
+
+@each_unit
 def test_the_sandbox_is_as_tight_as_the_page_says(unit):
     command = ["systemd-analyze", "security", "--offline=true", f"--threshold={WORST * 10:.0f}", unit]
     found = subprocess.run(command, capture_output=True, text=True)

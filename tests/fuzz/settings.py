@@ -3,19 +3,22 @@
 import json
 from pathlib import Path
 
-from confide.client_node import witness
+from confide.client_node import secret_files, witness
 from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.enrolment.protocol import Enrolment
+from confide.client_node.enrolment.token_uri import TokenUri
 from confide.client_node.errors import (
     BackupInvalid,
     FileDamaged,
     IdentityMissing,
+    KeysSealed,
     NotEnrolled,
     PolicyInvalid,
     ProxyInvalid,
     SettingsInvalid,
     StudyInvalid,
     StudyOutdated,
+    TokenUnusable,
 )
 from confide.client_node.home_archive import read_archive, write_archive
 from confide.client_node.ledger_head import kept_head
@@ -45,7 +48,7 @@ from ..client_node.conftest import (
     identity_of,
     key_of,
 )
-from .inputs import as_json, from_file, in_folder, scratch
+from .inputs import as_json, from_file, from_text, in_folder, scratch
 from .target import Target
 
 
@@ -114,6 +117,25 @@ def _witnessed() -> list[bytes]:
         each.model_dump_json().encode()
         for each in (witness.Witnessed(last=last), witness.Witnessed(last=last, refused=older))
     ]
+
+
+_SALT, _KEY, _SECRET = bytes(16), bytes(32), "keys/identity.key"
+
+
+def _mark() -> secret_files._Mark:
+    return secret_files._marked("node", "sealed", _SALT, _KEY)
+
+
+def _sealed() -> list[bytes]:
+    home = Path("home")
+    return [secret_files._sealed(data, home / _SECRET, home, _mark(), _KEY) for data in (b"a key", bytes(500))]
+
+
+def _read_sealed(home: Path) -> object:
+    secret_files._keys[_SALT] = _KEY  # as if a passphrase had opened it
+    if not (home / secret_files.FILE).exists():
+        secret_files._write_mark(home, _mark())
+    return secret_files.read_secret(home / _SECRET, remedy="Mend it")
 
 
 def _read_served(home: Path) -> object:
@@ -198,6 +220,27 @@ TARGETS = (
         made=_witnessed,
         read=in_folder(witness.FILE, witness.load),
         refusals=(FileDamaged,),
+    ),
+    Target(
+        name="sealed key",
+        sender="the disk",
+        made=_sealed,
+        read=in_folder(_SECRET, _read_sealed),
+        refusals=(FileDamaged,),
+    ),
+    Target(
+        name="mark of sealed keys",
+        sender="the disk",
+        made=lambda: [secret_files._MARK_FORM.dump_json(_mark())],
+        read=in_folder(secret_files.FILE, secret_files.standing),
+        refusals=(FileDamaged, KeysSealed),
+    ),
+    Target(
+        name="URI of a key in a token",
+        sender="people",
+        made=lambda: [b"pkcs11:token=My%20token;object=a;id=%01%ff;type=private?module-path=/usr/lib/module.so"],
+        read=from_text(lambda text: TokenUri.parse(TokenUri.parse(text).text())),
+        refusals=(TokenUnusable,),
     ),
     Target(
         name="enrolment",

@@ -299,7 +299,7 @@ def test_a_first_use_that_was_cut_off_is_completed_by_the_next(site, monkeypatch
         return step
 
     with monkeypatch.context() as patch:
-        for name in ("write_private", "_engine", "move_durably"):
+        for name in ("write_private", "write_secret", "_engine", "move_durably"):
             patch.setattr(known_units_module, name, cut(getattr(known_units_module, name)))
         with pytest.raises(PowerCut):
             KnownUnits(site.home).cover(policy)
@@ -309,7 +309,7 @@ def test_a_first_use_that_was_cut_off_is_completed_by_the_next(site, monkeypatch
     assert KnownUnits(site.home).accounts() == [policy.account]
 
 
-@pytest.mark.parametrize("name", ["write_private", "move_durably"])
+@pytest.mark.parametrize("name", ["write_private", "write_secret", "move_durably"])
 def test_a_disk_that_is_full_at_the_first_use_stops_nothing_for_good(site, monkeypatch, name):
     site.write()
     policy = load_policy(site.home)

@@ -139,6 +139,13 @@ def test_a_key_is_found_again_when_its_session_has_ended(home):
     keys.signer.public_key().verify(keys.signer.sign(b"said"), b"said")
 
 
+def test_two_uris_of_one_token_are_used_side_by_side(token, home):
+    keys = NodeIdentity.load(home)
+    uri = TokenUri.parse((home / "keys/identity.key").read_text())
+    other = token_keys.TokenEd25519Key(replace(uri, token=(*uri.token, ("manufacturer", "SoftHSM project"))))
+    assert other.sign(b"said") == keys.signer.sign(b"said")
+
+
 def refused(token, pin: str | None, home: Path) -> str:
     """What a process says that starts with another PIN, or without one."""
     script = "import sys; from confide.client_node.cli.main import app; app()"

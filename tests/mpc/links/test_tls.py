@@ -129,6 +129,26 @@ def test_party_that_sends_too_much_is_lost(configs, connect, kit):
     assert [type(result) for result in results[:2]] == [PartyLost] * 2
 
 
+def test_a_key_may_come_as_bytes_which_are_on_no_disk_and_in_no_text(configs, connect, kit):
+    given = [dataclasses.replace(one, key=one.key.read_bytes()) for one in configs]
+    for one in configs:
+        one.key.unlink()
+    assert together(kit, connect(given), data=[b"a", b"b", b"c"], limit=1) == [[b"a", b"b", b"c"]] * 3
+    assert b"PRIVATE" in given[0].key
+    assert "PRIVATE" not in repr(given[0])
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 20_000, "key.pem"], ids=["empty", "too long", "text"])
+def test_a_key_that_is_neither_a_path_nor_a_short_pem_is_refused(configs, key):
+    with pytest.raises(InvalidField, match="key must be a path, or PEM"):
+        dataclasses.replace(configs[0], key=key)
+
+
+def test_bytes_that_are_no_key_are_refused_before_anybody_is_dialled(configs):
+    with pytest.raises(InvalidField, match="cannot be used"):
+        TlsCommunicator.connect(dataclasses.replace(configs[0], key=b"no key"))
+
+
 @pytest.mark.slow
 def test_party_that_never_comes_is_named(hasty, connect):
     results = connect(hasty[:2])
