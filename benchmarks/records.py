@@ -4,12 +4,13 @@
     python benchmarks/records.py DIRECTORY --rows 10000000 --url postgresql://node@/records?host=/run/postgresql
 
 DIRECTORY gets the sources: a CSV file, a folder of Parquet parts and a SQLite file, all of the same made-up rows of
-eight columns, 2.5 rows a person. `--url` names a PostgreSQL server to which the same rows are written, as a table
-`visits` that is dropped first. Each figure is of a process of its own: wall time, and the most memory that it ever had.
-`read` returns what a study trains on, `check` is that of `client-node data check`, `cover` notes whose records they
-are, `pandas` is `pandas.read_sql` of the same query: all at once, and in parts of 10,000 rows that are dropped. Rows a
-second are of the reading process's own processor time, so that other work on the machine counts little; a server's own
-work is not in it.
+eight columns, 2.5 rows a person; and a FHIR export of the first million of them, each three observations and perhaps a
+diagnosis and a medicine, of which lines are counted. `--url` names a PostgreSQL server to which the same rows are
+written, as a table `visits` that is dropped first. Each figure is of a process of its own: wall time, and the most
+memory that it ever had. `read` returns what a study trains on, `check` is that of `client-node data check`, `cover`
+notes whose records they are, `pandas` is `pandas.read_sql` of the same query: all at once, and in parts of 10,000 rows
+that are dropped. Rows a second are of the reading process's own processor time, so that other work on the machine
+counts little; a server's own work is not in it.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,10 @@ aggregators = ["x", "y", "z"]
 """
 BATCH = 500_000
 WAYS = {"csv": ("check", "read"), "parts": ("check", "read", "cover"), "sqlite": ("read", "pandas", "pandas parts"),
-        "postgresql": ("read", "pandas", "pandas parts")}  # fmt: skip
+        "postgresql": ("read", "pandas", "pandas parts"), "fhir": ("check", "read")}  # fmt: skip
+MOST_EXPORTED = 1_000_000  # rows
+CODES = {"tsh": "3016-3", "t3": "3053-6", "t4": "3026-2"}  # LOINC's
+LOINC, SNOMED, RXNORM = "http://loinc.org", "http://snomed.info/sct", "http://www.nlm.nih.gov/research/umls/rxnorm"
 
 
 def batches(rows: int) -> Iterator[pd.DataFrame]:
@@ -124,6 +128,8 @@ def make(folder: Path, rows: int, url: str | None) -> None:
                 values = zip(*(frame[name].tolist() for name in COLUMNS), strict=True)
                 connection.executemany("INSERT INTO visits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
             connection.commit()
+    if not (folder / "export").exists():
+        export(folder / "export", rows)
     if url is not None:
         engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
         with engine.begin() as connection:
@@ -139,6 +145,39 @@ def make(folder: Path, rows: int, url: str | None) -> None:
         engine.dispose()
 
 
+def export(folder: Path, rows: int) -> None:
+    """Writes the first rows as a FHIR export; a person's age and sex are those of the first visit."""
+    folder.mkdir()
+    known: set[str] = set()
+    kinds = ("Patient", "Observation", "Condition", "MedicationRequest")
+    with ExitStack() as stack:
+        files = {kind: stack.enter_context((folder / f"{kind}.ndjson").open("w")) for kind in kinds}
+
+        def write(kind: str, **resource: object) -> None:
+            files[kind].write(json.dumps({"resourceType": kind, **resource}) + "\n")
+
+        for frame in batches(min(rows, MOST_EXPORTED)):
+            for number, row in enumerate(frame.itertuples()):
+                subject = {"reference": f"Patient/{row.patient_id}"}
+                if row.patient_id not in known:
+                    known.add(row.patient_id)
+                    gender = {"F": "female", "M": "male"}[row.sex]
+                    write("Patient", id=row.patient_id, gender=gender, birthDate=str(2026 - row.age))
+                for name, code in CODES.items():
+                    write("Observation", id=f"{number}-{name}", status="final", code=_coded(LOINC, code),
+                          subject=subject, effectiveDateTime=f"2025-01-{1 + number % 28:02}T08:00:00Z",
+                          valueQuantity={"value": getattr(row, name), "code": "[arb'U]"})  # fmt: skip
+                if row.diagnosis:
+                    write("Condition", code=_coded(SNOMED, "40930008"), subject=subject)
+                if row.sick:
+                    write("MedicationRequest", status="active", intent="order", subject=subject,
+                          medicationCodeableConcept=_coded(RXNORM, "10582"))  # fmt: skip
+
+
+def _coded(system: str, code: str) -> dict[str, list[dict[str, str]]]:
+    return {"coding": [{"system": system, "code": code}]}
+
+
 def _fields() -> list[tuple[str, pa.DataType]]:
     kinds = (pa.string(), pa.int64(), *[pa.float64()] * 3, pa.string(), pa.bool_(), pa.int64())
     return list(zip(COLUMNS, kinds, strict=True))
@@ -151,10 +190,28 @@ def policy_of(folder: Path, source: str, url: str | None) -> SitePolicy:
         "parts": {"path": folder / "parts"},
         "sqlite": {"sql": {"url": f"sqlite:///{folder / 'visits.db'}", "query": "SELECT * FROM visits"}},
         "postgresql": {"sql": {"url": url, "query": "SELECT * FROM visits"}},
+        "fhir": {
+            "values": {"sex": {"female": "F", "male": "M"}},
+            "fhir": {
+                "folder": folder / "export",
+                "columns": {
+                    "age": {"patient": "age", "at": "2026-01-01"},
+                    "sex": {"patient": "gender"},
+                    **{name: {"observation": f"{LOINC}|{code}"} for name, code in CODES.items()},
+                    "sick": {"medication": f"{RXNORM}|10582"},
+                    "diagnosis": {"condition": f"{SNOMED}|40930008"},
+                },
+            },
+        },
     }
     return SitePolicy.model_validate(
         {
-            "data": {**where[source], "name": "visits", "unit": "patient", "unit_column": "patient_id"},
+            "data": {
+                **where[source],
+                "name": "visits",
+                "unit": "patient",
+                "unit_column": "patient" if source == "fhir" else "patient_id",
+            },
             "budget": {"epsilon": 3.0, "delta": 1e-8},
             "backbone": {"directory": folder},
         }
@@ -183,6 +240,8 @@ def measure(folder: Path, source: str, way: str, url: str | None) -> dict[str, f
             rows = with_pandas(policy, way)
         seconds, own = time.perf_counter() - began, time.process_time() - processor
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if policy.data.fhir is not None:
+        rows = sum(path.read_bytes().count(b"\n") for path in policy.data.fhir.folder.iterdir())
     return {"rows": rows, "seconds": seconds, "processor seconds": own, "gib": most}
 
 
@@ -221,7 +280,8 @@ def main() -> None:
             command += ["--url", given.url] if given.url else []
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             own, clock = found["processor seconds"], found["seconds"]
-            row = f"{given.rows / own:,.0f} | {own:.1f} | {clock:.1f} | {found['gib']:.2f} GiB"
+            rows = found["rows"] if source == "fhir" else given.rows
+            row = f"{rows / own:,.0f} | {own:.1f} | {clock:.1f} | {found['gib']:.2f} GiB"
             print(f"| {source} | {way} | {row} |", flush=True)
 
 
