@@ -125,7 +125,7 @@ def files_of(source: Source) -> list[Path]:
         return []
     if isinstance(source, FhirExport):
         return [path for paths in files_of_export(source.folder).values() for path in paths]
-    return parts_of(source) if source.is_dir() else [source]
+    return [*parts_of(source)] if source.is_dir() else [source]
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int]:
