@@ -125,7 +125,9 @@ def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool)
         check = command_at(home, DEFAULT_HOME, f"client-node data check{named} --study STUDY")
         for line in (f"Written: {written}. Look through it.", f"Next: {check}"):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
-    facts = {"file": str(written), "unit": wishes.unit, "unit_column": chosen, "columns": rows, "guessed": guesses}
+    facts: dict[str, object] = {
+        "file": str(written), "unit": wishes.unit, "unit_column": chosen, "columns": rows, "guessed": guesses,
+    }  # fmt: skip
     if found.export is not None:  # without counts of patients, which are for who sits here
         facts["codes"] = [
             {"kind": code.kind, "code": code.code, "name": code.name, "units": list(code.units)}

@@ -3,7 +3,7 @@
 Each kind of source is a file in `sources`. Messages name places, columns and kinds, and never a cell.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,7 +55,7 @@ class Table:
 
     def batches(
         self, names: Iterable[str], problems: Problems, digest: RowsDigest | None = None
-    ) -> Iterator[dict[str, pa.Array]]:
+    ) -> Generator[dict[str, pa.Array], None, None]:
         """Yields the columns `names` in batches of trimmed text; a null is "".
 
         Args:
