@@ -137,7 +137,7 @@ def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool)
 
 
 def _show(name: str, found: "TableSketch", columns: list[dict[str, str]]) -> None:
-    """Shows the columns; of an export, the codes and how many patients have them among the first lines."""
+    """Shows the columns; of an export, the codes and how many patients have them in the lines that were looked at."""
     if found.export is None:
         show(f"Columns of {name}", columns, as_json=False)
         return
@@ -145,7 +145,7 @@ def _show(name: str, found: "TableSketch", columns: list[dict[str, str]]) -> Non
         {"kind": code.kind, "code": code.code, "name": code.name, "patients": code.patients}
         for code in found.export.shown
     ]
-    show(f"Codes in the first lines of {name}", codes, as_json=False)
+    show(f"Codes in {name}, and patients in the lines that were looked at", codes, as_json=False)
     left_out = len(found.export.codes) - len(codes)
     tell(f"Not shown: {left_out} codes of fewer patients, and {found.export.few} that fewer than ten have")
 

@@ -1,7 +1,7 @@
 """Proposes the columns that a FHIR export could be made into: by its codes, for the columns of a study.
 
-Only the beginning of each kind of file is looked at. A code, its name or a unit is told, to the site's own people,
-if at least ten patients have it there; values of observations never are.
+Of a large export some lines are looked at, spread over its files. A code, its name or a unit is told, to the site's own
+people, if at least ten patients have it there; values of observations never are.
 """
 
 import datetime as dt
@@ -10,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,8 @@ from ..policy.sources import FhirExport
 from .sources.fhir import files_of, open_export, resources
 
 FEWEST = 10  # patients who must have a code
-_LINES = 50_000  # of each kind of resource
+_BYTES = 100 * 2**20  # of each kind of resource that are looked at, some
+_PACKED = 10  # times as large is what gzip made small
 _MOST_CODES = 20  # of a flag
 _MOST_SEEN, _MOST_NAMES = 100_000, 1000  # different codes that are followed, and names of one
 _MOST_SHOWN = 30  # of each kind
@@ -62,7 +62,7 @@ class Code:
     kind: Kind
     code: str  # SYSTEM|CODE
     name: str  # that the export gives it; "" if it gives none, or none that ten patients have
-    patients: int  # among those looked at; for the site's own people
+    patients: int  # in the lines looked at; for the site's own people
     units: tuple[str, ...] = ()  # of numbers
 
 
@@ -100,7 +100,7 @@ def is_export(path: Path) -> bool:
 
 
 def look(folder: Path) -> ExportSketch:
-    """Looks at the codes in the first lines of an export's files.
+    """Looks at the codes in an export's files: in all lines, or in one of n, since one code's may stand together.
 
     Raises:
         DataInvalid: the folder or a file cannot be read, there are no patients, or a line is too long.
@@ -108,8 +108,9 @@ def look(folder: Path) -> ExportSketch:
     open_export(FhirExport(folder, {}))
     seen: dict[tuple[Kind, str], _Seen] = defaultdict(_Seen)
     for resource_type, (kind, place) in _KINDS.items():
-        lines = (each for path in files_of(folder)[resource_type] for each in resources(path, resource_type))
-        for resource in islice(lines, _LINES):
+        files = files_of(folder)[resource_type]
+        every = 1 + sum(path.stat().st_size * (_PACKED if path.suffix == ".gz" else 1) for path in files) // _BYTES
+        for resource in (each for path in files for each in resources(path, resource_type, every=every)):
             patient = _dict((resource or {}).get("subject")).get("reference")
             if resource is None or not isinstance(patient, str):
                 continue

@@ -11,7 +11,7 @@ from .conftest import EXAMPLES
 DIM = 4_737
 
 
-@pytest.mark.parametrize(("example", "head_lr"), [("loans", 10.0), ("rand", 2.5)])
+@pytest.mark.parametrize(("example", "head_lr"), [("loans", 10.0), ("rand", 2.5), ("fhir", 10.0)])
 def test_the_recipe_is_that_of_thyroid_but_for_rand_s_rate(example, head_lr):
     own, thyroid = (load_draft(EXAMPLES / name / "study.toml") for name in (example, "thyroid"))
     assert own.privacy == thyroid.privacy

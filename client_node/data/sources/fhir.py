@@ -126,22 +126,25 @@ def files_of(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def resources(path: Path, kind: str) -> Iterator[dict[str, Any] | None]:
+def resources(path: Path, kind: str, *, every: int = 1) -> Iterator[dict[str, Any] | None]:
     """Yields the resources of one file, and None for a line that is no resource of that kind.
+
+    Args:
+        every: 1 for all lines, n for one of n.
 
     Raises:
         DataInvalid: a line or the file is too long, or the file is damaged.
     """
-    size = 0
+    size = lines = 0
     try:
         with _opened(path) as file:
             while line := file.readline(MOST_LINE + 1):
-                size += len(line)
+                size, lines = size + len(line), lines + 1
                 if len(line) > MOST_LINE or size > MOST_FILE:
                     raise unreadable(
                         path, f"lines of at most {MOST_LINE >> 20} MiB, {MOST_FILE >> 30} GiB in all", "more"
                     )
-                if not line.isspace():
+                if (lines - 1) % every == 0 and not line.isspace():
                     yield _resource(line, kind)
     except (OSError, EOFError, zlib.error):
         raise unreadable(path, "a whole file", "damage, or none that can be read") from None

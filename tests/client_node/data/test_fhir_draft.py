@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confide.client_node.data import check
+from confide.client_node.data import check, fhir_draft
 from confide.client_node.data.fhir_draft import FEWEST, look, propose, toml_lines
 from confide.client_node.data.site_draft import PolicyWishes, own_names, site_toml, sketch
 from confide.client_node.errors import DataInvalid
@@ -126,6 +126,16 @@ def test_without_a_study_what_every_export_has_is_read_and_the_codes_are_there_t
         "age", "sex", "thyrotropin_units_volume_in", "type_2_diabetes_no", "sick_pills",
     }  # fmt: skip
     assert check(policy.data.source, policy).is_fit
+
+
+@pytest.mark.parametrize("most", [2**30, 1000])
+def test_of_a_large_export_lines_are_looked_at_from_its_beginning_to_its_end(tmp_path, monkeypatch, most):
+    people = [f"q{number}" for number in range(40 * FEWEST)]
+    first, last = ([condition(own) | {"code": named(ICD, code, code)} for own in people] for code in ("A1", "Z9"))
+    monkeypatch.setattr(fhir_draft, "_BYTES", most * 10)
+    found = look(export(tmp_path / "export", *map(patient, people), *first, *last))
+    assert [code.code for code in found.codes] == [f"{ICD}|A1", f"{ICD}|Z9"]
+    assert (found.codes[0].patients == len(people)) == (most == 2**30)
 
 
 def test_broken_lines_are_passed_over(tmp_path):
