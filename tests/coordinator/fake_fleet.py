@@ -13,6 +13,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.client_node import witness
+from confide.client_node.enrolment import NodeIdentity
+from confide.client_node.enrolment.identity import write_signer
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.following import beginning, follow, round_start, total_bytes
 from confide.client_node.study.study import PlannedRound, Study
@@ -153,6 +155,9 @@ class FakeFleet:
     def witness(self, name: str, message: Prepare | Settle) -> AuditAnswer | None:
         if self.homes is None or message.audit is None:
             return None
+        if not (key := self.homes / name / "keys" / "identity.key").exists():
+            NodeIdentity.create(self.homes / name)
+            write_signer(key, key_of(name))
         return witness.answer(self.homes / name, name, self.study.coordinator, key_of(name), message.audit)
 
     def _prepare(self, name: str, packet: Packet) -> Packet:

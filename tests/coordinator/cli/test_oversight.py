@@ -15,6 +15,8 @@ from confide.client_node.cli.application import application, group
 from confide.coordinator.cli.guard import TOKEN_VARIABLE, commands, guard
 from confide.coordinator.cli.main import app
 from confide.coordinator.errors import CoordinatorError
+from confide.coordinator.federation import load_settings
+from confide.coordinator.federation.members import members
 from confide.coordinator.oversight.roles import ANYONE, COMMANDS
 from confide.coordinator.store import audit_log
 from confide.coordinator.store.store import Store
@@ -22,6 +24,7 @@ from confide.privacy.audit.canaries import AuditDesign
 
 from ...privacy.ledgers import ledger_with
 from ..conftest import logged
+from ..hospital_ca import HospitalCa
 from .test_main import (
     FAILED,
     UNVERIFIED,
@@ -82,7 +85,8 @@ def test_without_a_token_no_command_of_the_table_does_anything(call, store, comm
     before = actions(store)
     words = {
         "site invite": ["north"], "site revoke": ["svi", "--yes"], "study check": [tmp_path / "s"],
-        "site leave": ["svi", "--yes"],
+        "site leave": ["svi", "--yes"], "ca statement": [tmp_path / "f"],
+        "certificate use": [tmp_path / "c", tmp_path / "k"],
         "study create": [tmp_path / "s"], "study show": ["s"], "run start": ["s"], "run rounds": ["r"],
         "run watch": ["r"], "run stop": ["r"], "run abandon": ["r", "--yes"], "run resume": ["r"],
         "run metrics": ["r"], "budget export": ["svi", tmp_path / "f"], "adapter export": ["r", tmp_path / "f"],
@@ -260,6 +264,40 @@ def _resume(made):
 @change("budget export")
 def _export(made):
     made.call("budget", "export", "svi", made.tmp / "svi.jsonl")
+
+
+@change("ca rotate")
+def _rotate(made):
+    made.call("ca", "rotate")
+
+
+@change("ca cancel")
+def _cancel(made):
+    _rotate(made)
+    made.call("ca", "cancel")
+
+
+@change("ca finish")
+def _finish(made):
+    _rotate(made)
+    _finish_without_nodes(made)
+
+
+def _finish_without_nodes(made):
+    names = [each.name for each in members(made.store) if each.state == "enrolled"]
+    made.call("ca", "finish", *(word for name in names for word in ("--without", name)), "--yes")
+
+
+@change("certificate use")
+def _use(made):
+    hospital = HospitalCa(made.tmp / "hospital")
+    host = load_settings(made.home).address.rpartition(":")[0]
+    ca = hospital.authority("root")
+    for name in ("first", "renewed"):
+        hospital.server(name, by="root", host=f"IP:{host}" if host[0].isdigit() else f"DNS:{host}")
+    made.call("certificate", "use", hospital.folder / "first.pem", hospital.key("first"), "--ca", ca)
+    _finish_without_nodes(made)
+    made.call("certificate", "use", hospital.folder / "renewed.pem", hospital.key("renewed"))
 
 
 @change("keys seal")
