@@ -100,7 +100,7 @@ def keys_unseal(
 
 @app.command(
     "token",
-    epilog=epilog("client-node keys token 'pkcs11:token=confide?module-path=/usr/lib/PATH.so'"),
+    epilog=epilog("client-node keys token 'pkcs11:token=site?module-path=/usr/lib/hsm.so'"),
 )
 def keys_token(
     uri: Annotated[str, typer.Argument(help="The token: pkcs11:token=LABEL?module-path=/PATH (RFC 7512), no PIN.")],

@@ -121,7 +121,7 @@ def test_a_command_without_the_passphrase_says_what_to_give_it(
     assert "are sealed: set CONFIDE_PASSPHRASE_FILE" in result.output
     assert "sealed" in call(home, "status").output
     checked = call(home, "doctor")
-    assert checked.exit_code == 3
+    assert checked.exit_code == 1
     assert "set CONFIDE_PASSPHRASE_FILE" in checked.output
 
 
