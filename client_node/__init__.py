@@ -1,9 +1,9 @@
 """A site's side of a federation: what it approves, trains, charges and sends.
 
 `cli` is the command `client-node`; `daemon` polls the coordinator and `node` answers it. Before a round stand
-`enrolment`, `succession`, `policy`, `data` and `approval`; in a round, `replay` computes the state, `training` an update, and
-`shares` seals it. `study`, `wire` and `replay` are what coordinator and nodes have in common, and `supervision`
-shows that either lives. docs/site.md is the page for people at a site.
+`enrolment`, `succession`, `policy`, `data` and `approval`; in a round, `replay` computes the state, `training` an
+update, and `shares` seals it. `study`, `wire` and `replay` are what coordinator and nodes have in common, and
+`supervision` shows that either lives. docs/site.md is the page for people at a site.
 
 A node makes its own keys. Sites read their fingerprints to each other before they train together:
 
