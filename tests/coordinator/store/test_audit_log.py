@@ -132,8 +132,9 @@ def test_no_action_has_a_field_for_what_a_record_could_tell():
     # Names, hashes, roles, states, numbers of rounds and entries, times; words that people typed or a run failed of.
     assert sorted({field for fields in ACTIONS.values() for field in fields}) == [
         "at", "before", "ca", "cas", "command", "coordinator", "error", "expires", "federation", "file", "folder",
-        "hash", "held", "identity", "key", "new", "next", "old", "operator", "override", "reason", "result", "role", "roles",
-        "round", "run", "site", "sites", "state", "study", "until", "version", "void", "what", "without",
+        "hash", "held", "identity", "key", "new", "next", "old", "operator", "override", "reason", "result",
+        "role", "roles", "round", "run", "site", "sites", "state", "study", "until", "version", "void",
+        "what", "without",
     ]  # fmt: skip
 
 
