@@ -295,7 +295,17 @@ def _without_outdated(
         AggregationFailed: too few are left.
     """
     run = round_.run
-    outdated = [site for site in summed if site in seen and not told[site].end < seen[site] <= run.replica.length(site)]
+    forgotten = [site for site in summed if site in seen and seen[site] < told[site].start]
+    for site in forgotten:  # by an aggregator whose positions were put back or cut: it is told the whole ledger again
+        logger.warning(
+            "run %s: %s: an aggregator has forgotten how far it saw the ledger of %s", run.id, round_.title, site
+        )
+        del run.seen[site]
+    outdated = [
+        site
+        for site in summed
+        if site in seen and site not in forgotten and not told[site].end < seen[site] <= run.replica.length(site)
+    ]
     if not outdated:
         return summed
     names = ", ".join(outdated)

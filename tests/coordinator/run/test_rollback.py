@@ -232,3 +232,22 @@ def test_an_aggregator_whose_disk_was_full_goes_on_once_there_is_room(make, monk
     assert [row.summed for row in federation.store.rounds(RUN)] == [SITES] * 2
     lines = path.read_bytes().splitlines()
     assert len([json.loads(line) for line in lines]) == len(lines) == 2  # the torn one is gone, and was written anew
+
+
+def test_an_aggregator_whose_positions_were_cut_is_told_them_anew_and_accuses_nobody(make, monkeypatch, caplog):
+    federation = make(max_dropouts=0, rounds=4)
+    path, real, orders = federation.home / "agg-b" / "aggregator" / "positions", federation.fleet._answer, []
+
+    def answer(kind: str, name: str, packet: Packet):
+        if (kind, name) == ("aggregate", "agg-b"):
+            orders.append(name)
+            if len(orders) == 4:
+                federation.fleet.nodes["agg-b"]._aggregator.stop()  # as when its process ends
+                path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+        return real(kind, name, packet)
+
+    monkeypatch.setattr(federation.fleet, "_answer", answer)
+    federation.drive()
+    assert len(orders) > 4
+    assert summed(federation, RUN) == [SITES] * 4
+    assert "has forgotten how far it saw the ledger of west" in caplog.text

@@ -190,7 +190,8 @@ def _told(bench: Bench, owner: str, logs: dict[Path, int], path: Path) -> str:
         _, step, error = bench.row()
     except sqlite3.Error as err:  # the database is what was damaged
         step, error = "", f"({type(err).__name__})"
-    lines = [line for text in _new_text(logs) for line in text.splitlines() if re.search(r"ERROR|WARNING|rror:", line)]
-    naming = [line for line in lines if path.name in line]
+    written = [line for text in _new_text(logs) for line in text.splitlines()]
+    lines = [line for line in written if re.search(r"ERROR|WARNING|rror:", line)]
+    naming = [line for line in written if path.name in line]  # a program that does not start says why without a level
     words = naming[0] if naming else error or (lines[-1] if lines else step)
     return words_of(words).replace(str(bench.folder), "").strip()
