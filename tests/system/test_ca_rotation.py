@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 def test_a_run_under_way_goes_on_over_both_steps(federation: DemoFederation) -> None:
     undisturbed = start_run(federation)
     finish(federation, undisturbed)
-    nodes = federation.nodes()
+    nodes = federation.nodes
     before = {node: (federation.pid(node), connections(federation, node)) for node in nodes}
     run = start_run(federation)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -25,6 +26,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
 from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wire_form
 from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, change_proxy, enrol
+from confide.client_node.enrolment.sessions import HELLO_HEADER, Hello
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.errors import InviteUsed
 from confide.coordinator.federation.invites import code_text
@@ -250,7 +252,16 @@ def test_a_node_that_answers_for_another_is_refused_and_named(
     signing = NodeAuthHttpInterceptor(forger.transport_key, forger.transport_key.public_key())
     trusting = ssl.create_default_context(cafile=str(federation.pki.ca_path))
     address = f"https://127.0.0.1:{federation.gate.port}"
-    with FleetHttpClient(address, interceptors=[signing], verify=trusting) as client:
+    hello = Hello.of(forger.home).model_dump_json()
+
+    class Introducing:
+        """Adds what Flower's client does not know: who connects, and by which protocol."""
+
+        def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
+            context.request.headers[HELLO_HEADER] = hello
+            return call_next(context)
+
+    with FleetHttpClient(address, interceptors=[signing, Introducing()], verify=trusting) as client:
         activation = ActivateNodeRequest(public_key=wire_form(forger.transport_public), heartbeat_interval=30)
         own = client.ActivateNode(activation).node_id
         for caller, sender in ((own, victim), (victim, victim)):
