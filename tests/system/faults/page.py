@@ -18,6 +18,7 @@ _GROUPS = {
     "kill, with noise": "kills with noise and charges",
     "flood": "floods", "flatness": "flatness",
 }  # fmt: skip
+_TARGETS = {"damage": "coordinator, site, aggregator", "kill, two": "each pair of the kinds above"}  # in one line
 _MOST = 260  # characters of a sentence in a table
 
 
@@ -74,7 +75,7 @@ def _summary(outcomes: Iterable[Outcome]) -> str:
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for each in outcomes:
         fault = "damaged file" if each.group == "damage" else each.fault
-        target = "coordinator, site, aggregator" if each.group == "damage" else each.target
+        target = _TARGETS.get(each.group, each.target)
         groups.setdefault((each.group, fault, target), []).append(each)
     heads = (
         "fault", "of", "points", "s to the next commit: least, median, most", "within 30 s", "stopped with a sentence",
