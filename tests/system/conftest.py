@@ -85,7 +85,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoFederat
 def up(made: DemoFederation, folder: Path, study_toml: Path) -> Iterator[DemoFederation]:
     """A founded federation with all its processes, as long as somebody uses it."""
     try:
-        made.found("tiny", {site: site_toml(folder, site) for site in SITES}, study_toml, unprotected=True, runs=12)
+        made.found("tiny", {site: site_toml(folder, site) for site in SITES}, study_toml, unprotected=True, runs=15)
         made.bring_up()
         yield made
     finally:
