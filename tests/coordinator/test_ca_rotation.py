@@ -195,7 +195,7 @@ def test_a_finish_that_is_cut_off_anywhere_is_completed_by_whoever_loads_the_fil
 
         return run
 
-    for name in ("write_private", "move_durably"):
+    for name in ("write_private", "write_secret", "move_durably"):
         monkeypatch.setattr(pki_module, name, counted(getattr(pki_module, name)))
     if step < 6:  # marker, key and certificate of the CA, key and certificate of the gate
         with pytest.raises(Cut):
@@ -219,13 +219,17 @@ def test_a_finish_that_is_cut_off_anywhere_is_completed_by_whoever_loads_the_fil
 def test_a_beginning_that_is_cut_off_has_not_begun(gate, monkeypatch, step):
     done: list[object] = []
 
-    def cut(path, data, real=pki_module.write_private):
-        done.append(path)
-        if len(done) == step:
-            raise Cut
-        real(path, data)
+    def counted(real):
+        def run(path, data):
+            done.append(path)
+            if len(done) == step:
+                raise Cut
+            real(path, data)
 
-    monkeypatch.setattr(pki_module, "write_private", cut)
+        return run
+
+    for name in ("write_private", "write_secret"):
+        monkeypatch.setattr(pki_module, name, counted(getattr(pki_module, name)))
     with pytest.raises(Cut):
         ca_rotation.begin(gate.store, gate.home)
     monkeypatch.undo()

@@ -225,7 +225,7 @@ def test_a_change_that_is_cut_off_anywhere_leaves_a_gate_that_can_be_opened(
 
             return run
 
-        for name in ("write_private", "move_durably"):
+        for name in ("write_private", "write_secret", "move_durably"):
             monkeypatch.setattr(pki_module, name, counted(getattr(pki_module, name)))
         try:
             if is_renewal:
