@@ -6,11 +6,10 @@ each node says that it trusts, so the operator sees who would be shut out. No st
 
 import datetime as dt
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography import x509
 
@@ -19,6 +18,8 @@ from ..client_node.files import write_private
 from ..privacy.ledger.chain import moment
 from .errors import Conflict
 from .federation import Pki, Register, load_settings
+from .federation.pki import moment_of
+from .federation.register import has_open_code
 from .given import Given, read_given
 from .store import Store
 from .store.tables import NodeRow
@@ -31,7 +32,7 @@ class Authority:
     """A CA that vouches for the gate, or will."""
 
     sha256: str  # of the certificate's DER form
-    begins: dt.datetime
+    begins: dt.datetime  # of it, and of the gate's certificate if that lies ready
     ends: dt.datetime
 
 
@@ -51,6 +52,11 @@ class Standing:
     next: Authority | None  # None while no rotation is under way
     nodes: tuple[NodeTrust, ...]
     invited: tuple[str, ...]  # names whose codes are open, and are void once the next CA has taken over
+
+    @property
+    def is_early(self) -> bool:
+        """True if the next CA is not valid yet, by this machine's clock."""
+        return self.next is not None and self.next.begins > dt.datetime.now(dt.UTC)
 
     @property
     def lacking(self) -> tuple[str, ...]:
@@ -88,10 +94,14 @@ def begin(store: Store, home: Path, given: Given | None = None) -> Standing:
                 "a rotation of the CA is under way already: `coordinator ca status` says who lacks the next one. "
                 "Finish or cancel it first; nothing was changed"
             )
-        pki.make_next(given)
-        try:
+
+        def note() -> None:
+            following = digest(pki.certificate_of(is_next=True))
             with store.session() as session:
-                store.log_action(session, "ca.rotate", ca=pki.ca_digest.hex(), next=_authority(pki.next_ca_path).sha256)
+                store.log_action(session, "ca.rotate", ca=pki.ca_digest.hex(), next=following)
+
+        try:
+            pki.make_next(given, before_it_counts=note)  # no node hears of a CA that the audit log does not have
         except BaseException:
             pki.drop_next()
             raise
@@ -140,34 +150,56 @@ def finish(store: Store, home: Path, *, without: Sequence[str] = ()) -> Standing
         without: names of nodes that are shut out by it until their people bring them the statement as a file.
 
     Raises:
-        Conflict: no rotation is under way, an enrolled node has not confirmed the next CA and is not in `without`, or a
-            name in it is no such node's; nothing was changed.
+        Conflict: no rotation is under way, an enrolled node has not confirmed the next CA and is not in `without`, a
+            name in it is no such node's, or the next CA does not hold now; nothing was changed.
         PkiMissing, StateDamaged: as `standing`.
     """
     pki = Pki.load(home)
     pki.authorities()  # damaged files are told before anything else
     with pki.changing():
-        found = _standing(store, pki)
-        if found.next is None:
+        if not pki.has_next:
             raise Conflict(
                 "no rotation of the CA is under way; `coordinator ca rotate` begins one. Nothing was changed"
             )
-        if left := [name for name in found.lacking if name not in without]:
+        now = dt.datetime.now(dt.UTC)
+        if (begins := pki.next_begins()) > now:
             raise Conflict(
-                f"{', '.join(left)} would be shut out: not known to trust the next CA yet. A node learns of it within "
-                "a minute while its daemon runs. To go on without, name each with --without; nothing was changed"
+                f"the next CA is not valid before {moment_of(begins)}, and nodes would be shut out until then: this "
+                "machine's clock was ahead when it was made, or is behind now. Set the clock if it is wrong; else "
+                "`coordinator ca cancel`, then begin anew. Nothing was changed"
             )
-        if wrong := sorted({*without} - {*found.lacking}):
-            raise Conflict(f"{', '.join(wrong)}: no enrolled node of that name lacks the next CA; nothing was changed")
-        if (ends := pki.next_ends()) <= dt.datetime.now(dt.UTC):
+        if (ends := pki.next_ends()) <= now:
             raise Conflict(
                 f"the gate's next certificate has ended on {ends:%Y-%m-%d}; `coordinator ca cancel`, then begin with "
                 "another one. Nothing was changed"
             )
-        said = {"ca": found.next.sha256, "before": found.present.sha256, "without": sorted(without)}
-        Register(store, pki).void_codes(found.invited, "ca.finish", **said)
+
+        def decide(rows: Sequence[NodeRow]) -> dict[str, Any]:
+            """Reads the nodes once no other can enrol or be invited; takes over last, as the log is about to say."""
+            found = _standing_of(rows, pki)
+            _require_all_meant(found, without)
+            pki.begin_taking()
+            assert found.next is not None
+            return {"ca": found.next.sha256, "before": found.present.sha256, "without": sorted(without)}
+
+        try:
+            Register(store, pki).void_codes("ca.finish", decide)
+        except BaseException:
+            pki.stop_taking()
+            raise
         pki.take_next()
     return _standing(store, pki)
+
+
+def _require_all_meant(found: Standing, without: Sequence[str]) -> None:
+    """Raises `Conflict` if a node that `finish` would shut out is not in `without`, or a name there is no such node."""
+    if left := [name for name in found.lacking if name not in without]:
+        raise Conflict(
+            f"{', '.join(left)} would be shut out: not known to trust the next CA yet. A node learns of it within "
+            "a minute while its daemon runs. To go on without, name each with --without; nothing was changed"
+        )
+    if wrong := sorted({*without} - {*found.lacking}):
+        raise Conflict(f"{', '.join(wrong)}: no enrolled node of that name lacks the next CA; nothing was changed")
 
 
 def cancel(store: Store, home: Path) -> Standing:
@@ -210,10 +242,15 @@ def write_statement(pki: Pki, file: Path) -> tuple[str, ...]:
 
 
 def _standing(store: Store, pki: Pki) -> Standing:
-    present = _authority(pki.ca_path)
-    following = _authority(pki.next_ca_path) if pki.has_next else None
+    return _standing_of(store.nodes(), pki)
+
+
+def _standing_of(rows: Sequence[NodeRow], pki: Pki) -> Standing:
+    present = _authority(pki.certificate_of(is_next=False))
+    following = None
+    if pki.has_next:
+        following = replace(_authority(pki.certificate_of(is_next=True)), begins=pki.next_begins())
     wanted = {present.sha256} | ({following.sha256} if following else set())
-    rows, now = store.nodes(), time.time()
     return Standing(
         present=present,
         next=following,
@@ -222,11 +259,7 @@ def _standing(store: Store, pki: Pki) -> Standing:
             for row in rows
             if row.enrolled_at is not None and not row.revoked_at
         ),
-        invited=tuple(
-            row.name
-            for row in rows
-            if row.enrolled_at is None and row.invite_digest is not None and (row.invite_expires or 0.0) > now
-        ),
+        invited=tuple(row.name for row in rows if has_open_code(row)),
     )
 
 
@@ -239,6 +272,5 @@ def _trusts(row: NodeRow, wanted: set[str]) -> Trusts:
     return "all" if wanted == known else "others too"
 
 
-def _authority(path: Path) -> Authority:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+def _authority(certificate: x509.Certificate) -> Authority:
     return Authority(digest(certificate), certificate.not_valid_before_utc, certificate.not_valid_after_utc)

@@ -100,6 +100,11 @@ def show_standing(found: "Standing", as_json: bool) -> None:
 def _next_step(found: "Standing") -> str:
     if found.next is None:
         return "No rotation is under way."
+    if found.is_early:
+        return (
+            f"The next CA is not valid before {found.next.begins:%Y-%m-%d %H:%M} UTC: the clock was ahead when it was "
+            "made, or is behind now. To make it anew: coordinator ca cancel, then coordinator ca rotate"
+        )
     if found.lacking:
         names = ", ".join(found.lacking)
         return f"Not known to trust the next CA yet: {names}. Their daemons learn of it within a minute."

@@ -12,7 +12,7 @@ The gate's certificate is renewed by `renew_if_due`. The CA has a successor when
 import datetime as dt
 import hashlib
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,10 +184,28 @@ class Pki:
         name = "server.next.crt" if self.is_next_given else "ca.next.crt"
         return _read_certificate(self.folder / name).not_valid_after_utc
 
-    def authorities(self) -> tuple[bytes, ...]:
+    def next_begins(self) -> dt.datetime:
+        """Reads the moment from which the next CA holds, and the certificate of it that lies ready, if one does.
+
+        Raises:
+            PkiMissing, StateDamaged: one of them is damaged.
+        """
+        begins = self.certificate_of(is_next=True).not_valid_before_utc
+        if not self.is_next_given:
+            return begins
+        return max(begins, _read_certificate(self.folder / "server.next.crt").not_valid_before_utc)
+
+    def certificate_of(self, *, is_next: bool) -> x509.Certificate:
+        """Reads the certificate of the present or of the next CA. Raises StateDamaged if it is none."""
+        return pki_files.authority_certificate(self.folder, ".next" if is_next else "")
+
+    def authorities(self, *, with_next: bool = True) -> tuple[bytes, ...]:
         """Reads the certificates that nodes are to trust, PEM: the present CA's, and its successor's if it has one.
 
         Never while one takes the place of the other: nodes would be told to trust the one that ends alone.
+
+        Args:
+            with_next: False for the present CA's alone, as where its successor's is damaged.
 
         Raises:
             PkiMissing, StateDamaged: a file is missing or damaged, or belongs to another one.
@@ -195,7 +213,7 @@ class Pki:
         with self.changing():
             _put_in_place(self.folder)
             found = [self._authority("", is_given=self.is_given)]
-            if self.has_next:
+            if with_next and self.has_next:
                 found.append(self._authority(".next", is_given=self.is_next_given))
         return tuple(each.public_bytes(Encoding.PEM) for each in found)
 
@@ -210,13 +228,18 @@ class Pki:
             return pki_files.given(self.folder, name)[0]
         return (pki_files.next_authority if name else pki_files.authority)(self.folder)[0]
 
-    def make_next(self, given: Given | None = None) -> None:
-        """Makes the CA that is to succeed the present one, or takes one that others keep; hold `changing`."""
+    def make_next(self, given: Given | None = None, *, before_it_counts: Callable[[], object] = lambda: None) -> None:
+        """Makes the CA that is to succeed the present one, or takes one that others keep; hold `changing`.
+
+        Args:
+            before_it_counts: is called when its certificate lies there, and before its key does, from which on nodes
+                are told of it.
+        """
         if given is None:
             _drop_next(self.folder)
-            _write_ca(self.folder, name="ca.next")
+            _write_ca(self.folder, name="ca.next", before_key=before_it_counts)
         else:
-            _write_given(self.folder, given, is_other=True)
+            _write_given(self.folder, given, is_other=True, before_key=before_it_counts)
 
     def use(self, given: Given) -> None:
         """Shows another certificate of the CA that others keep, which stays; hold `changing`."""
@@ -227,20 +250,45 @@ class Pki:
         """Deletes the CA that was to succeed the present one; hold `changing`."""
         _drop_next(self.folder)
 
+    def begin_taking(self) -> None:
+        """Says that the next CA takes the place of the present one; hold `changing`, and go on with `take_next`.
+
+        From then on whoever loads the folder completes it, once `changing` is free.
+        """
+        self._authority(".next", is_given=self.is_next_given)
+        _say_taking(self.folder, is_given=self.is_next_given)
+
+    def stop_taking(self) -> None:
+        """Takes `begin_taking` back; hold `changing` since then, so nothing was moved yet."""
+        (self.folder / _TAKING).unlink(missing_ok=True)
+
     def take_next(self) -> None:
         """Puts the next CA in the place of the present one, and issues the gate's certificate by it; hold `changing`.
 
         The present CA's key is gone then. A cut-off on the way is completed by whoever loads the folder next.
         """
-        self._authority(".next", is_given=self.is_next_given)
-        _take(self.folder, is_given=self.is_next_given)
+        _put_in_place(self.folder)
 
     def warnings(self, now: dt.datetime | None = None) -> list[str]:
-        """Tells which certificates end soon, in words for the operator."""
+        """Tells which certificates end soon, or do not hold yet, in words for the operator."""
         clock = now or dt.datetime.now(dt.UTC)
         ends = _read_certificate(self.certificate_path).not_valid_after_utc
-        ca_ends = _read_certificate(self.ca_path).not_valid_after_utc
-        found = []
+        ca = _read_certificate(self.ca_path)
+        ca_ends, found = ca.not_valid_after_utc, []
+        if ca.not_valid_before_utc > clock:
+            found.append(
+                f"the federation's CA is not valid before {moment_of(ca.not_valid_before_utc)}: nodes are shut out "
+                "until then. This machine's clock was ahead when it was made, or is behind now"
+            )
+        try:
+            next_begins = self.next_begins() if self.has_next else clock
+        except (PkiMissing, StateDamaged):
+            next_begins = clock  # whoever looks at the rotation, or announces it, tells of that
+        if next_begins > clock:
+            found.append(
+                f"the next CA is not valid before {moment_of(next_begins)}: this machine's clock was ahead when it was "
+                "made, or is behind now. To make it anew: coordinator ca cancel, then coordinator ca rotate"
+            )
         if self.is_given and ends - clock < _RENEWED_DAYS * _DAY:
             found.append(
                 f"the gate's certificate ends on {ends:%Y-%m-%d}: nodes are shut out from then on. Have its CA issue "
@@ -266,7 +314,11 @@ class Pki:
         path, key = self.folder / "superlink.crt", self.folder / "superlink.key"
         try:
             certificate = _read_certificate(path)
-            lasts = certificate.not_valid_after_utc - dt.datetime.now(dt.UTC) > _SERVER_DAYS * _DAY
+            now, pair = dt.datetime.now(dt.UTC), (certificate, _read_certificate(self.loopback_ca_path))
+            lasts = all(  # one of a clock that was ahead holds for nobody yet
+                each.not_valid_before_utc <= now and each.not_valid_after_utc - now > _SERVER_DAYS * _DAY
+                for each in pair
+            )
             holds = lasts and self._is_whole(certificate, key, self.loopback_ca_path)
         except (PkiMissing, FileNotFoundError):
             holds = False
@@ -350,8 +402,12 @@ def _put_in_place(folder: Path) -> None:
 
 def _take(folder: Path, *, is_given: bool) -> None:
     """Puts what lies ready in its place; from the first line on nothing undoes it."""
-    write_private(folder / _TAKING, _OTHERS if is_given else _OURS)
+    _say_taking(folder, is_given=is_given)
     _put_in_place(folder)
+
+
+def _say_taking(folder: Path, *, is_given: bool) -> None:
+    write_private(folder / _TAKING, _OTHERS if is_given else _OURS)
 
 
 def _drop_next(folder: Path) -> None:
@@ -360,13 +416,21 @@ def _drop_next(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _write_given(folder: Path, given: Given, *, is_other: bool) -> None:
+def _write_given(
+    folder: Path, given: Given, *, is_other: bool, before_key: Callable[[], object] = lambda: None
+) -> None:
     """Writes a certificate of a CA that others keep beside the present one, its key last; its CA too if it is new."""
     _drop_next(folder)
     if is_other:
         write_private(folder / "ca.next.crt", given.ca)
     write_private(folder / "server.next.crt", given.chain)
+    before_key()
     write_secret(folder / "server.next.key", given.key)
+
+
+def moment_of(when: dt.datetime) -> str:
+    """Writes a certificate's moment for people."""
+    return f"{when:%Y-%m-%d %H:%M} UTC"
 
 
 def certificate_digest(pem: bytes) -> bytes:
@@ -374,10 +438,17 @@ def certificate_digest(pem: bytes) -> bytes:
     return hashlib.sha256(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)).digest()
 
 
-def _write_ca(folder: Path, now: dt.datetime | None = None, *, name: str = "ca") -> None:
+def _write_ca(
+    folder: Path,
+    now: dt.datetime | None = None,
+    *,
+    name: str = "ca",
+    before_key: Callable[[], object] = lambda: None,
+) -> None:
     """Makes a CA of ten years: the files `name`.crt and, last, `name`.key."""
     key = ec.generate_private_key(ec.SECP384R1())
     write_private(folder / f"{name}.crt", _self_signed(key, "confide CA", now).public_bytes(Encoding.PEM))
+    before_key()
     write_secret(folder / f"{name}.key", _pem(key))
 
 

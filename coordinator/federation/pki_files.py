@@ -47,6 +47,11 @@ def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKe
     return _pair(folder / "ca.crt", folder / "ca.key", _CA)
 
 
+def authority_certificate(folder: Path, name: str) -> x509.Certificate:
+    """Reads a CA's certificate alone, ".next" or ""; raises as `signing_key`."""
+    return _certificate(folder / f"ca{name}.crt", _NEXT if name else _CA)
+
+
 def next_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """Reads the certificate and key of the CA that comes next, which belong together; raises as `signing_key`."""
     return _pair(folder / "ca.next.crt", folder / "ca.next.key", _NEXT)

@@ -8,7 +8,8 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 MOST_ROTATIONS = 5  # of one node in an hour
 MOST_CONFIRMATIONS = 20  # likewise: a rotation of the CA takes two or three
+MOST_WORDS = 60  # of one node in an hour about the CAs that it trusts, each another than the last
 _ABOUT = "the register"
 
 
@@ -38,6 +40,7 @@ class Register:
 
     def __init__(self, store: Store, pki: Pki) -> None:
         self._store, self._pki = store, pki
+        self._words: defaultdict[str, deque[float]] = defaultdict(deque)  # site -> when it changed what it trusts
 
     def invite(self, name: str, roles: tuple[Role, ...], address: str) -> str:
         """Makes a one-time code for `name`; a second invitation before the enrolment withdraws the first code.
@@ -48,7 +51,7 @@ class Register:
             Conflict: the name is enrolled already, or was revoked.
         """
         secret, digest = new_invite()
-        with self._store.alone(_ABOUT) as session:
+        with self._pki.changing(), self._store.alone(_ABOUT) as session:  # the code names a CA that stays meanwhile
             node = session.get(NodeRow, name)
             if node is not None and (why := why_not_invited(node)):
                 raise Conflict(why)
@@ -60,7 +63,8 @@ class Register:
             if node.left_at is None:
                 node.revoked_at = None  # set here only if the last invitation was withdrawn
             self._store.log_action(session, "site.invite", site=name, roles=node.roles)
-        return code_text(address, secret, self._pki.ca_digest)
+            code = code_text(address, secret, self._pki.ca_digest)
+        return code
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         """Registers the keys of whoever holds a valid code; its proofs of possession were checked by the gate.
@@ -108,6 +112,7 @@ class Register:
                 node.party_address, node.party_certificate = request.party_address, request.party_certificate
             node.enrolled_at = time.time()
             node.revoked_at = node.left_at = None
+            node.trusted_cas = None  # one that comes back trusts the CA of its code alone, whatever it said before
             who, named = f"site:{node.name}", {"site": node.name, "identity": request.identity}
             if comes_back:
                 self._store.log_action(session, "site.return", actor=who, **named, key=key)
@@ -159,20 +164,32 @@ class Register:
                 raise EnrolmentInvalid("the coordinator does not know this node, or has revoked it")
             if node.trusted_cas == said:
                 return
-            who = f"site:{node.name}"
+            who, words, now = f"site:{node.name}", self._words[node.name], time.monotonic()
+            while words and now - words[0] > 3600.0:
+                words.popleft()
+            if len(words) >= MOST_WORDS:
+                raise EnrolmentInvalid("this node has changed the CAs that it trusts too often within the hour; wait")
             if query.trusts == wanted:
                 if audit_log.count_of_hour(session, "site.trust", who) >= MOST_CONFIRMATIONS:
                     raise EnrolmentInvalid("this node has confirmed other CAs too often within the hour; wait")
                 self._store.log_action(session, "site.trust", actor=who, site=node.name, cas=list(query.trusts))
             node.trusted_cas = said
+            words.append(now)
 
-    def void_codes(self, names: Sequence[str], action: str, **fields: Any) -> None:
-        """Voids the codes of nodes that have not enrolled yet, for a reason that the audit log has as an action."""
-        values = {"invite_digest": None, "invite_expires": None}
+    def void_codes(self, action: str, decide: Callable[[Sequence[NodeRow]], dict[str, Any]]) -> None:
+        """Voids all open codes, for a reason that the audit log has as an action.
+
+        Args:
+            decide: is given all nodes, in the order of their names, while no other process changes one; returns what
+                the log says of the action. It may raise: then nothing was changed.
+        """
         with self._store.alone(_ABOUT) as session:
-            is_meant = NodeRow.name.in_(names), NodeRow.enrolled_at.is_(None)
-            session.execute(update(NodeRow).where(*is_meant).values(**values))
-            self._store.log_action(session, action, **fields, void=list(names))
+            rows = session.scalars(select(NodeRow).order_by(NodeRow.name)).all()
+            names = [row.name for row in rows if has_open_code(row)]
+            fields = decide(rows)
+            values = {"invite_digest": None, "invite_expires": None}
+            session.execute(update(NodeRow).where(NodeRow.name.in_(names)).values(**values))
+            self._store.log_action(session, action, **fields, void=names)
 
     def follow(self, request: FollowRequest) -> str:
         """Takes the identity keys that follow the one by which a node is known; the gate has checked its signature.
@@ -318,6 +335,12 @@ def why_not_invited(node: NodeRow) -> str | None:
     if node.revoked_at is not None:
         return f"{node.name} was revoked, and neither its keys nor its name come back; choose another name"
     return f"{node.name} is enrolled already; revoke it and choose another name for its new keys"
+
+
+def has_open_code(node: NodeRow) -> bool:
+    """True if a code would admit a node now: one that has not enrolled yet, or one that has left."""
+    is_outside = node.enrolled_at is None or node.left_at is not None
+    return is_outside and node.invite_digest is not None and (node.invite_expires or 0.0) > time.time()
 
 
 def is_same_identity(known: str | None, shown: str) -> bool:

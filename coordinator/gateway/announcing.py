@@ -24,8 +24,12 @@ class Announcer:
 
     def __init__(self, pki: Pki, note: Note) -> None:
         self._pki, self._note = pki, note
-        self._seen: object = None
-        self._read(self._state())
+        self._seen = self._state()
+        try:
+            self._read(self._seen)
+        except (CoordinatorError, OSError) as err:
+            self._read(self._seen, with_next=False)  # what is wrong with the next CA keeps no server from starting
+            logger.error("nodes are told of the present CA alone: %s", err)
 
     def look(self) -> bool:
         """Reads the list anew if its files have changed; returns True if it has. What is damaged changes nothing."""
@@ -50,8 +54,8 @@ class Announcer:
         """The certificate of the CA that vouches for the gate now, PEM."""
         return self._certificates[0]
 
-    def _read(self, state: object) -> None:
-        certificates = self._pki.authorities()
+    def _read(self, state: object, *, with_next: bool = True) -> None:
+        certificates = self._pki.authorities(with_next=with_next)
         digests = tuple(digest(x509.load_pem_x509_certificate(each)) for each in certificates)
         self._certificates, self._digests, self.mark, self._seen = certificates, digests, mark(digests), state
 

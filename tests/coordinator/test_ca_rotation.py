@@ -1,11 +1,16 @@
 """The rotation of the federation's CA: every step of it over real TLS, cut off anywhere, and against forgers."""
 
+import datetime as dt
 import json
+import secrets
 import shutil
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cryptography import x509
@@ -13,12 +18,13 @@ from cryptography import x509
 from confide.client_node import authority
 from confide.client_node.authority import Statement
 from confide.client_node.enrolment import Enrolment, enrol
-from confide.client_node.enrolment.protocol import fetch_studies
+from confide.client_node.enrolment.protocol import AuthorityQuery, fetch_studies
 from confide.client_node.errors import StatementRefused, WrongCoordinator
 from confide.coordinator import ca_rotation
-from confide.coordinator.errors import Conflict, StateDamaged
-from confide.coordinator.federation import Pki
+from confide.coordinator.errors import Conflict, EnrolmentInvalid, StateDamaged
+from confide.coordinator.federation import Pki, Register
 from confide.coordinator.federation import pki as pki_module
+from confide.coordinator.federation.register import MOST_WORDS
 from confide.coordinator.run.glance import look
 
 from .conftest import logged
@@ -418,3 +424,163 @@ def test_a_revoked_node_is_told_nothing(gate, tmp_path):
     gate.register.revoke("north")
     with pytest.raises(CoordinatorRefused, match="has revoked it"):
         authority.fetch(tmp_path / "north")
+
+
+@contextmanager
+def clock_ahead(monkeypatch, days: float) -> Iterator[None]:
+    """Certificates are made, in this block, under a clock that is some days ahead."""
+
+    class Ahead(dt.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return dt.datetime.now(tz) + dt.timedelta(days=days)
+
+    ahead = ModuleType("datetime")
+    ahead.__dict__.update(dt.__dict__, datetime=Ahead)
+    with monkeypatch.context() as patched:
+        patched.setattr(pki_module, "dt", ahead)
+        yield
+
+
+def test_a_next_ca_of_a_clock_that_was_ahead_does_not_take_over(gate, tmp_path, monkeypatch):
+    north = tmp_path / "north"
+    gate.join(north)
+    with clock_ahead(monkeypatch, 3):
+        begun = ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    authority.fetch(north)
+    assert begun.is_early
+    with pytest.raises(Conflict, match="is not valid before"):
+        ca_rotation.finish(gate.store, gate.home)
+    assert any("the next CA is not valid before" in line for line in look(gate.store, gate.home).worries)
+    assert gate.pki.has_next
+    ca_rotation.cancel(gate.store, gate.home)
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    authority.fetch(north)
+    ca_rotation.finish(gate.store, gate.home)
+    gate.tick()
+    assert fetch_studies(north) == []
+
+
+def test_a_node_that_comes_back_has_to_confirm_the_next_ca_anew(gate, tmp_path):
+    north = tmp_path / "north"
+    gate.join(north)
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    authority.fetch(north)
+    gate.register.leave("north")
+    enrol(gate.code("north"), north, again=True)  # it trusts the CA of its code alone now
+    assert trusts(gate) == {"north": "unknown"}
+    with pytest.raises(Conflict, match=r"^north would be shut out"):
+        ca_rotation.finish(gate.store, gate.home)
+
+
+def test_the_code_of_a_node_that_is_to_come_back_is_void_too(gate, tmp_path):
+    south = tmp_path / "south"
+    gate.join(south)
+    gate.register.leave("south")
+    code = gate.code("south")
+    ca_rotation.begin(gate.store, gate.home)
+    assert ca_rotation.standing(gate.store, gate.home).invited == ("south",)
+    ca_rotation.finish(gate.store, gate.home)
+    assert ("ca.finish", ["south"]) in [(action, fields.get("void")) for action, fields in logged(gate.store)]
+    assert gate.store.node("south").invite_digest is None
+    gate.tick()
+    with pytest.raises(WrongCoordinator, match="for a new code"):
+        enrol(code, south, again=True)
+
+
+@pytest.mark.parametrize("damage", [b"x", b""])
+def test_a_server_starts_with_a_damaged_next_ca_and_says_how_to_be_rid_of_it(gate, tmp_path, caplog, damage):
+    north = tmp_path / "north"
+    gate.join(north)
+    ca_rotation.begin(gate.store, gate.home)
+    gate.pki.next_ca_path.write_bytes(damage)
+    with rotating_gate(gate.home) as restarted:
+        assert "nodes are told of the present CA alone" in caplog.text
+        assert restarted.announcer.mark == authority.mark(authority.trusted(north).digests)
+        for command in (ca_rotation.standing, ca_rotation.finish):
+            with pytest.raises(StateDamaged, match="coordinator ca cancel"):
+                command(restarted.store, restarted.home)
+        told = [line for line in look(restarted.store, restarted.home).worries if "ca.next.crt" in line]
+        assert len(told) == 1
+        assert "coordinator ca cancel" in told[0]
+        ca_rotation.cancel(restarted.store, restarted.home)
+        assert ca_rotation.begin(restarted.store, restarted.home).next is not None
+        restarted.tick()
+        assert len(authority.Statement.issue(restarted.pki.authorities(), restarted.pki.signer).certificates) == 2
+        assert restarted.announcer.mark != authority.mark(authority.trusted(north).digests)
+
+
+def test_a_node_that_enrols_while_the_next_ca_takes_over_is_counted_or_kept_out(gate, tmp_path, monkeypatch):
+    """Everything that `finish` decides on is read where nobody can enrol any more."""
+    code, real = gate.code("east"), Register.void_codes
+
+    def late(self, *args):
+        enrol(code, tmp_path / "east")  # the last moment at which it can
+        return real(self, *args)
+
+    ca_rotation.begin(gate.store, gate.home)
+    monkeypatch.setattr(Register, "void_codes", late)
+    with pytest.raises(Conflict, match=r"^east would be shut out"):
+        ca_rotation.finish(gate.store, gate.home)
+    assert gate.pki.has_next
+
+
+def test_the_audit_log_names_a_next_ca_before_nodes_hear_of_it(gate, monkeypatch):
+    def cut(*_: object) -> None:
+        assert not gate.pki.has_next
+        raise Cut
+
+    real = gate.store.log_action
+    monkeypatch.setattr(gate.store, "log_action", lambda *args, **fields: (real(*args, **fields), cut()))
+    with pytest.raises(Cut):
+        ca_rotation.begin(gate.store, gate.home)
+    assert not gate.pki.has_next
+
+
+def test_a_takeover_that_the_log_could_not_take_has_not_begun(gate, monkeypatch):
+    ca_rotation.begin(gate.store, gate.home)
+
+    def full(*_: object, **__: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gate.store, "log_action", full)
+        with pytest.raises(Cut):
+            ca_rotation.finish(gate.store, gate.home)
+    assert Pki.load(gate.home).has_next
+    assert "ca.finish" not in [action for action, _ in logged(gate.store)]
+
+
+def test_the_log_has_no_takeover_that_can_be_cancelled(gate, monkeypatch):
+    """The process ends right after the log's entry: the files say so already, and the takeover is completed."""
+    ca_rotation.begin(gate.store, gate.home)
+
+    def cut(self: Pki) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pki, "take_next", cut)
+        with pytest.raises(Cut):
+            ca_rotation.finish(gate.store, gate.home)
+    assert "ca.finish" in [action for action, _ in logged(gate.store)]
+    with pytest.raises(Conflict, match="no rotation of the CA is under way"):
+        ca_rotation.cancel(gate.store, gate.home)
+
+
+def test_a_node_changes_what_it_says_that_it_trusts_sixty_times_an_hour(gate, tmp_path):
+    keys = gate.join(tmp_path / "north")
+
+    def say(trusts: str) -> None:
+        query = AuthorityQuery(
+            identity=keys.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16), trusts=(trusts * 64,)
+        )
+        gate.register.note_trust(query, ("f" * 64,))
+
+    for turn in range(MOST_WORDS):
+        say("ab"[turn % 2])
+    say("b")  # the same again is no change
+    with pytest.raises(EnrolmentInvalid, match="within the hour"):
+        say("a")

@@ -5,11 +5,13 @@ import shutil
 import ssl
 import stat
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cryptography import x509
 
 from confide.coordinator.errors import PkiMissing
+from confide.coordinator.federation import pki as pki_module
 from confide.coordinator.federation.pki import Pki
 
 
@@ -174,3 +176,27 @@ def test_a_superlink_certificate_of_an_earlier_version_is_made_anew(tmp_path: Pa
     shutil.copy(pki.key_path, pki.folder / "superlink.key")
     path, _ = pki.loopback_pair()
     assert path.read_bytes() != pki.certificate_path.read_bytes()
+
+
+def test_a_superlink_certificate_made_while_the_clock_was_ahead_is_made_anew(tmp_path: Path, monkeypatch) -> None:
+    class Ahead(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:
+            return dt.datetime.now(tz) + 3 * DAY
+
+    pki, ahead = made(tmp_path), ModuleType("datetime")
+    ahead.__dict__.update(dt.__dict__, datetime=Ahead)
+    with monkeypatch.context() as patched:
+        patched.setattr(pki_module, "dt", ahead)
+        early = pki.loopback_pair()[0].read_bytes()
+    for found in (pki.loopback_pair()[0], pki.loopback_ca_path):
+        assert x509.load_pem_x509_certificate(found.read_bytes()).not_valid_before_utc <= dt.datetime.now(dt.UTC)
+    kept = pki.loopback_pair()[0].read_bytes()
+    assert kept != early
+    assert pki.loopback_pair()[0].read_bytes() == kept
+
+
+def test_a_ca_that_is_not_valid_yet_is_warned_of(tmp_path: Path) -> None:
+    pki = made(tmp_path)
+    begins = x509.load_pem_x509_certificate(pki.ca_path.read_bytes()).not_valid_before_utc
+    assert any("CA is not valid before" in line for line in pki.warnings(begins - DAY))
