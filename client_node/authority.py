@@ -34,6 +34,7 @@ from .files import locked, read_json, read_private, write_private
 FILE = "authority.json"  # under the home: the time of the last statement
 MOST_BYTES = 64 << 10  # of a statement
 _DOMAIN = "confide authority 1"
+_ANSWER_S = 60.0  # from the request to the end of the answer
 _AHEAD_MS = 86_400_000  # that a statement's time may be ahead of this machine's clock
 _REMEDY = "It holds the time of the coordinator's last statement about its CA: restore it from a backup, or delete it"
 
@@ -154,23 +155,26 @@ def fetch(home: Path) -> Trust:
         StatementRefused: the answer is forged, older than the last one, or not about a CA that this node trusts.
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
-    with locked(enrolment.ca_path):
-        before = trusted(home)
-        statement = Statement.read(
-            _asked(identity, enrolment, before.digests, enrolment.ca_pem()), enrolment.coordinator
-        )
-        listed = Trust(statement.listed())
-        if listed.digests == before.digests:
+    own_pem, before = enrolment.ca_pem(), trusted(home)
+    statement = Statement.read(_asked(identity, enrolment, before.digests, own_pem), enrolment.coordinator)
+    listed = Trust(statement.listed())
+    pem = "".join(statement.certificates)
+    is_same = listed.digests == before.digests
+    if not is_same:
+        _require_newer(home, statement)
+    if not set(before.digests) <= set(listed.digests):
+        if not set(before.digests) & set(listed.digests):
+            raise StatementRefused("the statement lists no CA that this node trusts; nothing was changed")
+        again = Statement.read(_asked(identity, enrolment, before.digests, pem), enrolment.coordinator)
+        if again.certificates != statement.certificates:
+            raise StatementRefused("the coordinator's CAs change just now; nothing was changed")
+    with locked(enrolment.ca_path):  # no request meanwhile: a person who brings a statement waits for nobody
+        if trusted(home).digests != before.digests:
+            raise StatementRefused("what this node trusts was changed meanwhile, and stays so; ask again")
+        if is_same:
             _note(home, statement)
             return before
         _require_newer(home, statement)
-        pem = "".join(statement.certificates)
-        if not set(before.digests) <= set(listed.digests):
-            if not set(before.digests) & set(listed.digests):
-                raise StatementRefused("the statement lists no CA that this node trusts; nothing was changed")
-            again = Statement.read(_asked(identity, enrolment, before.digests, pem), enrolment.coordinator)
-            if again.certificates != statement.certificates:
-                raise StatementRefused("the coordinator's CAs change just now; nothing was changed")
         _take(home, enrolment, statement)
     _asked(identity, enrolment, listed.digests, pem)  # so that the coordinator knows
     return Trust(listed.certificates, has_changed=True)
@@ -214,11 +218,11 @@ def _asked(identity: NodeIdentity, enrolment: Enrolment, trusts: tuple[str, ...]
     query = AuthorityQuery(
         identity=identity.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16), trusts=trusts
     )
-    return send_signed(query, AUTHORITY_PATH, identity, enrolment, ca_pem=pem)
+    return send_signed(query, AUTHORITY_PATH, identity, enrolment, ca_pem=pem, most_bytes=MOST_BYTES, most_s=_ANSWER_S)
 
 
 def _require_newer(home: Path, statement: Statement) -> None:
-    last = read_json(home / FILE, _FORM, remedy=_REMEDY, error=FileDamaged, max_bytes=1024)
+    last = _last(home)
     if last is not None and statement.made <= last.made:
         raise StatementRefused(
             f"the statement about the coordinator's CA is of {_moment(statement.made)}, and this node has taken one of "
@@ -239,9 +243,18 @@ def _take(home: Path, enrolment: Enrolment, statement: Statement) -> None:
 
 def _note(home: Path, statement: Statement) -> None:
     """Notes the time of a statement that lists what is trusted; one of a wrong clock would shut later ones out."""
-    last = read_json(home / FILE, _FORM, remedy=_REMEDY, error=FileDamaged, max_bytes=1024)
+    last = _last(home)
     if (last is None or statement.made > last.made) and statement.made <= _now() + _AHEAD_MS:
         write_private(home / FILE, _Last(made=statement.made).model_dump_json().encode())
+
+
+def _last(home: Path) -> _Last | None:
+    """Reads the time of the last statement; None if there is none, or if it was noted by a clock that was ahead.
+
+    Such a time would keep every right one out, until it has come.
+    """
+    last = read_json(home / FILE, _FORM, remedy=_REMEDY, error=FileDamaged, max_bytes=1024)
+    return None if last is None or last.made > _now() + _AHEAD_MS else last
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

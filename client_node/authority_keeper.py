@@ -1,8 +1,10 @@
 """Keeps a daemon's trust in its coordinator's CA up to date while it goes on: a daemon may run for months.
 
 The gate tells with every answer which CAs it wants trusted, as a digest. Where that is not what this node trusts, the
-signed list is fetched in a thread of its own, and taken up for the connections that are opened from then on. What a
-command has written to `ca.crt` meanwhile is taken up too.
+signed list is fetched in a thread of its own, and taken up for the connections that are opened from then on. It is
+fetched until that has once gone well to its end, for each digest and each connection: so a confirmation that was lost
+is sent again, and a lost note of the last list is written again. What a command has written to `ca.crt` meanwhile is
+taken up too.
 """
 
 import logging
@@ -27,6 +29,7 @@ class AuthorityKeeper:
         self._home = home
         self._seen: tuple[int, ...] = ()
         self._trusted = ""  # `authority.mark` of what `ca.crt` lists
+        self._settled: tuple[Connection, str] | None = None  # for whom, and what it was told, the last fetch went well
         self._due = 0.0
         self._thread: threading.Thread | None = None
         self._troubles = Diary(logger, again_s=3600.0)
@@ -44,14 +47,18 @@ class AuthorityKeeper:
         except (ClientNodeError, OSError) as err:
             self._troubles.note("the coordinator's CA is trusted as before: %s", err, level=logging.ERROR)
             return
-        is_other = connection.told_authorities not in ("", self._trusted)
-        if is_other and time.monotonic() >= self._due and not (self._thread and self._thread.is_alive()):
+        told = connection.told_authorities
+        is_open = told != "" and (told != self._trusted or self._settled != (connection, told))
+        if is_open and time.monotonic() >= self._due and not (self._thread and self._thread.is_alive()):
             self._due = time.monotonic() + _AGAIN_S
-            self._thread = threading.Thread(target=self._fetch, name="confide-authority", daemon=True)
+            self._thread = threading.Thread(
+                target=self._fetch, args=(connection, told), name="confide-authority", daemon=True
+            )
             self._thread.start()
 
-    def _fetch(self) -> None:
+    def _fetch(self, connection: Connection, told: str) -> None:
         try:
             authority.fetch(self._home)
+            self._settled = connection, told
         except (ClientNodeError, OSError) as err:
-            self._troubles.note("the coordinator tells of another CA: %s", err, level=logging.WARNING)
+            self._troubles.note("the coordinator's list of CAs is not confirmed: %s", err, level=logging.WARNING)

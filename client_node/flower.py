@@ -114,7 +114,7 @@ class Connection:
         on_sent: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:  # fmt: skip
         self._enrolment, self._ca = enrolment, enrolment.ca_pem()
-        self._client = self._opened()
+        self._client = self._opened(self._ca)
         self._outdated: list[httpx.Client] = []  # a heartbeat may be on its way on one of them
         self.told_authorities = ""  # `authority.mark` of the CAs that the gate wants trusted, as it said last
         self._url = f"https://{enrolment.address}"
@@ -168,11 +168,11 @@ class Connection:
         found = self._enrolment.ca_pem()
         if found == self._ca:
             return False
+        opened = self._opened(found)
         for client in self._outdated:
             client.close()
         self._outdated = [self._client]
-        self._ca = found
-        self._client = self._opened()
+        self._client, self._ca = opened, found
         return True
 
     def close(self) -> None:
@@ -180,10 +180,8 @@ class Connection:
         for client in (*self._outdated, self._client):
             client.close()
 
-    def _opened(self) -> httpx.Client:
-        return outbound.open_client(
-            self._enrolment.address, outbound.trusting(self._ca), self._enrolment.proxy, _CALL_S
-        )
+    def _opened(self, ca_pem: str) -> httpx.Client:
+        return outbound.open_client(self._enrolment.address, outbound.trusting(ca_pem), self._enrolment.proxy, _CALL_S)
 
     def _signed(self) -> dict[str, str]:
         """Headers by which Flower knows a node: its key, the time, and the key's signature of the time."""

@@ -9,6 +9,7 @@ signed with the node's identity key.
 import base64
 import hashlib
 import json
+import math
 import re
 import secrets
 import ssl
@@ -369,12 +370,20 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
 
 
 def send_signed(
-    query: SignedQuery, path: str, identity: NodeIdentity, enrolment: Enrolment, *, ca_pem: str | None = None
+    query: SignedQuery,
+    path: str,
+    identity: NodeIdentity,
+    enrolment: Enrolment,
+    *,
+    ca_pem: str | None = None,
+    most_bytes: int | None = None,
+    most_s: float = math.inf,
 ) -> bytes:
     """Sends a query under the node's signature; returns the answer.
 
     Args:
         ca_pem: the only CAs to trust for it; None for those of the enrolment.
+        most_bytes, most_s: of the answer, from the request to its end; None for what a list of studies may have.
 
     Raises:
         CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused
@@ -383,7 +392,7 @@ def send_signed(
     signature = identity.signer.sign(query.signed_part(body)).hex()
     trusting = outbound.trusting(enrolment.ca_pem() if ca_pem is None else ca_pem)
     way = _Way(enrolment.address, trusting, enrolment.proxy, enrolment.ca_path)
-    return way.exchange("POST", path, body, {SIGNATURE_HEADER: signature})
+    return way.exchange("POST", path, body, {SIGNATURE_HEADER: signature}, most_bytes or _MAX_ANSWER, most_s)
 
 
 def rotate(home: Path) -> NodeIdentity:
@@ -477,11 +486,19 @@ class _Way:
     proxy: str | None = field(repr=False)
     ca_path: Path | None = None
 
-    def exchange(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS) -> bytes:
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = _NO_HEADERS,
+        most_bytes: int = _MAX_ANSWER,
+        most_s: float = math.inf,
+    ) -> bytes:
         """Sends one request to the gate and turns its failures into our errors."""
         import httpx  # for who asks alone: it is a tenth of what a light command may take
 
-        address = self.address
+        address, until = self.address, time.monotonic() + most_s
         try:
             with (
                 outbound.open_client(address, self.context, self.proxy, _TIMEOUT) as client,
@@ -490,8 +507,10 @@ class _Way:
                 answer = bytearray()
                 for chunk in response.iter_bytes():
                     answer += chunk
-                    if len(answer) > _MAX_ANSWER:
-                        raise WrongCoordinator(f"{address} sent more than {_MAX_ANSWER} bytes; is it the coordinator?")
+                    if len(answer) > most_bytes:
+                        raise WrongCoordinator(f"{address} sent more than {most_bytes} bytes; is it the coordinator?")
+                    if time.monotonic() > until:
+                        raise CoordinatorUnreachable(f"{address} has not answered whole within {most_s:.0f} s")
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as err:
             if trouble := outbound.certificate_trouble(err, self.ca_path):
                 raise WrongCoordinator(f"{address}: {trouble}") from err

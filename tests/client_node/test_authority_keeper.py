@@ -1,14 +1,16 @@
 """A daemon's connection follows the coordinator's CA, against the real gate."""
 
 import shutil
+import ssl
 
 import httpx
 import pytest
 
 from confide.client_node import authority
 from confide.client_node.authority_keeper import AuthorityKeeper
-from confide.client_node.enrolment import Enrolment, outbound
+from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol, outbound
 from confide.client_node.enrolment.sessions import Hello
+from confide.client_node.errors import CoordinatorUnreachable
 from confide.client_node.flower import Connection
 from confide.coordinator import ca_rotation
 
@@ -52,7 +54,10 @@ def daemon(gate, tmp_path):
 
 def test_a_connected_daemon_follows_both_steps_by_itself(gate, daemon):
     daemon.poll()
-    assert daemon.keeper._thread is None  # nothing to fetch
+    assert {each.trusts for each in ca_rotation.standing(gate.store, gate.home).nodes} == {"all"}
+    first = daemon.keeper._thread
+    daemon.poll()
+    assert daemon.keeper._thread is first  # nothing more to fetch
     ca_rotation.begin(gate.store, gate.home)
     gate.tick()
     daemon.poll()
@@ -96,3 +101,62 @@ def test_what_the_gate_tells_is_no_reason_to_trust_it(gate, daemon, caplog):
     daemon.poll()
     assert daemon.keeper._thread is not None
     assert (daemon.home / "ca.crt").read_bytes() == before
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_confirmation_that_was_lost_is_sent_again(gate, daemon, monkeypatch, is_restarted):
+    daemon.poll()
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    asked: list[object] = []
+
+    def lossy(*args, real=authority._asked):
+        asked.append(args)
+        if len(asked) == 2:
+            raise CoordinatorUnreachable("the gate restarts just now")
+        return real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(authority, "_asked", lossy)
+        daemon.poll()
+    assert len(authority.trusted(daemon.home).digests) == 2
+    assert ca_rotation.standing(gate.store, gate.home).lacking == ("north",)
+    if is_restarted:
+        daemon.keeper = AuthorityKeeper(daemon.home)
+    daemon.poll()
+    assert ca_rotation.standing(gate.store, gate.home).lacking == ()
+    ca_rotation.finish(gate.store, gate.home)
+
+
+def test_a_note_of_the_last_list_that_was_lost_is_written_again_at_the_next_start(gate, daemon):
+    daemon.poll()
+    (daemon.home / authority.FILE).unlink()
+    daemon.keeper = AuthorityKeeper(daemon.home)
+    daemon.poll()
+    assert (daemon.home / authority.FILE).exists()
+
+
+def test_another_connection_confirms_anew(gate, daemon):
+    """A node that comes back has another transport key; the coordinator then knows nothing of what it trusts."""
+    daemon.poll()
+    gate.register.leave("north")
+    keys = enrol(gate.code("north"), daemon.home, again=True)
+    daemon.connection.close()
+    daemon.connection = Connection(NodeIdentity.load(daemon.home), keys, Hello.of(daemon.home))
+    assert {each.trusts for each in ca_rotation.standing(gate.store, gate.home).nodes} == {"unknown"}
+    daemon.poll()
+    assert {each.trusts for each in ca_rotation.standing(gate.store, gate.home).nodes} == {"all"}
+
+
+def test_a_file_that_openssl_does_not_take_leaves_the_connection_as_it_was(gate, daemon, monkeypatch):
+    def refused(_: str) -> ssl.SSLContext:
+        raise ssl.SSLError("no certificate for OpenSSL")
+
+    before = daemon.connection._ca
+    (daemon.home / "ca.crt").write_bytes((daemon.home / "ca.crt").read_bytes() * 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(outbound, "trusting", refused)
+        with pytest.raises(ssl.SSLError):
+            daemon.connection.trust_anew()
+    assert daemon.connection._ca == before
+    assert daemon.connection.trust_anew()  # the next time, and not forgotten

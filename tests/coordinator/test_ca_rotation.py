@@ -6,9 +6,10 @@ import secrets
 import shutil
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,7 @@ from confide.client_node import authority
 from confide.client_node.authority import Statement
 from confide.client_node.enrolment import Enrolment, enrol
 from confide.client_node.enrolment.protocol import AuthorityQuery, fetch_studies
-from confide.client_node.errors import StatementRefused, WrongCoordinator
+from confide.client_node.errors import CoordinatorUnreachable, StatementRefused, WrongCoordinator
 from confide.coordinator import ca_rotation
 from confide.coordinator.errors import Conflict, EnrolmentInvalid, StateDamaged
 from confide.coordinator.federation import Pki, Register
@@ -584,3 +585,69 @@ def test_a_node_changes_what_it_says_that_it_trusts_sixty_times_an_hour(gate, tm
     say("b")  # the same again is no change
     with pytest.raises(EnrolmentInvalid, match="within the hour"):
         say("a")
+
+
+def test_a_list_of_two_clocks_that_were_ahead_keeps_no_later_one_out(gate, tmp_path, monkeypatch):
+    north = tmp_path / "north"
+    gate.join(north)
+    with monkeypatch.context() as patched:
+        patched.setattr(authority, "_now", lambda: int(1000 * time.time()) + 30 * 86_400_000)
+        authority.fetch(north)  # the gate's clock and the node's: both ask here
+    assert json.loads((north / authority.FILE).read_text())["made"] > 1000 * time.time() + 86_400_000
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    assert len(authority.fetch(north).digests) == 2
+    assert json.loads((north / authority.FILE).read_text())["made"] < 1000 * time.time() + 86_400_000
+
+
+def test_a_person_waits_for_no_request_and_what_she_brought_stays(gate, tmp_path, monkeypatch):
+    north, file = tmp_path / "north", tmp_path / "authority.json"
+    gate.join(north)
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    ca_rotation.write_statement(gate.pki, file)
+
+    def meanwhile(*args, real=authority._asked):
+        answer = real(*args)
+        authority.accept(north, authority.read_file(north, file))  # a lock that `fetch` held would never be free here
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(authority, "_asked", meanwhile)
+        with pytest.raises(StatementRefused, match="was changed meanwhile"):
+            authority.fetch(north)
+    assert len(authority.trusted(north).digests) == 2
+    assert not authority.fetch(north).has_changed
+    assert trusts(gate) == {"north": "all"}
+
+
+@pytest.mark.parametrize("is_large", [True, False], ids=["too large", "in drops"])
+def test_an_answer_that_does_not_end_is_given_up(gate, tmp_path, monkeypatch, is_large):
+    """An impostor with a certificate of the right CA."""
+    north, over = tmp_path / "north", threading.Event()
+    gate.join(north)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(gate.pki.certificate_path, gate.pki.key_path)
+
+    def serve(listener: socket.socket) -> None:
+        raw, _ = listener.accept()
+        with suppress(OSError), context.wrap_socket(raw, server_side=True) as tls:
+            tls.recv(1 << 16)
+            tls.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 30000000\r\n\r\n")
+            while not over.wait(0.0 if is_large else 0.1):
+                tls.sendall(b" " * (1 << 14 if is_large else 1))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        kept = json.loads((north / "enrolment.json").read_text())
+        here = f"127.0.0.1:{listener.getsockname()[1]}"
+        (north / "enrolment.json").write_text(json.dumps(kept | {"address": here}))
+        monkeypatch.setattr(authority, "_ANSWER_S", 60.0 if is_large else 1.0)
+        error, words = (
+            (WrongCoordinator, "more than 65536 bytes") if is_large else (CoordinatorUnreachable, "answered whole")
+        )
+        with pytest.raises(error, match=words):
+            authority.fetch(north)
+        over.set()
+        thread.join()
