@@ -18,8 +18,6 @@ from ..client_node.files import write_private
 from ..privacy.ledger.chain import moment
 from .errors import Conflict
 from .federation import Pki, Register, load_settings
-from .federation.pki import moment_of
-from .federation.register import has_open_code
 from .given import Given, read_given
 from .store import Store
 from .store.tables import NodeRow
@@ -164,7 +162,7 @@ def finish(store: Store, home: Path, *, without: Sequence[str] = ()) -> Standing
         now = dt.datetime.now(dt.UTC)
         if (begins := pki.next_begins()) > now:
             raise Conflict(
-                f"the next CA is not valid before {moment_of(begins)}, and nodes would be shut out until then: this "
+                f"the next CA is not valid before {begins:%Y-%m-%d %H:%M} UTC, and nodes would be shut out until then: this "
                 "machine's clock was ahead when it was made, or is behind now. Set the clock if it is wrong; else "
                 "`coordinator ca cancel`, then begin anew. Nothing was changed"
             )
@@ -259,7 +257,7 @@ def _standing_of(rows: Sequence[NodeRow], pki: Pki) -> Standing:
             for row in rows
             if row.enrolled_at is not None and not row.revoked_at
         ),
-        invited=tuple(row.name for row in rows if has_open_code(row)),
+        invited=tuple(row.name for row in rows if Register.has_open_code(row)),
     )
 
 

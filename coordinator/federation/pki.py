@@ -277,7 +277,7 @@ class Pki:
         ca_ends, found = ca.not_valid_after_utc, []
         if ca.not_valid_before_utc > clock:
             found.append(
-                f"the federation's CA is not valid before {moment_of(ca.not_valid_before_utc)}: nodes are shut out "
+                f"the federation's CA is not valid before {_moment(ca.not_valid_before_utc)}: nodes are shut out "
                 "until then. This machine's clock was ahead when it was made, or is behind now"
             )
         try:
@@ -286,7 +286,7 @@ class Pki:
             next_begins = clock  # whoever looks at the rotation, or announces it, tells of that
         if next_begins > clock:
             found.append(
-                f"the next CA is not valid before {moment_of(next_begins)}: this machine's clock was ahead when it was "
+                f"the next CA is not valid before {_moment(next_begins)}: this machine's clock was ahead when it was "
                 "made, or is behind now. To make it anew: coordinator ca cancel, then coordinator ca rotate"
             )
         if self.is_given and ends - clock < _RENEWED_DAYS * _DAY:
@@ -428,7 +428,7 @@ def _write_given(
     write_secret(folder / "server.next.key", given.key)
 
 
-def moment_of(when: dt.datetime) -> str:
+def _moment(when: dt.datetime) -> str:
     """Writes a certificate's moment for people."""
     return f"{when:%Y-%m-%d %H:%M} UTC"
 

@@ -176,6 +176,12 @@ class Register:
             node.trusted_cas = said
             words.append(now)
 
+    @staticmethod
+    def has_open_code(node: NodeRow) -> bool:
+        """True if a code would admit a node now: one that has not enrolled yet, or one that has left."""
+        is_outside = node.enrolled_at is None or node.left_at is not None
+        return is_outside and node.invite_digest is not None and (node.invite_expires or 0.0) > time.time()
+
     def void_codes(self, action: str, decide: Callable[[Sequence[NodeRow]], dict[str, Any]]) -> None:
         """Voids all open codes, for a reason that the audit log has as an action.
 
@@ -185,7 +191,7 @@ class Register:
         """
         with self._store.alone(_ABOUT) as session:
             rows = session.scalars(select(NodeRow).order_by(NodeRow.name)).all()
-            names = [row.name for row in rows if has_open_code(row)]
+            names = [row.name for row in rows if self.has_open_code(row)]
             fields = decide(rows)
             values = {"invite_digest": None, "invite_expires": None}
             session.execute(update(NodeRow).where(NodeRow.name.in_(names)).values(**values))
@@ -335,12 +341,6 @@ def why_not_invited(node: NodeRow) -> str | None:
     if node.revoked_at is not None:
         return f"{node.name} was revoked, and neither its keys nor its name come back; choose another name"
     return f"{node.name} is enrolled already; revoke it and choose another name for its new keys"
-
-
-def has_open_code(node: NodeRow) -> bool:
-    """True if a code would admit a node now: one that has not enrolled yet, or one that has left."""
-    is_outside = node.enrolled_at is None or node.left_at is not None
-    return is_outside and node.invite_digest is not None and (node.invite_expires or 0.0) > time.time()
 
 
 def is_same_identity(known: str | None, shown: str) -> bool:
