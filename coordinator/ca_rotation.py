@@ -163,8 +163,8 @@ def finish(store: Store, home: Path, *, without: Sequence[str] = ()) -> Standing
         if (begins := pki.next_begins()) > now:
             raise Conflict(
                 f"the next CA is not valid before {begins:%Y-%m-%d %H:%M} UTC, and nodes would be shut out until "
-                "then: this machine's clock was ahead when it was made, or is behind now. Set the clock if it is wrong; else "
-                "`coordinator ca cancel`, then begin anew. Nothing was changed"
+                "then: this machine's clock was ahead when it was made, or is behind now. Set it if it is wrong; "
+                "else `coordinator ca cancel`, then begin anew. Nothing was changed"
             )
         if (ends := pki.next_ends()) <= now:
             raise Conflict(
