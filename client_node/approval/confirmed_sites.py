@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..enrolment import Enrolment
 from ..succession import own_keys, partners
 
 if TYPE_CHECKING:
@@ -31,15 +32,17 @@ def fingerprint(identity: str) -> str:
 def doubts(home: Path, study: "Study") -> list[str]:
     """Lists the sites of `study` that the node at `home` has not confirmed, with what to do, one line each.
 
-    A node need not confirm its own key. The list is empty for a node that does not aggregate in the study.
+    A node need not confirm the key under its own name; under another one it has to be confirmed like anybody's, since
+    whoever has stolen an earlier key of this node can pose as a site with it. The list is empty for a node that does
+    not aggregate in the study.
     """
     from ..policy import load_decisions
 
-    own = own_keys.of_home(home).all()
-    if not {party.identity for party in study.aggregators}.intersection(own):
+    own, own_name = own_keys.of_home(home).all(), Enrolment.load(home).name
+    if not any(party.name == own_name or party.identity in own for party in study.aggregators):
         return []
     confirmed = load_decisions(home).sites
-    found = (_doubt(home, site.name, site.identity, confirmed) for site in study.sites if site.identity not in own)
+    found = (_doubt(home, site.name, site.identity, confirmed) for site in study.sites if site.name != own_name)
     return [doubt for doubt in found if doubt]
 
 

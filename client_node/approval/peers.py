@@ -17,11 +17,12 @@ from pydantic import Field, TypeAdapter
 
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel
 from ...privacy.ledger import chain
+from ..enrolment import Enrolment
 from ..errors import PartnerRefused
 from ..files import locked, read_json, write_private
 from ..policy import decision_log, load_decisions
 from ..study import Study
-from ..succession import own_keys, partners
+from ..succession import partners
 from .confirmed_sites import fingerprint
 
 FILE = "peers.json"
@@ -170,6 +171,6 @@ def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | No
 
 
 def _parties(home: Path, study: Study) -> dict[str, str]:
-    """Maps the names of the study's other parties to their keys."""
-    own = own_keys.of_home(home).all()
-    return {name: identity for name, identity in study.identities().items() if identity not in own}
+    """Maps the names of the study's other parties to their keys, one of this node's own among them."""
+    own = Enrolment.load(home).name
+    return {name: identity for name, identity in study.identities().items() if name != own}

@@ -13,7 +13,7 @@ from confide.client_node.approval.study_decisions import approve_study, propose
 from confide.client_node.cli.main import app
 from confide.client_node.errors import ApprovalRefused, FileDamaged, PartnerRefused
 from confide.client_node.policy import decision_log, decisions
-from confide.client_node.succession import partners
+from confide.client_node.succession import partners, rotation
 from confide.privacy.ledger.succession import Succession
 
 from ..conftest import identity_of, key_of
@@ -209,3 +209,20 @@ def test_an_aggregator_s_confirmed_key_confirms_those_that_follow_it(site, monke
     (site.home / partners.FILE).unlink()
     offered(site, monkeypatch, later, followed("svhc", "svhc", "second"))
     assert doubts(site.home, later) == []
+
+
+def test_a_site_invented_with_an_earlier_key_of_this_node_is_doubted_and_compared(site, monkeypatch):
+    monkeypatch.setattr(rotation.protocol, "send_signed", lambda *_: b"{}")
+    study = site.aggregate()
+    approve_study(site.home, propose(site.home, study.study_hash))
+    stolen = site.identity.identity_hex
+    rotation.rotate(site.home)
+    for name, doubt in (("svhc", "another key than the confirmed one"), ("invented", "is not confirmed")):
+        parties = tuple(
+            each.model_copy(update={"name": name, "identity": stolen}) if each.name == "svhc" else each
+            for each in study.sites
+        )
+        posed = study.model_copy(update={"sites": parties})
+        assert doubt in "".join(doubts(site.home, posed))
+        state = {each.name: each.state for each in peers.compare(site.home, posed)}[name]
+        assert state == ("changed" if name == "svhc" else "new")
