@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,9 +49,14 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Append = Callable[[str, Mapping[str, Any]], Entry]
 Keyring = Callable[[str], Ed25519PrivateKey | None]  # finds the site's private key of a public one, in hex
+
+
+class Append(Protocol):
+    """Adds one entry to the chain."""
+
+    def __call__(self, kind: str, body: Mapping[str, Any], time: str = "") -> Entry:
+        """Writes the entry; `time` is "" for the clock's."""
 
 
 def _no_other(_: str) -> None:
@@ -297,6 +302,9 @@ class Ledger:
     def succeed(self, succession: Succession, new: Ed25519PrivateKey) -> None:
         """Hands the ledger over to the key `new`, which signs from now on; a second time changes nothing.
 
+        The entry has the succession's time, not the clock's: a home that was restored from before the handover makes
+        the very entry that others hold already.
+
         Raises:
             LedgerBroken: the succession is of another key than the one that signs now, or does not hold.
         """
@@ -304,7 +312,7 @@ class Ledger:
             if succession.new in self._books.keys:
                 return
             body = hand_over(succession, new, self._head.hash)
-            chain.key_after(append(SUCCESSION, body), self._key)  # what it raises undoes the entry
+            chain.key_after(append(SUCCESSION, body, succession.time), self._key)  # what it raises undoes the entry
 
     def recover(self, generation: int) -> list[Recovery]:
         """Closes every account that has a budget, because entries were lost for good: each counts as spent to its cap.
@@ -490,9 +498,9 @@ class Ledger:
             with self._store.write() as connection:
                 self._refresh(connection)
 
-                def append(kind: str, body: Mapping[str, Any]) -> Entry:
+                def append(kind: str, body: Mapping[str, Any], time: str = "") -> Entry:
                     head = Head(added[-1].seq, added[-1].hash) if added else self._head
-                    entry = chain.extend(head, self._signer(), chain.now(), kind, body)
+                    entry = chain.extend(head, self._signer(), time or chain.now(), kind, body)
                     self._store.add(connection, entry)
                     added.append(entry)
                     return entry

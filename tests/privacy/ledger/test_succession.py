@@ -106,6 +106,20 @@ def test_a_ledger_over_two_successions_is_verified_from_the_first_key(twice):
         verify_chain(twice, NAMES[2])  # a report names the key that opened it; the verifier then lists the others
 
 
+def test_a_handover_made_again_from_a_copy_is_the_very_same_entry(held, monkeypatch):
+    copy = Held(held.path.with_name("copy.db"))
+    copy.path.write_bytes(held.path.read_bytes())
+    for each, now in ((held, "2026-03-02T10:00:00Z"), (copy, "2026-04-01T10:00:00Z")):
+        monkeypatch.setattr(chain, "now", lambda now=now: now)
+        with each.open() as ledger:
+            ledger.succeed(stated(), SECOND)
+    with held.open() as first, copy.open() as second:
+        assert first.entries()[-1] == second.entries()[-1]
+        assert first.entries()[-1].time == AT
+        second.reserve(charge(4))  # and the copy goes on from what others hold
+        assert chain.check_extension(first.head, second.entries(first.head.seq + 1), NAMES[1]) == second.head
+
+
 def test_entries_after_a_succession_are_of_the_later_key_alone(twice):
     head = Head(twice[7].seq, twice[7].hash)
     reserve = twice[8]
