@@ -62,6 +62,7 @@ class Peer:
     state: Literal["known", "earlier", "new", "changed", "followed"]  # earlier: accepted, and another one since then
     before: KnownKey | None  # the newest key of that name
     followed_at: str = ""  # when the newest key known here was followed, as its owner says
+    newest: str = ""  # of an earlier key: the one that followed it last
 
     @property
     def spoken(self) -> str:
@@ -71,6 +72,8 @@ class Peer:
     def told(self) -> str:
         """Says in a sentence what is known of it, for people; a changed key with what to do."""
         spoken = self.spoken
+        if self.state == "earlier":
+            return f"{self.name} has an earlier key, {spoken}; the newest one is {fingerprint(self.newest)}"
         if self.state == "new" or self.before is None:
             return f"{self.name} was never seen here; an approval makes its key known"
         known = f"{fingerprint(self.before.identity)} since {self.before.since[:10]}"
@@ -78,8 +81,6 @@ class Peer:
             return f"{self.name} has the key that is known here, {known}"
         if self.state == "followed":
             return f"{self.name} has a new key, {spoken}, signed on {self.followed_at[:10]} by the known one, {known}"
-        if self.state == "earlier":
-            return f"{self.name} has an earlier key, {spoken}; the newest one is {known}"
         return (
             f"{self.name} has another key than in earlier studies, which gave it {known}; ask its own people for the "
             f"fingerprint of their new key, then: client-node study approve HASH --accept-new-key "
@@ -100,22 +101,25 @@ def load(home: Path) -> Mapping[str, tuple[KnownKey, ...]]:
 def compare(home: Path, study: Study) -> list[Peer]:
     """Compares the keys of all other parties of a study with those that are known here, in the study's order.
 
-    A key counts as known as well if this node's people have confirmed it, see `confirmed_sites`.
+    A key counts as known as well if this node's people have confirmed it, see `confirmed_sites`. One that its owner has
+    followed by another is an earlier one, however it is known: whoever stole it opens nothing new with it.
     """
-    known, confirmed = load(home), load_decisions(home).sites
+    known, confirmed, stated = load(home), load_decisions(home).sites, partners.load(home)
     found = []
     for name, identity in _parties(home, study).items():
-        keys, at = known.get(name, ()), ""
+        keys, at, newest = known.get(name, ()), "", ""
         state: Literal["known", "earlier", "new", "changed", "followed"] = "changed" if keys else "new"
         if keys and keys[-1].identity == identity:
             state = "known"
         elif identity in {key.identity for key in keys}:
-            state = "earlier"
+            state, newest = "earlier", keys[-1].identity
         elif keys and confirmed.get(name) == fingerprint(identity):
             state = "known"
         elif keys and (proof := partners.path(home, name, keys[-1].identity, identity)):
             state, at = "followed", proof[-1].time
-        found.append(Peer(name, identity, state, keys[-1] if keys else None, at))
+        if state != "changed" and (later := partners.keys_after(stated.get(name, ()), identity)):
+            state, newest = "earlier", later[-1]
+        found.append(Peer(name, identity, state, keys[-1] if keys else None, at, newest))
     return found
 
 
@@ -139,7 +143,7 @@ def objections(home: Path, study: Study, accepted: Mapping[str, str]) -> list[st
 
 
 def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | None = None) -> tuple[str, ...]:
-    """Remembers the study's keys of names that were never seen, and of the `accepted` ones; returns these names.
+    """Remembers the study's keys of names that have none here yet, and of the `accepted` ones; returns these names.
 
     An accepted key becomes the newest of its name, and a line of the decision log; so does one that follows by
     successions. Another key that nobody accepted changes nothing that is known.
@@ -150,7 +154,9 @@ def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | No
     wanted = {*accepted}
 
     def is_taken(peer: Peer) -> bool:
-        return peer.state in ("new", "followed") or (peer.name in wanted and peer.state != "known")
+        if peer.name in wanted:
+            return peer.state != "known"
+        return peer.before is None or peer.state == "followed"
 
     if not any(is_taken(each) for each in compare(home, study)):
         return ()  # as for nearly every message
@@ -161,7 +167,7 @@ def note(home: Path, study: Study, accepted: Iterable[str] = (), *, by: str | No
             others = tuple(old for old in known.get(each.name, ()) if old.identity != each.identity)
             known[each.name] = (*others, key)[-100:]
             changed.append(each.name)
-            if each.state != "new":
+            if each.state != "new" and (each.before is not None or each.name in wanted):
                 decision_log.write(home, "accept", each.name, fingerprint(each.identity), by=by)
         if len(known) > MOST_NAMES:
             raise PartnerRefused(f"more than {MOST_NAMES} names would be known here; move {FILE} away to begin anew")

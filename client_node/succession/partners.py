@@ -92,19 +92,30 @@ def path(home: Path, name: str, earlier: str, later: str) -> tuple[Succession, .
 
 def keys_before(home: Path, name: str, key: str) -> tuple[str, ...]:
     """Lists the keys that led to `key`, newest first, and not `key` itself."""
-    by_new = {stated.new: stated for stated in load(home).get(name, ())}
-    return tuple(stated.old for stated in _leading_to(key, by_new))
+    return _keys_before(load(home).get(name, ()), key)
 
 
 def family(home: Path, name: str, key: str) -> tuple[str, ...]:
     """Lists all keys that are known to be of the same owner as `key`, with it."""
     known = load(home).get(name, ())
-    found = [key, *keys_before(home, name, key)]
+    return (key, *_keys_before(known, key), *keys_after(known, key))
+
+
+def keys_after(known: Iterable[Succession], key: str) -> tuple[str, ...]:
+    """Lists the keys to which successions of one name lead from `key`, oldest first, and not `key` itself."""
+    known = tuple(known)
     by_old = {stated.old: stated.new for stated in known}
-    while (later := by_old.get(key)) is not None and later not in found:
+    found: list[str] = []
+    seen = {key, *_keys_before(known, key)}  # of successions in a ring, none follows
+    while (later := by_old.get(key)) is not None and later not in seen:
         found.append(later)
+        seen.add(later)
         key = later
     return tuple(found)
+
+
+def _keys_before(known: Iterable[Succession], key: str) -> tuple[str, ...]:
+    return tuple(stated.old for stated in _leading_to(key, {stated.new: stated for stated in known}))
 
 
 def _leading_to(key: str, by_new: Mapping[str, Succession]) -> list[Succession]:

@@ -226,3 +226,24 @@ def test_a_site_invented_with_an_earlier_key_of_this_node_is_doubted_and_compare
         assert doubt in "".join(doubts(site.home, posed))
         state = {each.name: each.state for each in peers.compare(site.home, posed)}[name]
         assert state == ("changed" if name == "svhc" else "new")
+
+
+@pytest.mark.parametrize("known_by", ["an approval", "a fingerprint", "nothing"])
+def test_a_key_from_which_a_succession_is_known_opens_no_new_study_and_runs_go_on(site, known_by, monkeypatch):
+    under_way = site.keep(site.study())
+    if known_by == "an approval":
+        approve_study(site.home, propose(site.home, under_way.study_hash))
+    if known_by == "a fingerprint":
+        decisions.confirm_sites(site.home, {"svhc": fingerprint(identity_of("svhc"))})
+        peers.note(site.home, rekeyed(site, "svhc", "second"))  # the first study that came here named the later key
+    later = rekeyed(site, "svhc", "second")  # which nobody has approved yet, and so noted
+    offered(site, monkeypatch, later, followed("svhc", "svhc", "second"))
+    stolen = site.keep(site.study(("rank = 4", "rank = 6")))
+    with pytest.raises(ApprovalRefused, match="svhc has an earlier key") as refusal:
+        propose(site.home, stolen.study_hash)
+    assert fingerprint(identity_of("second")) in str(refusal.value)
+    decisions.approve(site.home, under_way.study_hash)
+    assert approved_study(site.home, under_way.study_hash) == under_way
+    peers.note(site.home, under_way)  # as with a message of a run
+    assert [each.name for each in peers.compare(site.home, under_way) if each.state == "earlier"] == ["svhc"]
+    assert propose(site.home, later.study_hash).assessment.study == later
