@@ -116,7 +116,7 @@ class Registry(Protocol):
         """Name of the node with this Ed25519 public key (hex); None if it is unknown or revoked."""
 
     def site_followed(self, keys: Sequence[str]) -> str | None:
-        """Name of the node that has one of these Ed25519 public keys now; None if it is unknown or revoked."""
+        """Name of the node, enrolled or left, that has one of these Ed25519 public keys; None if unknown or revoked."""
 
 
 class _TurnedAway(Exception):
@@ -658,8 +658,9 @@ class FleetGate:
 
     def _follower(self, query: FollowRequest) -> str | None:
         """Name of the node whose present key is among those of the query, each signed for by the one before."""
-        is_sound = not any(stated.problem() for stated in query.successions)
-        return self._registry.site_followed(query.keys()) if is_sound else None
+        name = self._registry.site_followed(query.keys())  # first: a stranger is not worth forty signatures
+        is_sound = name is not None and not any(stated.problem() for stated in query.successions)
+        return name if is_sound else None
 
     def _is_fresh(self, query: SignedQuery) -> bool:
         now = time.time()
