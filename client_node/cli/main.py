@@ -97,14 +97,17 @@ def enroll(
     """
     from ..approval.confirmed_sites import fingerprint
     from ..enrolment import NodeIdentity, enrol, join_file
+    from ..succession import rotation
 
     if code.endswith(join_file.SUFFIX):
         join = join_file.read_join_file(Path(code))
-        found = enrol(join.code, home, party_address=party_address, proxy=proxy, again=again)
+        found = enrol(
+            join.code, home, party_address=party_address, proxy=proxy, again=again, complete=rotation.complete
+        )
         tell(f"The code in {code} is used; delete the file.")
     else:
         code = sys.stdin.read() if code == "-" else code
-        found = enrol(code, home, party_address=party_address, proxy=proxy, again=again)
+        found = enrol(code, home, party_address=party_address, proxy=proxy, again=again, complete=rotation.complete)
     if table is not None:
         wanted = setup.Wanted(
             study, unit_column, backbone=backbone, url=url, password_file=password_file, password_env=password_env

@@ -9,12 +9,13 @@ signed with the node's identity key.
 import base64
 import hashlib
 import json
+import logging
 import math
 import re
 import secrets
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ from ..files import damaged, locked, read_json, read_own, write_private
 from ..secret_files import write_secret
 from . import outbound
 from .identity import KEYS, NodeIdentity, next_key, next_path, take_next_key
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["train", "aggregate"]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -235,6 +238,9 @@ class Enrolment:
         return pem
 
 
+_Complete = Callable[[Path, Callable[[], tuple[Enrolment, str]]], object]
+
+
 def enrol(
     code: str,
     home: Path,
@@ -244,6 +250,7 @@ def enrol(
     party_certificate: str | None = None,
     proxy: str | None = None,
     again: bool = False,
+    complete: _Complete | None = None,
 ) -> Enrolment:
     """Joins the federation that issued `code`; makes this node's keys under `home` if there are none.
 
@@ -257,6 +264,9 @@ def enrol(
         proxy: `http://[USER:PASSWORD@]HOST:PORT` or `env`; kept, and used from now on.
         again: True if this node, which has left the federation, comes back: with the identity key that it has, another
             transport key, and what is not given here as it was. Ledger, policy and decisions are not touched.
+        complete: of a node that comes back, completes a rotation of its identity key that was cut short: the
+            coordinator may know it by the key that is not in place yet. It is given the home, and finds out the
+            coordinator of the code with its CA (PEM).
 
     Raises:
         NotEnrolled: `again`, and `home` has no enrolment.
@@ -271,6 +281,8 @@ def enrol(
     proxy = None if proxy is None else outbound.check_proxy(proxy)
     if again:
         before = Enrolment.load(home)
+        if complete is not None:
+            _complete(complete, home, invitation, replace(before, proxy=proxy or before.proxy))
         with locked(home / KEYS):  # a daemon that finds the coordinator to know another key already takes that up
             own = replace(NodeIdentity.load(home), transport_key=next_key(home))
             return _join(invitation, own, roles_wanted, party_address, party_certificate, proxy, before)
@@ -280,6 +292,16 @@ def enrol(
             "has left it and comes back: --again"
         )
     return _join(invitation, NodeIdentity.create(home), roles_wanted, party_address, party_certificate, proxy, None)
+
+
+def _complete(complete: _Complete, home: Path, invitation: InvitationCode, before: Enrolment) -> None:
+    def way() -> tuple[Enrolment, str]:
+        return replace(before, address=invitation.address), _fetch_ca(invitation, before.proxy).decode()
+
+    try:
+        complete(home, way)
+    except CoordinatorRefused as err:  # then it knows the present key, or says below that it knows neither
+        logger.warning("the rotation of this node's identity key is not completed: %s", err)
 
 
 def _join(

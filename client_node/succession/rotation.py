@@ -7,6 +7,8 @@ was cut short is completed by the same request.
 
 import secrets
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -29,6 +31,8 @@ _REMEDY = (
     "It is the statement of a rotation that was cut short: delete it, and run `client-node keys rotate --identity`"
 )
 _FORM = TypeAdapter(Succession)
+
+Way = Callable[[], tuple[Enrolment, str]]
 
 
 class FollowRequest(protocol.SignedQuery):
@@ -65,8 +69,11 @@ def rotate(home: Path) -> NodeIdentity:
         return _rotated(home)
 
 
-def complete(home: Path) -> NodeIdentity:
+def complete(home: Path, way: Way | None = None) -> NodeIdentity:
     """Completes a rotation that was cut short, if there is one; returns the node's keys as they are now.
+
+    Args:
+        way: finds the coordinator, and the only CAs to trust for it, if it is needed; None for those of the enrolment.
 
     Raises:
         As `rotate`.
@@ -74,7 +81,7 @@ def complete(home: Path) -> NodeIdentity:
     if not is_under_way(home):
         return NodeIdentity.load(home)
     with locked(home / KEYS):  # a command that is about to complete it does so first
-        return _rotated(home) if is_under_way(home) else NodeIdentity.load(home)
+        return _rotated(home, way) if is_under_way(home) else NodeIdentity.load(home)
 
 
 def is_under_way(home: Path) -> bool:
@@ -82,8 +89,13 @@ def is_under_way(home: Path) -> bool:
     return own_keys.next_path(home).exists()
 
 
-def _rotated(home: Path) -> NodeIdentity:
-    own, enrolment, path = NodeIdentity.load(home), Enrolment.load(home), own_keys.next_path(home)
+def _rotated(home: Path, way: Way | None = None) -> NodeIdentity:
+    own, path, send = NodeIdentity.load(home), own_keys.next_path(home), protocol.send_signed
+    if way is None:
+        enrolment = Enrolment.load(home)
+    else:
+        enrolment, ca_pem = way()
+        send = partial(send, ca_pem=ca_pem)
     if not path.exists():
         make_signer(path, beside=own_keys.present_path(home))
     new = read_signer(path)
@@ -93,7 +105,7 @@ def _rotated(home: Path) -> NodeIdentity:
         identity=own.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16),
         successions=(*before, stated)[-MOST_SENT:],
     )  # fmt: skip
-    protocol.send_signed(request, FOLLOW_PATH, own, enrolment)
+    send(request, FOLLOW_PATH, own, enrolment)
     own_keys.keep_earlier(home, own.signer)
     own_keys.add_succession(home, stated)
     move_durably(path, own_keys.present_path(home))

@@ -100,7 +100,8 @@ class Register:
             if comes_back and not is_same_identity(node.identity, request.identity):
                 raise EnrolmentInvalid(
                     f"{node.name} has left and comes back with the identity key that it had, and no other; enrol from "
-                    "its home, or from a backup of it, with --again"
+                    "its home, or from a backup of it, with --again. If that key was rotated, and this coordinator was "
+                    "restored from an older backup since: first `client-node keys rotate --identity` there"
                 )
             holders = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key))
             is_taken = any(other.name != node.name for other in holders)
@@ -201,23 +202,25 @@ class Register:
         """Takes the identity keys that follow the one by which a node is known; the gate has checked its signature.
 
         Successions that were taken already change nothing: the first answer may have been lost, or this register
-        comes from an older backup and lacks the newest ones.
+        comes from an older backup and lacks the newest ones. A node that has left may make its keys known too: it comes
+        back with the last of them.
 
         Returns:
             The node's name.
 
         Raises:
             EnrolmentInvalid: a succession does not hold, does not follow from the node's present key, is of another
-                name or coordinator, or its key is known already; the node is not enrolled or not any more; or it has
-                had five new keys within the hour, or 200 in all.
+                name or coordinator, or its key is known already; the node is not enrolled, or was revoked; or it has
+                had five new keys within the hour, or 200 in all. Those of one request count as one: a register from
+                an older backup may lack more.
         """
         keys = request.keys()
         with self._store.alone(_ABOUT) as session:
             node = session.scalars(select(NodeRow).where(NodeRow.identity.in_(keys))).first()
-            if node is None or node.identity is None or node.revoked_at is not None:
+            if node is None or node.identity is None or _is_revoked(node):
                 raise EnrolmentInvalid("the coordinator does not know this node, or has revoked it")
             fresh, who = request.successions[keys.index(node.identity) :], f"site:{node.name}"
-            if fresh and audit_log.count_of_hour(session, "site.identity", who) + len(fresh) > MOST_ROTATIONS:
+            if fresh and audit_log.count_of_hour(session, "site.identity", who) >= MOST_ROTATIONS:
                 raise EnrolmentInvalid(f"a node has at most {MOST_ROTATIONS} new identity keys within the hour; wait")
             had = select(func.count()).where(SuccessionRow.site == node.name)
             if session.scalars(had).one() + len(fresh) > MOST:
@@ -299,15 +302,15 @@ class Register:
             return node.name if node is not None and node.revoked_at is None else None
 
     def site_followed(self, keys: Sequence[str]) -> str | None:
-        """Name of the enrolled, unrevoked node that has one of these Ed25519 keys now; None if there is none."""
+        """Name of the unrevoked node, enrolled or left, that has one of these Ed25519 keys; None if there is none."""
         with self._store.session() as session:
             node = session.scalars(select(NodeRow).where(NodeRow.identity.in_(keys))).first()
-            return node.name if node is not None and node.revoked_at is None else None
+            return node.name if node is not None and not _is_revoked(node) else None
 
     def studies(self, name: str) -> list[dict[str, Any]]:
         """Lists every study for any node that asks: members of a federation may read all its studies.
 
-        With each come the successions of its parties' keys.
+        With each come the successions that lead to its parties' keys.
         """
         stated = self._store.successions()
         return [
@@ -318,13 +321,26 @@ class Register:
 
 
 def _of_parties(canonical: bytes, stated: dict[str, list[Succession]]) -> dict[str, list[dict[str, Any]]]:
-    """Lists the successions of the parties of a study, as JSON, under one name; nothing if there were none."""
+    """Lists the successions that lead to the keys in a study, as JSON, under one name; nothing if there were none.
+
+    Later ones are left out: a node takes none that leads to no key of the study.
+    """
     if not stated:
         return {}
     study = json.loads(canonical)
-    names = dict.fromkeys(party["name"] for kind in ("sites", "aggregators") for party in study[kind])
-    found = [each.model_dump() for name in names for each in stated.get(name, [])]
+    parties = {party["name"]: party["identity"] for kind in ("sites", "aggregators") for party in study[kind]}
+    found = [each.model_dump() for name, key in parties.items() for each in _leading_to(key, stated.get(name, []))]
     return {"successions": found} if found else {}
+
+
+def _leading_to(key: str, stated: Sequence[Succession]) -> Sequence[Succession]:
+    """Returns those of a node's successions, in their order, by which it came to have `key`."""
+    return next((stated[:count] for count, each in enumerate(stated, 1) if each.new == key), ())
+
+
+def _is_revoked(node: NodeRow) -> bool:
+    """True if a node was revoked for good, and has not only left."""
+    return node.revoked_at is not None and node.left_at is None
 
 
 def _is_taken(session: Session, identity: str) -> bool:

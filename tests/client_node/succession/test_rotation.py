@@ -1,5 +1,6 @@
 """A node's new identity key, against the real gate and the real register."""
 
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from confide.client_node.enrolment import NodeIdentity, enrol
 from confide.client_node.enrolment.protocol import Enrolment, fetch_studies, send_signed
 from confide.client_node.enrolment.protocol import rotate as rotate_transport
-from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, IdentityMissing
+from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, EnrolmentFailed, IdentityMissing
 from confide.client_node.succession import own_keys, rotation
 from confide.client_node.succession.rotation import FOLLOW_PATH, FollowRequest, complete, rotate
 from confide.coordinator.federation import register
@@ -19,7 +20,7 @@ from confide.coordinator.federation.pki import Pki
 from confide.coordinator.federation.register import MOST_ROTATIONS, Register
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import NodeRow, SuccessionRow
+from confide.coordinator.store.tables import ActionRow, NodeRow, SuccessionRow
 from confide.privacy.ledger.succession import Succession
 
 from ...coordinator.conftest import logged
@@ -37,8 +38,11 @@ class Federation:
     pki: Pki
     port: int
 
+    def code(self, name: str = "north") -> str:
+        return self.register.invite(name, ("train",), f"127.0.0.1:{self.port}")
+
     def join(self, home: Path, name: str = "north") -> NodeIdentity:
-        enrol(self.register.invite(name, ("train",), f"127.0.0.1:{self.port}"), home)
+        enrol(self.code(name), home)
         return NodeIdentity.load(home)
 
     def known(self, name: str = "north") -> str | None:
@@ -120,9 +124,9 @@ def test_a_rotation_cut_off_at_any_step_is_completed_with_one_new_key(federation
     owner = {"send_signed": rotation.protocol, "keep_earlier": own_keys, "add_succession": own_keys}.get(step, rotation)
     real = getattr(owner, step)
 
-    def cut(*arguments: object) -> None:
+    def cut(*arguments: object, **named: object) -> None:
         if is_done:
-            real(*arguments)
+            real(*arguments, **named)
         raise CoordinatorUnreachable("cut off here")
 
     monkeypatch.setattr(owner, step, cut)
@@ -277,3 +281,92 @@ def test_a_node_does_not_fill_the_register_with_its_keys(federation, tmp_path, m
     with pytest.raises(CoordinatorRefused, match="at most 2"):
         rotate(home)
     assert federation.known() == keys[-1].identity_hex
+
+
+def test_a_site_that_left_while_a_rotation_s_answer_was_lost_comes_back(federation, tmp_path, monkeypatch):
+    home = tmp_path / "north"
+    before = federation.join(home)
+    with monkeypatch.context() as cut:
+        cut.setattr(own_keys, "keep_earlier", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            rotate(home)
+    assert federation.known() != before.identity_hex == NodeIdentity.load(home).identity_hex
+    federation.register.leave("north")
+    facts = json.loads((home / "enrolment.json").read_text()) | {"address": "127.0.0.1:1"}
+    (home / "enrolment.json").write_text(json.dumps(facts))  # the coordinator has moved since
+    enrol(federation.code(), home, again=True, complete=complete)
+    assert federation.known() == NodeIdentity.load(home).identity_hex != before.identity_hex
+    assert not rotation.is_under_way(home)
+    assert fetch_studies(home) == []
+
+
+def test_a_site_that_left_a_coordinator_from_an_older_backup_comes_back(federation, tmp_path):
+    home = tmp_path / "north"
+    first = federation.join(home)
+    rotate(home)
+    with federation.store.session() as session:
+        session.query(SuccessionRow).delete()
+        session.get(NodeRow, "north").identity = first.identity_hex
+    federation.register.leave("north")
+    with pytest.raises(EnrolmentFailed, match="client-node keys rotate --identity"):
+        enrol(federation.code(), home, again=True, complete=complete)
+    rotate(home)  # shows all its successions
+    assert federation.register.site_with_identity(federation.known()) is None  # and has left all the same
+    with pytest.raises(CoordinatorRefused):
+        fetch_studies(home)
+    enrol(federation.code(), home, again=True, complete=complete)
+    assert federation.known() == NodeIdentity.load(home).identity_hex
+    assert fetch_studies(home) == []
+
+
+def test_a_rotation_that_the_coordinator_refuses_does_not_keep_a_site_away(federation, tmp_path, monkeypatch):
+    home = tmp_path / "north"
+    before = federation.join(home)
+    monkeypatch.setattr(register, "MOST", 0)
+    with pytest.raises(CoordinatorRefused):
+        rotate(home)
+    assert rotation.is_under_way(home)
+    federation.register.leave("north")
+    enrol(federation.code(), home, again=True, complete=complete)
+    assert federation.known() == before.identity_hex == NodeIdentity.load(home).identity_hex
+
+
+def test_a_register_that_lacks_more_than_an_hour_s_keys_catches_up(federation, tmp_path, monkeypatch):
+    home = tmp_path / "north"
+    first = federation.join(home)
+    with monkeypatch.context() as years:
+        years.setattr(register, "MOST_ROTATIONS", 100)
+        for _ in range(MOST_ROTATIONS + 2):
+            rotate(home)
+    with federation.store.session() as session:
+        session.query(SuccessionRow).delete()
+        session.query(ActionRow).filter(ActionRow.action == "site.identity").delete()
+        session.get(NodeRow, "north").identity = first.identity_hex
+    after = rotate(home)
+    assert federation.known() == after.identity_hex
+    with pytest.raises(CoordinatorRefused, match="within the hour"):
+        rotate(home)
+
+
+def test_of_successions_a_study_brings_those_that_lead_to_the_keys_in_it(federation, tmp_path):
+    home = tmp_path / "north"
+    keys = [federation.join(home).identity_hex, *(rotate(home).identity_hex for _ in range(2))]
+    sent = {}
+    for each in keys:
+        study = {"sites": [{"name": "north", "identity": each}], "aggregators": []}
+        brought = register._of_parties(json.dumps(study).encode(), federation.store.successions())
+        sent[each] = [stated["new"] for stated in brought.get("successions", [])]
+    assert sent == {keys[0]: [], keys[1]: keys[1:2], keys[2]: keys[1:]}
+
+
+def test_a_stranger_s_signatures_are_not_checked(federation, tmp_path, monkeypatch):
+    home = tmp_path / "north"
+    own = federation.join(home)
+    checked = []
+    problem = Succession.problem
+    monkeypatch.setattr(Succession, "problem", lambda self: checked.append(self) or problem(self))
+    with pytest.raises(CoordinatorRefused, match="does not know"):
+        send(home, stated_by(federation, key_of("stranger"), key_of("fresh")), signer=key_of("stranger"))
+    assert checked == []
+    send(home, stated_by(federation, own.signer, key_of("fresh")))
+    assert checked
