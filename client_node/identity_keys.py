@@ -64,6 +64,9 @@ def settle(home: Path, ledger: Ledger | None = None, *, by: str | None = None) -
     Args:
         ledger: the site's, where it is open already.
         by: who decides; None for the account that runs this process.
+
+    Raises:
+        SiteNotReady: the ledger is an older copy; nothing was written into it, and no key was deleted.
     """
     with locked(home / KEYS):
         if not own_keys.earlier(home):
@@ -109,12 +112,13 @@ def _opened(home: Path, ledger: Ledger | None) -> Iterator[Ledger | None]:
 
 
 def _hand_over(home: Path, ledger: Ledger) -> None:
-    keys = own_keys.of_home(home)
+    keys, head = own_keys.of_home(home), LedgerHead(home, ledger)
     for each in own_keys.successions(home):
         new = keys.find(each.new)
         if ledger.keys[-1] == each.old and new is not None:
+            head.require()  # an older copy is to take in what it lacks, and no entry before that
             ledger.succeed(each, new)
-            LedgerHead(home, ledger).keep()
+            head.keep()
 
 
 def _waiting_logs(home: Path, ledger: Ledger | None) -> dict[str, tuple[str, ...]]:

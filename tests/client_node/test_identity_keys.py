@@ -12,11 +12,12 @@ from confide.client_node.approval.catalogue import approved_study
 from confide.client_node.approval.study_decisions import approve_study, propose, revoke_study
 from confide.client_node.cli.main import app
 from confide.client_node.enrolment import Enrolment, NodeIdentity
-from confide.client_node.errors import ApprovalRefused, CoordinatorUnreachable, PartnerRefused
+from confide.client_node.errors import ApprovalRefused, CoordinatorUnreachable, PartnerRefused, SiteNotReady
 from confide.client_node.node import Node
 from confide.client_node.policy import decision_log, decisions
 from confide.client_node.succession import own_keys, rotation
 from confide.client_node.wire.messages import Prepare, Ready, Update, verify
+from confide.privacy.ledger import backup as ledger_backup
 from confide.privacy.ledger.chain import verify_chain
 from confide.privacy.ledger.ledger import Budget
 
@@ -127,6 +128,31 @@ def test_what_a_rotation_left_undone_is_done_later(site, approved, monkeypatch, 
     assert decision_log.verify(site.home).problems == ()
     with open_ledger(site) as ledger:
         assert ledger.keys == (first, present)
+
+
+def test_an_older_copy_of_the_ledger_is_not_handed_over(site, approved, tmp_path):
+    with open_ledger(site) as ledger:
+        ledger_head.LedgerHead(site.home, ledger).keep()
+    older = (site.home / "ledger.db").read_bytes()
+    with open_ledger(site) as ledger:
+        ledger.set_budget(Budget(dataset="else", unit="patient", epsilon=1.0, delta=1e-6, collusion=0))
+        ledger_head.LedgerHead(site.home, ledger).keep()
+    identity_keys.rotate(site.home)
+    with open_ledger(site) as ledger:
+        ledger_backup.write(tmp_path / "newest", ledger.walk(), ledger.public_key)
+        newest = ledger.head
+    for each in site.home.glob("ledger.db*"):
+        each.unlink()
+    (site.home / "ledger.db").write_bytes(older)
+    with open_ledger(site) as ledger:
+        before = ledger.head
+        with pytest.raises(SiteNotReady, match="client-node budget import"):
+            identity_keys.settle(site.home, ledger)  # as the daemon does
+        assert ledger.head == before
+    backup.import_ledger(site.home, tmp_path / "newest")
+    identity_keys.settle(site.home)
+    with open_ledger(site) as ledger:
+        assert ledger.head == newest
 
 
 def daemon_of(site):
