@@ -126,8 +126,11 @@ def keep_earlier(home: Path, signer: Ed25519PrivateKey) -> None:
 
 
 def delete_earlier(home: Path, public: str) -> None:
-    """Deletes the private key of an earlier public one."""
-    earlier_path(home, public).unlink(missing_ok=True)
+    """Deletes the private key of an earlier public one, and copies that a write left which was cut off."""
+    path = earlier_path(home, public)
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # last: as long as it is there, this is done again
 
 
 def next_path(home: Path) -> Path:

@@ -6,18 +6,20 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from confide.client_node import backup, identity_keys, ledger_head
+from confide.client_node import backup, files, identity_keys, ledger_head
 from confide.client_node.approval import charges
 from confide.client_node.approval.catalogue import approved_study
 from confide.client_node.approval.study_decisions import approve_study, propose, revoke_study
 from confide.client_node.cli.main import app
 from confide.client_node.enrolment import Enrolment, NodeIdentity
+from confide.client_node.enrolment.identity import read_signer
 from confide.client_node.errors import ApprovalRefused, CoordinatorUnreachable, PartnerRefused, SiteNotReady
 from confide.client_node.node import Node
 from confide.client_node.policy import decision_log, decisions
 from confide.client_node.succession import own_keys, rotation
 from confide.client_node.wire.messages import Prepare, Ready, Update, verify
 from confide.privacy.ledger import backup as ledger_backup
+from confide.privacy.ledger import canonical
 from confide.privacy.ledger.chain import verify_chain
 from confide.privacy.ledger.ledger import Budget
 
@@ -89,6 +91,38 @@ def test_an_approved_study_that_never_came_here_holds_a_key_since_it_may_name_it
     decisions.approve(site.home, "ab" * 32)
     identity_keys.rotate(site.home)
     assert holds(site)[site.identity.identity_hex] == (f"study {'ab' * 6}, which has not reached this node",)
+
+
+def test_no_copy_of_a_deleted_key_is_left_by_a_write_that_was_cut_off(site, monkeypatch):
+    def cut(beside, target):
+        if target.name.startswith("identity-"):
+            raise KeyboardInterrupt
+        real(beside, target)
+
+    real = files.move_durably
+    with monkeypatch.context() as killed:
+        killed.setattr(files, "move_durably", cut)
+        killed.setattr(files.os, "getpid", lambda: 424242)  # of the process that ended there
+        with pytest.raises(KeyboardInterrupt):
+            identity_keys.rotate(site.home)
+    old = canonical.public_hex(read_signer(next((site.home / "keys").glob(".identity-*.424242"))))
+    assert old == site.identity.identity_hex
+    identity_keys.rotate(site.home)
+    assert own_keys.earlier(site.home) == []
+    left = [path for path in (site.home / "keys").iterdir() if path.name.startswith((".identity-", "identity-"))]
+    assert left == []
+
+
+def test_a_rotation_whose_statement_was_lost_before_the_key_was_in_place_is_completed(site, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(rotation, "move_durably", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            identity_keys.rotate(site.home)
+    (stated,) = own_keys.successions(site.home)
+    (site.home / "keys" / "succession.next").unlink()
+    monkeypatch.setattr(rotation.chain, "now", lambda: "2027-01-01T00:00:00Z")
+    assert identity_keys.rotate(site.home).identity_hex == stated.new
+    assert own_keys.successions(site.home) == (stated,)
 
 
 def test_a_new_approval_has_to_name_the_present_key(site, approved):
