@@ -98,6 +98,11 @@ def load(home: Path) -> Mapping[str, tuple[KnownKey, ...]]:
     return {} if found is None else found.peers
 
 
+def known_keys(home: Path) -> dict[str, tuple[str, ...]]:
+    """Reads the public keys that are known here, in hex, by name, oldest first. Raises as `load`."""
+    return {name: tuple(key.identity for key in keys) for name, keys in load(home).items()}
+
+
 def compare(home: Path, study: Study) -> list[Peer]:
     """Compares the keys of all other parties of a study with those that are known here, in the study's order.
 

@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -45,6 +46,7 @@ _KEY_REMEDY = (
 )
 _PARTY_REMEDY = "The other aggregators know this one by it: restore party.pem and party.key from one backup"
 _NO_HISTORY = History(0, b"")
+_NO_KEYS: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class _RunKey(StrictModel):
@@ -66,14 +68,21 @@ class AggregatorRole:
     rounds, and serves all studies that have the same three aggregators.
     """
 
-    def __init__(self, home: Path, name: str, signer_in: Callable[[Study], Ed25519PrivateKey]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        name: str,
+        signer_in: Callable[[Study], Ed25519PrivateKey],
+        known_keys: Callable[[], Mapping[str, Sequence[str]]] = lambda: _NO_KEYS,
+    ) -> None:
         """Takes up the role.
 
         Args:
             signer_in: finds the key by which this node takes part in a study.
+            known_keys: finds the keys that this node's people have approved, by the names of sites.
         """
         self._node_home, self._home, self._keys = home, home / "aggregator", home / "party"
-        self._name, self._signer_in = name, signer_in
+        self._name, self._signer_in, self._known_keys = name, signer_in, known_keys
         self._spool = Spool(home)
         self._party: PartyProcess | None = None
         self._positions: Positions | None = None  # of the sites' ledgers, once an order asks for them
@@ -207,15 +216,18 @@ class AggregatorRole:
         """Accepts the ledger positions of all updates, durably, or refuses the order for those that are superseded.
 
         An update that the site did not sign is left to the party, which leaves its site out. A site whose key was
-        followed by another has one ledger all the same, and one list of positions.
+        followed by another has one ledger all the same, and one list of positions; also if the coordinator holds the
+        succession back, and a person has accepted the later key for its name.
         """
         if self._positions is None:
             self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._positions = Positions(self._home / "positions")
+        approved = self._known_keys()
         identities, found, outdated = dict(order.cohort), dict[str, Position](), dict[str, int]()
         for site, path in updates.items():
             identity = identities[site]
-            known_as = self._positions.newest(partners.family(self._node_home, site, identity))
+            family = partners.family(self._node_home, site, identity)
+            known_as = self._positions.newest((*family, *approved.get(site, ())))
             try:
                 position = signed_position(mapped(path), order.context(site), bytes.fromhex(identity))
             except EnvelopeRejected:

@@ -2,11 +2,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from confide.client_node.approval import peers
 from confide.client_node.errors import LedgerOutdated, MessageInvalid, RoundOver, RunEnded, ShareMissing
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.shares.aggregator import AggregatorRole
@@ -465,14 +467,17 @@ def renamed(study, identity):
     return study.model_copy(update={"sites": parties})
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_an_older_ledger_is_noticed_across_a_succession_of_the_site_s_key(
-    open_role, study, parties, tmp_path, is_known
-):
-    role, old, new = open_role(), key_of("old"), key_of("new")
-    first, later = (renamed(study, key.public_key().public_bytes_raw().hex()) for key in (old, new))
+@pytest.mark.parametrize("known_by", ["a succession", "an accepted key", ""])
+def test_an_older_ledger_is_noticed_across_a_succession_of_the_site_s_key(study, parties, tmp_path, known_by):
+    old, new, is_known = key_of("old"), key_of("new"), bool(known_by)
+    keys = [key.public_key().public_bytes_raw().hex() for key in (old, new)]
+    name = COHORT[0] if known_by == "an accepted key" else "somebody"
+    known = [{"identity": key, "study": study.study_hash, "since": "2026-03-01T09:00:00Z"} for key in keys]
+    (tmp_path / peers.FILE).write_text(json.dumps({"peers": {name: known}}))
+    role = AggregatorRole(tmp_path, "agg-b", lambda _: key_of("agg-b"), partial(peers.known_keys, tmp_path))
+    first, later = (renamed(study, key) for key in keys)
     made = Succession.make(COHORT[0], "c0" * 32, old, new, "2026-03-01T09:00:00Z")
-    if is_known:
+    if known_by == "a succession":
         partners.take(tmp_path, "c0" * 32, later.identities(), [made.model_dump()])
 
     def add_at(count, study, key, run):
