@@ -76,12 +76,20 @@ def take(home: Path, coordinator: str, identities: Mapping[str, str], offered: I
         return refused
     with locked(home / FILE):
         known = {**load(home)}
-        before = dict(known)
+        before, room = dict(known), _MOST_BYTES - len(_encoded(known))
         for name, found in leading.items():
             refused += _add(known, name, found)
+            if known.get(name) == before.get(name):
+                continue
+            more = _size(known, name) - _size(before, name)
+            if more <= room:
+                room -= more
+                continue
+            refused.append(f"{name}: a succession of its key, since {FILE} has no room for it")
+            known.pop(name)
+            known.update({name: before[name]} if name in before else {})
         if known != before:
-            data = _File(successions=known).model_dump(mode="json")
-            write_private(home / FILE, json.dumps(data, indent=1).encode())
+            write_private(home / FILE, _encoded(known))
     return refused
 
 
@@ -116,6 +124,15 @@ def keys_after(known: Iterable[Succession], key: str) -> tuple[str, ...]:
 
 def _keys_before(known: Iterable[Succession], key: str) -> tuple[str, ...]:
     return tuple(stated.old for stated in _leading_to(key, {stated.new: stated for stated in known}))
+
+
+def _encoded(known: Mapping[str, tuple[Succession, ...]]) -> bytes:
+    return json.dumps(_File(successions=known).model_dump(mode="json"), indent=1).encode()
+
+
+def _size(known: Mapping[str, tuple[Succession, ...]], name: str) -> int:
+    """Returns the most bytes that a name takes in the file."""
+    return len(_encoded({name: known[name]})) if name in known else 0
 
 
 def _leading_to(key: str, by_new: Mapping[str, Succession]) -> list[Succession]:

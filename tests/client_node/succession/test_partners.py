@@ -90,6 +90,22 @@ def test_the_same_again_writes_nothing(tmp_path, monkeypatch):
     assert take(tmp_path, B, stated(A, B)) == []
 
 
+def test_no_more_is_written_than_can_be_read(tmp_path, monkeypatch):
+    take(tmp_path, B, stated(A, B))
+    for name in ("north", "south"):
+        monkeypatch.setattr(partners, "_MOST_BYTES", (tmp_path / partners.FILE).stat().st_size + 400)
+        made = [stated(f"{name} {i}", f"{name} {i + 1}", site=name) for i in range(3)]
+        refused = take(tmp_path, f"{name} 3", *made, name=name)
+        assert ["has no room" in line for line in refused] == [True]
+        assert set(partners.load(tmp_path)) == {"svhc"}
+    assert "has no room" in take(tmp_path, C, stated(B, C))[0]
+    assert leads(tmp_path, A, B)  # what was there stays
+    assert not leads(tmp_path, A, C)
+    monkeypatch.setattr(partners, "_MOST_BYTES", (tmp_path / partners.FILE).stat().st_size + 1000)
+    assert take(tmp_path, C, stated(B, C)) == []
+    assert leads(tmp_path, A, C)
+
+
 def test_a_damaged_file_is_told(tmp_path):
     (tmp_path / partners.FILE).write_text(json.dumps({"format": 1, "successions": {"svhc": [{}]}}))
     with pytest.raises(FileDamaged, match="come again"):
