@@ -6,7 +6,6 @@ its part, and the answer is signed.
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,6 @@ from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from . import witness
-from .approval import peers
 from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .diary import Diary
@@ -83,7 +81,7 @@ class Node:
         self._home, self._keys, self._enrolment = home, OwnKeys(identity), enrolment
         self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer_in, ledger, model or WarmModel(name, home))
-        self._aggregator = AggregatorRole(home, name, signer_in, partial(peers.known_keys, home))
+        self._aggregator = AggregatorRole(home, name, signer_in, self._admission.known_keys)
         self._usage, self._diary = Usage(home), Diary(logger)
 
     def handle(self, kind: str, packet: Packet) -> Packet:

@@ -27,6 +27,10 @@ class Admission:
     def __init__(self, home: Path, name: str) -> None:
         self._home, self._name = home, name
 
+    def known_keys(self) -> dict[str, tuple[str, ...]]:
+        """Reads the keys of other parties that are known here, in hex, by name. Raises `FileDamaged`."""
+        return peers.known_keys(self._home)
+
     def admit(self, message: Request) -> Study:
         """Returns the approved study of a message, and stores the driver's lease if it is newer.
 
