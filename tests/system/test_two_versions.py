@@ -38,6 +38,8 @@ def installed(folder: Path, spoken: Speaks) -> Path:
     copy, source = folder / spoken.version / "confide", Path(confide.__file__).parent
     copy.mkdir(parents=True)
     for each in source.iterdir():
+        if each.name == "__pycache__":  # in one for all, files of the same second and size would pass for each other
+            continue
         if each.suffix != ".py":
             (copy / each.name).symlink_to(each.resolve())
             continue
