@@ -41,18 +41,23 @@ def doubts(home: Path, study: "Study") -> list[str]:
     own, own_name = own_keys.of_home(home).all(), Enrolment.load(home).name
     if not any(party.name == own_name or party.identity in own for party in study.aggregators):
         return []
-    confirmed = load_decisions(home).sites
-    found = (_doubt(home, site.name, site.identity, confirmed) for site in study.sites if site.name != own_name)
+    confirmed, followed = load_decisions(home).sites, partners.load(home)
+    found = (
+        _doubt(site.name, partners.keys_up_to(followed, site.name, site.identity), confirmed)
+        for site in study.sites
+        if site.name != own_name
+    )
     return [doubt for doubt in found if doubt]
 
 
-def _doubt(home: Path, name: str, identity: str, confirmed: Mapping[str, str]) -> str:
+def _doubt(name: str, keys: tuple[str, ...], confirmed: Mapping[str, str]) -> str:
+    """Says what to do if none of a site's `keys` was confirmed, "" if one was: the study's, or one that led to it."""
     if name not in confirmed:
         return (
             f"{name} is not confirmed; ask its people for the fingerprint that `client-node status` shows them, then: "
             f"client-node site confirm {name}=FINGERPRINT"
         )
-    if confirmed[name] not in map(fingerprint, (identity, *partners.keys_before(home, name, identity))):
+    if confirmed[name] not in map(fingerprint, keys):
         return (
             f"the study gives {name} another key than the confirmed one: somebody else would take part under its name"
         )

@@ -120,9 +120,9 @@ def compare(home: Path, study: Study) -> list[Peer]:
             state, newest = "earlier", keys[-1].identity
         elif keys and confirmed.get(name) == fingerprint(identity):
             state = "known"
-        elif keys and (proof := partners.path(home, name, keys[-1].identity, identity)):
+        elif keys and (proof := partners.path(stated, name, keys[-1].identity, identity)):
             state, at = "followed", proof[-1].time
-        if state != "changed" and (later := partners.keys_after(stated.get(name, ()), identity)):
+        if state != "changed" and (later := partners.keys_after(stated, name, identity)):
             state, newest = "earlier", later[-1]
         found.append(Peer(name, identity, state, keys[-1] if keys else None, at, newest))
     return found

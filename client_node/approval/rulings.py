@@ -11,7 +11,7 @@ from ..enrolment import Enrolment
 from ..errors import PartnerRefused, SiteNotConfirmed
 from ..policy import decisions, site_policy
 from ..ruling import Ruling, require
-from ..study import AggregatorParty, Participant, Study
+from ..study import Study
 from ..succession import own_keys, partners
 from . import peers
 from .confirmed_sites import doubts, fingerprint
@@ -109,21 +109,20 @@ def _allowed(home: Path, study: Study) -> list[Ruling]:
         if allowed is None:
             found.append(Ruling(rule, True, key, "those that an approval names"))
             continue
+        followed = partners.load(home)
         others = [
             party.name
             for party in parties
             if party.name != own
             and party.name not in allowed
-            and not any(f"{party.name}={fingerprint(key)}" in allowed for key in _keys_of(home, party))
+            and not any(
+                f"{party.name}={fingerprint(led)}" in allowed
+                for led in partners.keys_up_to(followed, party.name, party.identity)
+            )
         ]
         why = f"{', '.join(others)}: not listed in {key}, or with another key" if others else "all are listed"
         found.append(Ruling(rule, not others, key, why, PartnerRefused))
     return found
-
-
-def _keys_of(home: Path, party: AggregatorParty | Participant) -> tuple[str, ...]:
-    """Lists the key of a party and those that led to it."""
-    return (party.identity, *partners.keys_before(home, party.name, party.identity))
 
 
 def _confirmed(home: Path, study: Study) -> list[Ruling]:

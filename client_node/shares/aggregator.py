@@ -222,11 +222,11 @@ class AggregatorRole:
         if self._positions is None:
             self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._positions = Positions(self._home / "positions")
-        approved = self._known_keys()
+        approved, followed = self._known_keys(), partners.load(self._node_home)
         identities, found, outdated = dict(order.cohort), dict[str, Position](), dict[str, int]()
         for site, path in updates.items():
             identity = identities[site]
-            family = partners.family(self._node_home, site, identity)
+            family = partners.family(followed, site, identity)
             known_as = self._positions.newest((*family, *approved.get(site, ())))
             try:
                 position = signed_position(mapped(path), order.context(site), bytes.fromhex(identity))

@@ -36,9 +36,10 @@ class _File(StrictModel):
 
 
 _FORM = TypeAdapter(_File)
+Known = Mapping[str, tuple[Succession, ...]]  # by name; of `load`
 
 
-def load(home: Path) -> Mapping[str, tuple[Succession, ...]]:
+def load(home: Path) -> Known:
     """Reads the successions that are known here, by name.
 
     Raises:
@@ -93,28 +94,25 @@ def take(home: Path, coordinator: str, identities: Mapping[str, str], offered: I
     return refused
 
 
-def path(home: Path, name: str, earlier: str, later: str) -> tuple[Succession, ...]:
+def path(known: Known, name: str, earlier: str, later: str) -> tuple[Succession, ...]:
     """Finds the successions by which the key `earlier` of a name led to `later`; none if it did not."""
-    return _path(load(home).get(name, ()), earlier, later)
+    walked = _back_from(later, known, name)
+    for count, stated in enumerate(walked, 1):
+        if stated.old == earlier:
+            return tuple(reversed(walked[:count]))
+    return ()
 
 
-def keys_before(home: Path, name: str, key: str) -> tuple[str, ...]:
-    """Lists the keys that led to `key`, newest first, and not `key` itself."""
-    return _keys_before(load(home).get(name, ()), key)
+def keys_up_to(known: Known, name: str, key: str) -> tuple[str, ...]:
+    """Lists `key` and the keys that led to it, newest first."""
+    return (key, *(stated.old for stated in _back_from(key, known, name)))
 
 
-def family(home: Path, name: str, key: str) -> tuple[str, ...]:
-    """Lists all keys that are known to be of the same owner as `key`, with it."""
-    known = load(home).get(name, ())
-    return (key, *_keys_before(known, key), *keys_after(known, key))
-
-
-def keys_after(known: Iterable[Succession], key: str) -> tuple[str, ...]:
-    """Lists the keys to which successions of one name lead from `key`, oldest first, and not `key` itself."""
-    known = tuple(known)
-    by_old = {stated.old: stated.new for stated in known}
+def keys_after(known: Known, name: str, key: str) -> tuple[str, ...]:
+    """Lists the keys to which successions lead from `key`, oldest first, and not `key` itself."""
+    by_old = {stated.old: stated.new for stated in known.get(name, ())}
     found: list[str] = []
-    seen = {key, *_keys_before(known, key)}  # of successions in a ring, none follows
+    seen = {*keys_up_to(known, name, key)}  # of successions in a ring, none follows
     while (later := by_old.get(key)) is not None and later not in seen:
         found.append(later)
         seen.add(later)
@@ -122,15 +120,16 @@ def keys_after(known: Iterable[Succession], key: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _keys_before(known: Iterable[Succession], key: str) -> tuple[str, ...]:
-    return tuple(stated.old for stated in _leading_to(key, {stated.new: stated for stated in known}))
+def family(known: Known, name: str, key: str) -> tuple[str, ...]:
+    """Lists all keys that are known to be of the same owner as `key`, with it."""
+    return (*keys_up_to(known, name, key), *keys_after(known, name, key))
 
 
-def _encoded(known: Mapping[str, tuple[Succession, ...]]) -> bytes:
+def _encoded(known: Known) -> bytes:
     return json.dumps(_File(successions=known).model_dump(mode="json"), indent=1).encode()
 
 
-def _size(known: Mapping[str, tuple[Succession, ...]], name: str) -> int:
+def _size(known: Known, name: str) -> int:
     """Returns the most bytes that a name takes in the file."""
     return len(_encoded({name: known[name]})) if name in known else 0
 
@@ -146,12 +145,8 @@ def _leading_to(key: str, by_new: Mapping[str, Succession]) -> list[Succession]:
     return found
 
 
-def _path(known: Iterable[Succession], earlier: str, later: str) -> tuple[Succession, ...]:
-    walked = _leading_to(later, {stated.new: stated for stated in known})
-    for count, stated in enumerate(walked, 1):
-        if stated.old == earlier:
-            return tuple(reversed(walked[:count]))
-    return ()
+def _back_from(key: str, known: Known, name: str) -> list[Succession]:
+    return _leading_to(key, {stated.new: stated for stated in known.get(name, ())})
 
 
 def _add(known: dict[str, tuple[Succession, ...]], name: str, found: Iterable[Succession]) -> list[str]:

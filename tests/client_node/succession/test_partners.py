@@ -25,19 +25,20 @@ def take(home, key, *offered, name="svhc"):
 
 
 def leads(home, earlier, later):
-    return bool(partners.path(home, "svhc", identity_of(earlier), identity_of(later)))
+    return bool(partners.path(partners.load(home), "svhc", identity_of(earlier), identity_of(later)))
 
 
 def test_a_chain_of_successions_leads_from_any_key_to_every_later_one(tmp_path):
     assert take(tmp_path, C, stated(B, C), stated(A, B)) == []
     assert all(leads(tmp_path, *pair) for pair in ((A, B), (A, C), (B, C)))
     assert not any(leads(tmp_path, *pair) for pair in ((B, A), (C, A), (A, A), (EVIL, C), (A, EVIL)))
-    path = partners.path(tmp_path, "svhc", identity_of(A), identity_of(C))
+    known = partners.load(tmp_path)
+    path = partners.path(known, "svhc", identity_of(A), identity_of(C))
     assert [each.new for each in path] == [identity_of(B), identity_of(C)]
-    assert partners.keys_before(tmp_path, "svhc", identity_of(C)) == (identity_of(B), identity_of(A))
+    assert partners.keys_up_to(known, "svhc", identity_of(C)) == tuple(map(identity_of, (C, B, A)))
     family = {identity_of(key) for key in (A, B, C)}
-    assert all({*partners.family(tmp_path, "svhc", key)} == family for key in family)
-    assert partners.path(tmp_path, "north", identity_of(A), identity_of(C)) == ()
+    assert all({*partners.family(known, "svhc", key)} == family for key in family)
+    assert partners.path(known, "north", identity_of(A), identity_of(C)) == ()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_successions_that_lead_to_no_key_of_the_study_are_not_kept(tmp_path):
 def test_a_ring_of_successions_ends(tmp_path):
     take(tmp_path, C, stated(A, B), stated(B, C), stated(C, A))
     assert leads(tmp_path, A, C)
-    assert len(partners.family(tmp_path, "svhc", identity_of(A))) == 3
+    assert len(partners.family(partners.load(tmp_path), "svhc", identity_of(A))) == 3
 
 
 def test_the_same_again_writes_nothing(tmp_path, monkeypatch):
