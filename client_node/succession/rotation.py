@@ -24,7 +24,7 @@ from ..files import locked, move_durably, read_json, write_private
 from . import own_keys
 
 FOLLOW_PATH: Final = "/confide/v1/identity"
-_STATEMENT = Path(KEYS) / "succession.next"
+_STATEMENT = Path(KEYS) / "next-succession.json"  # no key: a name in `.next` would be sealed, and be read as open
 _MAX_BYTES = 2**16
 MOST_SENT = 20  # successions in one request
 _REMEDY = (

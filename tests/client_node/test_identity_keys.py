@@ -119,7 +119,7 @@ def test_a_rotation_whose_statement_was_lost_before_the_key_was_in_place_is_comp
         with pytest.raises(KeyboardInterrupt):
             identity_keys.rotate(site.home)
     (stated,) = own_keys.successions(site.home)
-    (site.home / "keys" / "succession.next").unlink()
+    (site.home / "keys" / "next-succession.json").unlink()
     monkeypatch.setattr(rotation.chain, "now", lambda: "2027-01-01T00:00:00Z")
     assert identity_keys.rotate(site.home).identity_hex == stated.new
     assert own_keys.successions(site.home) == (stated,)

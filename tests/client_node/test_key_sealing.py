@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from confide.client_node import key_sealing, passphrase, secret_files
+from confide.client_node import identity_keys, key_sealing, passphrase, secret_files
+from confide.client_node.approval import charges
+from confide.client_node.approval.study_decisions import approve_study, propose
 from confide.client_node.data import kept_files
 from confide.client_node.data.known_units import KnownUnits
-from confide.client_node.enrolment import NodeIdentity, identity, protocol
+from confide.client_node.enrolment import Enrolment, NodeIdentity, identity, protocol
 from confide.client_node.enrolment.sessions import only_one
 from confide.client_node.errors import AlreadyRunning, KeysSealed
-from confide.client_node.policy import load_policy
+from confide.client_node.policy import decision_log, load_policy
 from confide.client_node.shares import run_keys
+from confide.client_node.succession import own_keys, rotation
+from confide.privacy.ledger import canonical
 
 SECRET = "correct horse battery"
 CLIENT = "import sys; from confide.client_node.cli.main import app; app()"
@@ -87,6 +91,33 @@ def test_a_new_home_that_is_sealed_never_has_a_key_that_is_not(tmp_path, monkeyp
     identity.take_next_key(home)
     assert NodeIdentity.load(home).identity_hex == keys.identity_hex
     assert NodeIdentity.load(home).transport_fingerprint != keys.transport_fingerprint
+
+
+@pytest.mark.usefixtures("given")
+def test_a_rotation_whose_answer_was_lost_is_completed_after_sealing_and_another_one_follows(site, monkeypatch):
+    sent, study, first = [], site.keep(site.study()), site.identity.identity_hex
+    approve_study(site.home, propose(site.home, study.study_hash))
+    monkeypatch.setattr(rotation.protocol, "send_signed", lambda request, *_: sent.append(request.successions))
+    with monkeypatch.context() as killed:
+        killed.setattr(own_keys, "keep_earlier", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            identity_keys.rotate(site.home)
+    done = key_sealing.seal(site.home)
+    assert sorted(done.changed) == ["keys/identity.key", "keys/identity.next", "keys/transport.key"]
+    second = identity_keys.rotate(site.home).identity_hex
+    assert sent[0] == sent[1]  # which the coordinator may have already
+    third = identity_keys.rotate(site.home).identity_hex
+    assert own_keys.of_home(site.home).all() == (first, second, third)
+    assert [key.public for key in identity_keys.held(site.home)] == [first, third]  # the study names the first
+    secret = [*(site.home / "keys").glob("*.key"), *(site.home / "keys").glob("*.next")]
+    assert len(secret) == 3
+    assert all(map(is_sealed, secret))
+    assert not any(b"PRIVATE KEY" in path.read_bytes() for path in (site.home / "keys").iterdir())
+    assert decision_log.verify(site.home).problems == ()
+    with charges.open_ledger(site.home, NodeIdentity.load(site.home), Enrolment.load(site.home)) as ledger:
+        assert ledger.keys == (first, second, third)
+    key_sealing.unseal(site.home)
+    assert canonical.public_hex(own_keys.of_home(site.home).find(first)) == first
 
 
 @pytest.mark.usefixtures("given")

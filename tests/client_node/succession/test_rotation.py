@@ -262,7 +262,7 @@ def test_damaged_files_of_a_rotation_are_told(federation, tmp_path):
     federation.join(home)
     for path, text in (
         (own_keys.next_path(home), "identity.next"),
-        (home / "keys" / "succession.next", "succession.next"),
+        (home / "keys" / "next-succession.json", "next-succession.json"),
         (home / own_keys.FILE, "successions.json"),
     ):
         path.write_bytes(b"half")
