@@ -163,9 +163,14 @@ def fetch(home: Path) -> Trust:
     if not is_same:
         _require_newer(home, statement)
     if not set(before.digests) <= set(listed.digests):
-        if not set(before.digests) & set(listed.digests):
+        staying = [
+            each
+            for each, sha256 in zip(statement.certificates, listed.digests, strict=True)
+            if sha256 in before.digests
+        ]
+        if not staying:
             raise StatementRefused("the statement lists no CA that this node trusts; nothing was changed")
-        again = Statement.read(_asked(identity, enrolment, before.digests, pem), enrolment.coordinator)
+        again = Statement.read(_asked(identity, enrolment, before.digests, "".join(staying)), enrolment.coordinator)
         if again.certificates != statement.certificates:
             raise StatementRefused("the coordinator's CAs change just now; nothing was changed")
     with locked(enrolment.ca_path):  # no request meanwhile: a person who brings a statement waits for nobody

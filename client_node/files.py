@@ -91,6 +91,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Reads what tells that the file at `path` is another one than before, or was changed; None if it cannot be read.
+
+    Inode, time of the last change in ns, and size in bytes. `write_private` makes a new file each time.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def read_private(path: Path, *, max_bytes: int = MOST_BYTES) -> bytes:
     """Reads a file of this node's own, at most `max_bytes` of it."""
     with path.open("rb") as source:

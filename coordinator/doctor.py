@@ -29,6 +29,7 @@ from ..models.backbones import loading
 from ..models.errors import ModelError
 from .errors import CoordinatorError
 from .federation import Pki, Settings, load_settings, members, opened_store
+from .given import is_for, names_of
 from .run.overview import is_silent
 from .studies.catalogue import load_study, study_start
 
@@ -95,13 +96,10 @@ def _certificates(of: _Federation) -> Iterable[Finding]:
         certificate_dates("CA certificate", authority, "give it a successor: coordinator ca rotate"),
         certificate_dates("gate's certificate", server, _RENEW),
     ]
-    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    known = {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
     host = of.settings.address.rpartition(":")[0].strip("[]")
-    if not {host, f"*.{host.partition('.')[2]}"} & known:  # the star is of a CA that others keep
-        found.append(
-            Finding("gate's certificate", "failed", f"it is for {', '.join(sorted(known))}, not {host}", _RENEW)
-        )
+    if not is_for(server, host):
+        known = ", ".join(sorted(names_of(server)))
+        found.append(Finding("gate's certificate", "failed", f"it is for {known}, not {host}", _RENEW))
     return found
 
 

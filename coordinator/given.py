@@ -84,6 +84,22 @@ def verifies(chain: Sequence[x509.Certificate], authority: x509.Certificate) -> 
     return True
 
 
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """Lists the names and addresses that a server's certificate is for; none without a subject alternative name."""
+    with suppress(x509.ExtensionNotFound):
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
+    return []
+
+
+def is_for(certificate: x509.Certificate, host: str) -> bool:
+    """True if a certificate is for `host`, by its own name or by that of all machines beside it (`*.example.org`)."""
+    wanted = host.strip("[]").lower()
+    with suppress(ValueError):
+        wanted = str(ipaddress.ip_address(wanted))
+    return not {wanted, "*." + wanted.partition(".")[2]}.isdisjoint(name.lower() for name in names_of(certificate))
+
+
 def _certificates(path: Path) -> list[x509.Certificate]:
     data = read_own(path, remedy=_REMEDY, error=Conflict, max_bytes=_MAX_BYTES)
     if data is None:
@@ -174,16 +190,9 @@ def _require_use(leaf: x509.Certificate, certificate: Path) -> None:
 
 
 def _require_host(leaf: x509.Certificate, host: str, certificate: Path) -> None:
-    names: list[str] = []
-    with suppress(x509.ExtensionNotFound):
-        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
-    wanted = host.strip("[]")
-    with suppress(ValueError):
-        wanted = str(ipaddress.ip_address(wanted))
-    below = "*." + wanted.lower().partition(".")[2]
-    if not {wanted.lower(), below} & {name.lower() for name in names}:
-        listed = ", ".join(names[:5]) or "no name at all (a subject alternative name is needed)"
+    if not is_for(leaf, host):
+        listed = ", ".join(names_of(leaf)[:5]) or "no name at all (a subject alternative name is needed)"
+        wanted = host.strip("[]")
         raise Conflict(f"{certificate} is for {listed}, not for {wanted}, at which nodes reach the gate. {_REMEDY}")
 
 

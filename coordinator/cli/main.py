@@ -96,7 +96,7 @@ def init(
     given = None
     if certificate is not None and key is not None and ca_file is not None:
         given = certificate, key, ca_file
-    elif not certificate is key is ca_file is None:
+    elif certificate or key or ca_file:
         raise typer.BadParameter("it takes all three: --certificate, --key and --ca", param_hint="--certificate")
     if parcel is not None:
         try:

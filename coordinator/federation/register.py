@@ -97,7 +97,7 @@ class Register:
             aggregates = "aggregate" in answer.roles
             if aggregates and not (request.party_address and _is_certificate(request.party_certificate)):
                 raise EnrolmentInvalid("an aggregator names where the other two reach it: --party-address HOST:PORT")
-            if comes_back and not is_same_identity(node.identity, request.identity):
+            if comes_back and node.identity != request.identity:
                 raise EnrolmentInvalid(
                     f"{node.name} has left and comes back with the identity key that it had, and no other; enrol from "
                     "its home, or from a backup of it, with --again. If that key was rotated, and this coordinator was "
@@ -286,8 +286,7 @@ class Register:
         """Name of the node that had this transport key until it was revoked; None if there is none."""
         with self._store.session() as session:
             node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
-            is_revoked = node is not None and node.revoked_at is not None and node.left_at is None
-            return node.name if node is not None and is_revoked else None
+            return node.name if node is not None and _is_revoked(node) else None
 
     def left_site(self, key: str) -> str | None:
         """Name of the node that had this transport key until it left; None if there is none."""
@@ -357,11 +356,6 @@ def why_not_invited(node: NodeRow) -> str | None:
     if node.revoked_at is not None:
         return f"{node.name} was revoked, and neither its keys nor its name come back; choose another name"
     return f"{node.name} is enrolled already; revoke it and choose another name for its new keys"
-
-
-def is_same_identity(known: str | None, shown: str) -> bool:
-    """True if the key `shown` (hex) is the identity that the register knows; the gate has checked its proof."""
-    return known == shown
 
 
 def _is_certificate(pem: str | None) -> bool:

@@ -7,6 +7,7 @@ from cryptography import x509
 
 from ...client_node.authority import Statement, digest, mark
 from ...client_node.enrolment.protocol import AuthorityQuery
+from ...client_node.files import stamp
 from ..errors import CoordinatorError
 from ..federation import Pki
 
@@ -60,12 +61,4 @@ class Announcer:
         self._certificates, self._digests, self.mark, self._seen = certificates, digests, mark(digests), state
 
     def _state(self) -> object:
-        found: list[object] = []
-        for name in ("ca.crt", "ca.next.crt", "ca.next.key", "server.next.key"):
-            path = self._pki.folder / name
-            try:
-                each = path.stat()
-                found.append((each.st_ino, each.st_mtime_ns, each.st_size))
-            except OSError:
-                found.append(None)
-        return found
+        return [stamp(self._pki.folder / name) for name in ("ca.crt", "ca.next.crt", "ca.next.key", "server.next.key")]

@@ -641,19 +641,14 @@ class FleetGate:
         if site is None:
             self._log.stranger("identity", query.identity, "unknown identity %s, from %s", query.identity[:16], peer)
             raise _TurnedAway(401, "unknown", "the coordinator does not know this node, or has revoked it")
+        # A node can sign for any number of keys to follow its own: they share what one party may do.
+        party = query.identity if find is None else site
         if not self._is_fresh(query):
-            self._log.known(
-                "replay",
-                query.identity if find is None else site,
-                "stale or repeated query of site %r, from %s",
-                site,
-                peer,
-            )
+            self._log.known("replay", party, "stale or repeated query of site %r, from %s", site, peer)
             raise _TurnedAway(
                 401, "stale", "this node's clock is off by more than five minutes, or the request is a repeat"
             )
-        # A node can sign for any number of keys to follow its own: they share what one party may do.
-        scope["state"]["visit"].recognise(query.identity if find is None else site)
+        scope["state"]["visit"].recognise(party)
         return query, site
 
     def _follower(self, query: FollowRequest) -> str | None:

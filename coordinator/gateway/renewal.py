@@ -8,6 +8,7 @@ from collections.abc import Callable
 from cryptography import x509
 
 from ...client_node.errors import ClientNodeError
+from ...client_node.files import stamp
 from ..errors import CoordinatorError
 from ..federation import Pki
 from .listener import GateServer
@@ -20,8 +21,6 @@ EVERY_S = 24 * 3600.0
 class CertificateKeeper:
     """Renews the gate's certificate when it is due, and warns once a day of one that is about to end."""
 
-    _seen: object = None  # the certificate's file, as it was when it was looked at
-
     def __init__(self, pki: Pki, noted: Callable[[dt.datetime], object] = lambda _: None) -> None:
         """Renews at once, if need be: the gate that is opened next shows a valid certificate.
 
@@ -30,6 +29,7 @@ class CertificateKeeper:
         """
         self._pki, self._noted = pki, noted
         self._next = 0.0
+        self._seen: object = None  # stamp of the certificate's file, when it was looked at
         self._shown = b""  # the certificate that the gate shows
         self.check()
         self._shown = pki.certificate_path.read_bytes()
@@ -40,13 +40,13 @@ class CertificateKeeper:
         Connections that are open stay open. A renewal that fails is a line in the log: the certificate holds for weeks
         then, and the next try is tomorrow.
         """
-        state = self._state()
+        state = stamp(self._pki.certificate_path)
         if time.monotonic() < self._next and state == self._seen:
             return
         self._seen, self._next = state, time.monotonic() + EVERY_S
         try:
             if self._pki.renew_if_due():
-                self._seen = self._state()
+                self._seen = stamp(self._pki.certificate_path)
                 logger.info("the server certificate was renewed")
                 self._noted(self._pki.certificate_ends)
             found = self._pki.certificate_path.read_bytes()
@@ -57,10 +57,3 @@ class CertificateKeeper:
                 logger.warning("%s", line)
         except (CoordinatorError, ClientNodeError, OSError, x509.ExtensionNotFound) as err:
             logger.error("the server certificate cannot be renewed: %s", err)
-
-    def _state(self) -> object:
-        try:
-            found = self._pki.certificate_path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -285,10 +285,12 @@ class Store:
 
     def identities(self, site: str) -> tuple[str, ...]:
         """Lists the identity keys that a node has had, hex, the present one last; none of one that never enrolled."""
-        before = [each.old for each in self.successions().get(site, [])]
         with self.session() as session:
             node = session.get(NodeRow, site)
-        return () if node is None or node.identity is None else (*before, node.identity)
+            rows = list(session.scalars(select(SuccessionRow).where(SuccessionRow.site == site)))
+        if node is None or node.identity is None:
+            return ()
+        return *(each.old for each in _in_order({row.old: row.succession() for row in rows})), node.identity
 
     def study(self, name_or_hash: str) -> StudyRow:
         """Finds the one study of that name, or the one whose hash begins so.

@@ -275,6 +275,27 @@ def test_a_node_drops_no_ca_before_it_has_seen_the_other_at_work(gate, tmp_path)
     assert authority.fetch(north).digests == both[1:]
 
 
+def test_a_ca_that_is_new_does_not_vouch_for_dropping_another(gate, tmp_path):
+    """One is dropped by a list that brings another: the connection is of the latter, not of the one that stays."""
+    north = tmp_path / "north"
+    gate.join(north)
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    both = authority.fetch(north).digests
+    new = Pki.create(tmp_path / "new", ["127.0.0.1"])
+    gate.announcer._certificates = (gate.pki.next_ca_path.read_bytes(), new.ca_path.read_bytes())
+    answer = gate.announcer.answer
+
+    def answer_then_show_the_new(query):
+        gate.server.show(new.certificate_path, new.key_path)
+        return answer(query)
+
+    gate.announcer.answer = answer_then_show_the_new
+    with pytest.raises(WrongCoordinator):
+        authority.fetch(north)
+    assert authority.trusted(north).digests == both
+
+
 def test_whoever_has_the_key_of_the_ca_alone_changes_nothing(gate, tmp_path):
     """An impostor with a certificate of the right CA, who signs his statement with a key of his own."""
     north = tmp_path / "north"
