@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ...models.records.kind import Column
 from ..policy.sources import FhirExport
-from .sources.fhir import files_of, open_export, resources
+from .sources.fhir import files_of, open_export, patient_of, resources
 
 FEWEST = 10  # patients who must have a code
 _BYTES = 100 * 2**20  # of each kind of resource that are looked at, some
@@ -111,8 +111,7 @@ def look(folder: Path) -> ExportSketch:
         files = files_of(folder)[resource_type]
         every = 1 + sum(path.stat().st_size * (_PACKED if path.suffix == ".gz" else 1) for path in files) // _BYTES
         for resource in (each for path in files for each in resources(path, resource_type, every=every)):
-            patient = _dict((resource or {}).get("subject")).get("reference")
-            if resource is None or not isinstance(patient, str):
+            if resource is None or (patient := patient_of(resource)) is None:
                 continue
             for part in (resource, *_list(resource.get("component"))):
                 unit = _unit(_dict(part)) if kind == "observation" else ""
@@ -182,7 +181,7 @@ def toml_lines(
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen of one code, by the references to patients."""
+    """What was seen of one code, by the patients' ids."""
 
     patients: set[str] = field(default_factory=set)
     names: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))

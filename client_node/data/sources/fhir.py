@@ -150,6 +150,12 @@ def resources(path: Path, kind: str, *, every: int = 1) -> Iterator[dict[str, An
         raise unreadable(path, "a whole file", "damage, or none that can be read") from None
 
 
+def patient_of(resource: Mapping[str, Any]) -> str | None:
+    """Returns the id of the patient that a resource is about, however the reference is written; None if of nobody."""
+    named = _subject(resource)
+    return named[3] if named is not None and named[2] == "Patient" else None
+
+
 def stamps_of_export(source: FhirExport) -> list[object]:
     """Returns the times, sizes and numbers of all files, and the columns that are made of them; see `tables.stamp`."""
     stats = [(path.name, path.stat()) for paths in files_of(source.folder).values() for path in paths]
@@ -294,9 +300,8 @@ class _Reading:
 
     def _place(self, resource: dict[str, Any], kind: str) -> int | None:
         """The place of the patient that a resource is about; None if it is about none, or one who is not here."""
-        reference = _object(resource.get("subject")).get("reference")
-        if not isinstance(reference, str) or (named := _REFERENCE.fullmatch(reference)) is None:
-            raise _Bad  # a contained patient too: nobody knows who that is
+        if (named := _subject(resource)) is None:
+            raise _Bad
         base, subject, own = named.groups()
         if subject != "Patient":
             return None
@@ -409,6 +414,13 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise _Bad
     return value
+
+
+def _subject(resource: Mapping[str, Any]) -> re.Match[str] | None:
+    """Matches server, kind and id of whom a resource is about; None of a contained patient, whom nobody knows, too."""
+    subject = resource.get("subject")
+    reference = subject.get("reference") if isinstance(subject, dict) else None
+    return _REFERENCE.fullmatch(reference) if isinstance(reference, str) else None
 
 
 def _word(resource: dict[str, Any], name: str) -> str | None:

@@ -52,6 +52,17 @@ def test_a_code_its_name_and_its_unit_are_told_if_ten_patients_have_them(tmp_pat
     assert "7.25" not in repr(found)
 
 
+def test_a_patient_in_many_spellings_and_what_is_no_patient_are_not_ten_patients(tmp_path):
+    spelt = [f"{PEOPLE[0]}/_history/{number}" for number in range(2 * FEWEST)]
+    own = [condition(each) | {"code": named(ICD, "R1", SECRET)} for each in spelt]
+    on = [{"reference": f"https://fhir.org/{number}/Patient/{PEOPLE[0]}"} for number in range(2 * FEWEST)]
+    devices = [{"reference": f"Device/{number}"} for number in range(2 * FEWEST)]
+    others = [condition("a", subject=each) | {"code": named(ICD, "R2", SECRET)} for each in (*on, *devices)]
+    found = look(hospital(tmp_path / "export", *own, *others))
+    assert found.few == 2
+    assert SECRET not in repr(found)
+
+
 def test_what_is_written_is_a_policy_by_which_the_study_reads_the_export(site):
     hospital(site.home / "export")
     found, terms = sketch(site.home / "export"), site.study().draft.data
