@@ -49,7 +49,7 @@ fuzz: setup  # 100,000 cases of every decoder of bytes from outside, and their t
 	$(BIN)/python tests/fuzz --table docs/fuzzing.md
 
 # Every fault of docs/faults.md against a real federation, hours of it, and the tables there. Root fills disks;
-# `apt-get install faketime` for clocks.
+# `apt-get install faketime postgresql` for clocks and databases.
 faults: setup
 	PYTHONPATH=tests $(BIN)/python -m system.faults $(FAULTS)
 

@@ -44,7 +44,7 @@ _TOTALS_DIFFER = (
 
 _CHECKS_EXHAUSTED = (
     "the check of the vectors' lengths was broken off eight times, as happens while the link between two aggregators "
-    "breaks, and is not tried again: each try may tell a bit of a vector. Nothing of the round was opened, and its "
+    "breaks, and is not tried again: each try may tell a bit of a vector. Nothing of the round is kept, and its "
     "charges stand. Have the aggregators' people mend the link between them, and start a new run: this one cannot go on"
 )
 _ENDS = {TotalConflict.__name__: _TOTALS_DIFFER, ChecksExhausted.__name__: _CHECKS_EXHAUSTED}

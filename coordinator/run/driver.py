@@ -77,7 +77,7 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
     try:
         with _passing_told():
             store.begin_driving(run_id, lease)
-            # Once, until the run has ended: a node that always says so would else keep the run from going on.
+            # Not by two drivers in a row: a node that always says so would else keep the run from going on.
             may_skip = trouble != LEASES_FORGOTTEN
             _drive_or_stop(_context(fleet, store, home, run_id, lease, may_skip_leases=may_skip))
     except TransitionRefused as err:

@@ -38,7 +38,6 @@ def ask_until(
     finish: Callable[[Collection[str]], Collection[str]] | None = None,
     ready: Callable[[Collection[str]], Mapping[str, NodeFailure]] | None = None,
     patience: float | None = None,
-    is_stoppable: bool = True,
 ) -> dict[str, R]:
     """Collects verified and accepted answers; asks missing nodes again until `needed` of them have answered.
 
@@ -50,6 +49,7 @@ def ask_until(
         finish: is given the nodes whose answers were accepted since its last call, and returns those whose answers
             are complete; the others are asked again.
         ready: is given the nodes that are asked next, and returns those that cannot be asked yet, with their failures.
+        patience: seconds, for a farewell: no stop breaks it off, and no node's hours prolong it. None for `PATIENCE_S`.
 
     Raises:
         LeaseForgotten: a node knows a newer lease, and was not believed before.
@@ -83,7 +83,7 @@ def ask_until(
         if len(nodes) - len(refused) < needed:
             few = f"{kind}: {needed} nodes are needed and {len(nodes)} are not revoked"
             raise RunRefused("; ".join(refused.values()) or few)
-        if is_stoppable:
+        if patience is None:
             run.stop_if_asked()
         online = run.fleet.online()
         now = time.monotonic()
@@ -92,19 +92,7 @@ def ask_until(
         for name, failure in unready.items():
             note(name, failure)
         requests = {name: request(name) for name in asked if name not in unready}
-        accepted: dict[str, R] = {}
-        for name, answer in verified_answers(run, kind, requests, *models):
-            if isinstance(answer, NodeFailure):
-                note(name, answer)
-                continue
-            try:
-                if not isinstance(answer, tuple):
-                    raise answer
-                accept(name, *answer)
-            except (MessageInvalid, MessageRefused, ReplicaBroken) as err:
-                logger.warning("run %s: the answer of %s is not taken: %s", run.id, name, err)
-                continue
-            accepted[name] = answer[0]
+        accepted = _ask_once(run, kind, requests, models, accept, note)
         whole = accepted if finish is None else finish(accepted)
         found |= {name: accepted[name] for name in whole}
         if len(found) >= needed:
@@ -114,6 +102,31 @@ def ask_until(
             raise SitesMissing(f"{kind}: no good answer from {away} in time; what is committed is kept")
         run.beat(f"{kind}: waits for {away}")
         time.sleep(RETRY_S)
+
+
+def _ask_once(
+    run: RunContext,
+    kind: str,
+    requests: Mapping[str, Packet],
+    models: tuple[type[R], ...],
+    accept: Callable[[str, R, Packet], None],
+    note: Callable[[str, NodeFailure], None],
+) -> dict[str, R]:
+    """Returns the answers that verify and that `accept` takes; tells `note` why a node gave none."""
+    accepted: dict[str, R] = {}
+    for name, answer in verified_answers(run, kind, requests, *models):
+        if isinstance(answer, NodeFailure):
+            note(name, answer)
+            continue
+        try:
+            if not isinstance(answer, tuple):
+                raise answer
+            accept(name, *answer)
+        except (MessageInvalid, MessageRefused, ReplicaBroken) as err:
+            logger.warning("run %s: the answer of %s is not taken: %s", run.id, name, err)
+        else:
+            accepted[name] = answer[0]
+    return accepted
 
 
 def verified_answers(

@@ -248,9 +248,6 @@ def settle(run: RunContext, *, final: bool) -> None:
     nodes = tuple(dict.fromkeys((*run.sites, *run.parties)))
     needed, patience = (len(nodes), FAREWELL_S) if final else (0, 0.0)
     try:
-        ask_until(
-            run, "settle", nodes, request, (Settled,),
-            needed=needed, accept=accept, patience=patience, is_stoppable=False,
-        )  # fmt: skip
+        ask_until(run, "settle", nodes, request, (Settled,), needed=needed, accept=accept, patience=patience)
     except (SitesMissing, RunRefused) as err:
         logger.warning("run %s: %s", run.id, err)

@@ -122,9 +122,14 @@ def postgresql_server(*, password: str | None = None) -> Iterator[str]:
         yield f"postgresql://{USER}@/postgres?host={made.folder}"
 
 
-def _found(program: str) -> str:
+def place(program: str) -> str | None:
+    """Finds a program of PostgreSQL; None if it is not installed."""
     places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), reverse=True)
-    found = str(places[0]) if places else shutil.which(program)
+    return str(places[0]) if places else shutil.which(program)
+
+
+def _found(program: str) -> str:
+    found = place(program)
     if found is None:
         pytest.fail(f"{program} of PostgreSQL is not installed: apt-get install postgresql, as .ci/run does")
     return found

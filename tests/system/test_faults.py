@@ -16,7 +16,7 @@ from .faults.damages import damage
 from .faults.flatness import slope
 from .faults.kills import kill
 from .faults.outcomes import Outcome, Outcomes
-from .faults.page import BEGIN, END, write_page
+from .faults.page import BEGIN, END, tables, write_page
 
 process = pytest.mark.process
 
@@ -115,3 +115,14 @@ def test_the_page_keeps_its_words_and_gets_the_newest_of_each_fault(tmp_path: Pa
     assert "`journal is / cut`; then file put back" in text
     assert "**round 3 has another state**" in text
     assert "old" not in text
+
+
+def test_a_flood_that_could_not_be_made_has_a_row_without_figures():
+    figures = {"quiet": 1.0, "decoy": 1.5, "attack": 1.8}
+    made = Outcome(group="flood", fault="idle", target="the gate", figures=figures)
+    missed = Outcome(group="flood", fault="slow", target="the gate", told="not done: the run is failed")
+    stuck = Outcome(group="flood", fault="keys", target="the gate", problems=["round 9: not within 420 s"])
+    text = tables([made, missed, stuck])
+    assert "| idle | 1.00, 1.50, 1.80 | 1.20 | 1.80 | none |" in text
+    assert "| slow |  |  |  | not done: the run is failed |" in text
+    assert "| keys |  |  |  | round 9: not within 420 s |" in text

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from . import checks
+from .attempts import attempt
 from .bench import Bench
 from .outcomes import Outcome, Outcomes
 
@@ -27,19 +29,16 @@ _ADDRESSES = ",".join(f"127.0.1.{number}" for number in range(1, 17))
 
 def flood_each(bench: Bench, outcomes: Outcomes) -> None:
     """Floods the gate in each way, in turns with the decoy and with nobody."""
-    with ExitStack() as stack:
-        decoy = stack.enter_context(_decoy(bench))
+    with _decoy(bench) as decoy:
         for kind in KINDS:
             planned = Outcome(group="flood", fault=kind, target="the gate")
-            if outcomes.has(planned) or outcomes.is_enough(planned.group):
-                continue
-            outcomes.add(_flood(bench, kind, decoy))
+            attempt(bench, outcomes, planned, lambda planned: _flood(bench, planned, decoy), needs=ROUNDS + 3)
 
 
-def _flood(bench: Bench, kind: str, decoy: int) -> Outcome:
+def _flood(bench: Bench, planned: Outcome, decoy: int) -> Outcome:
     ports = {"attack": _port(bench.home), "decoy": decoy}
     seconds: dict[str, list[float]] = {turn: [] for turn in TURNS}
-    with _attacker(kind) as attacker:
+    with _attacker(planned.fault) as attacker:
         for turn in TURNS:
             bench.ensure_run(needs=ROUNDS + 3)
             if turn in ports:
@@ -54,9 +53,7 @@ def _flood(bench: Bench, kind: str, decoy: int) -> Outcome:
                     _say(attacker, "")
                     attacker.stdout.readline()  # type: ignore[union-attr]
     figures = {turn: statistics.mean(found) for turn, found in seconds.items()}
-    return Outcome(
-        group="flood", fault=kind, target="the gate", seconds=None, problems=checks.look(bench), figures=figures
-    )
+    return replace(planned, problems=checks.look(bench), figures=figures)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..postgresql import Cluster, server
+from ..postgresql import Cluster, place, server
 from . import clocks, damages, databases, disks, flatness, floods, halts, kills, links
 from .bench import Bench
 from .outcomes import Outcomes
@@ -76,6 +76,7 @@ def run_groups(names: Sequence[str], folder: Path, outcomes: Outcomes, *, rounds
     lacks = {
         "disks": os.geteuid() != 0 and "root, to mount a tmpfs",
         "clocks": clocks.library() is None and "libfaketime (apt-get install faketime)",
+        "databases": place("initdb") is None and "PostgreSQL (apt-get install postgresql)",
     }
     for name in names:
         if missing := lacks.get(name):

@@ -18,6 +18,7 @@ _GROUPS = {
     "kill, with noise": "kills with noise and charges",
     "flood": "floods", "flatness": "flatness",
 }  # fmt: skip
+_FAULTS = {"damage": "damaged file", "kill, with noise": "kill -9, with noise"}
 _TARGETS = {"damage": "coordinator, site, aggregator", "kill, two": "each pair of the kinds above"}  # in one line
 _MOST = 260  # characters of a sentence in a table
 
@@ -74,7 +75,7 @@ def _machine(outcomes: Sequence[Outcome]) -> str:
 def _summary(outcomes: Iterable[Outcome]) -> str:
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for each in outcomes:
-        fault = "damaged file" if each.group == "damage" else each.fault
+        fault = _FAULTS.get(each.group, each.fault)
         target = _TARGETS.get(each.group, each.target)
         groups.setdefault((each.group, fault, target), []).append(each)
     heads = (
@@ -150,12 +151,14 @@ def _floods(found: Sequence[Outcome]) -> str:
     heads = ("flood", "s a round: quiet, decoy, attack", "attack over decoy", "attack over quiet", "problems")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for each in found:
-        quiet, decoy, attack = (each.figures[name] for name in ("quiet", "decoy", "attack"))
-        problems = "; ".join(each.problems) or "none"
-        lines.append(
-            f"| {each.fault} | {quiet:.2f}, {decoy:.2f}, {attack:.2f} | {attack / decoy:.2f} | {attack / quiet:.2f} "
-            f"| {problems} |"
-        )
+        problems = _short("; ".join(each.problems) or each.told) or "none"
+        cells = ["", "", ""]
+        if each.figures:
+            quiet, decoy, attack = (each.figures[name] for name in ("quiet", "decoy", "attack"))
+            cells = [
+                f"{quiet:.2f}, {decoy:.2f}, {attack:.2f}", f"{attack / decoy:.2f}", f"{attack / quiet:.2f}",
+            ]  # fmt: skip
+        lines.append(f"| {each.fault} | {' | '.join(cells)} | {problems} |")
     return "\n".join(lines)
 
 
