@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import ClientNodeError
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.following import start_digest
@@ -201,6 +203,13 @@ class Federation:
 
     def drive(self) -> None:
         drive_run(self.context())
+
+    def restart(self, name: str) -> None:
+        """Starts a node's process anew over the same home."""
+        self.fleet.nodes[name].stop()
+        home = self.home / name
+        node = QuietNode(home, NodeIdentity.load(home), Enrolment.load(home), ledger=self.ledgers.get(name))
+        self.fleet.nodes[name] = node
 
     def charged(self, site: str, round_number: int = 1) -> composition.Release:
         """What the site's ledger has it pay for a round."""

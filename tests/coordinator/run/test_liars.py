@@ -159,8 +159,8 @@ def test_a_sender_whose_bytes_are_not_what_it_signed_is_passed_over(make, liars)
         node = federation.fleet.nodes[name]
         real = node._signed
 
-        def signed(answer, blobs=None, real=real):
-            return real(answer, blobs and {blob: data[:-1] + b"?" for blob, data in blobs.items()})
+        def signed(study, answer, blobs=None, real=real):
+            return real(study, answer, blobs and {blob: data[:-1] + b"?" for blob, data in blobs.items()})
 
         node._signed = signed
     federation.drive()

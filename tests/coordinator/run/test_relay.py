@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from confide.client_node.enrolment.identity import NodeIdentity
-from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.wire import chunks
 from confide.client_node.wire.messages import MAX_INLINE, Fetched, sign
@@ -16,7 +14,6 @@ from confide.coordinator.run import questions, relay
 from confide.coordinator.run.relay import inline_room
 from confide.coordinator.store.store import Store
 
-from ...client_node.quiet_node import QuietNode
 from ..fake_fleet import PARTIES, SITES, FakeFleet, key_of
 from ..quiet_fleet import RUN, Federation, found
 from ..quiet_fleet import SITES as FOUR
@@ -266,18 +263,11 @@ def federation(tmp_path, empty_store, monkeypatch) -> Federation:
     return made
 
 
-def restart(federation: Federation, name: str) -> None:
-    federation.fleet.nodes[name].stop()
-    home = federation.home / name
-    node = QuietNode(home, NodeIdentity.load(home), Enrolment.load(home), ledger=federation.ledgers.get(name))
-    federation.fleet.nodes[name] = node
-
-
 @pytest.mark.slow
 def test_nodes_restarted_before_every_part_open_the_round_all_the_same(federation):
     def before(kind: str, name: str) -> None:
         if kind in ("fetch", "deposit", "aggregate"):
-            restart(federation, name)
+            federation.restart(name)
 
     federation.fleet.before = before
     federation.drive()
@@ -290,7 +280,7 @@ def test_nodes_restarted_before_every_part_open_the_round_all_the_same(federatio
 def test_large_top_ups_come_in_parts_too_for_a_set_that_shrinks_meanwhile(federation):
     def restarted(kind: str, name: str) -> None:
         if kind in ("fetch", "deposit"):
-            restart(federation, name)
+            federation.restart(name)
 
     late = gone(site="south", since="topup")
     federation.fleet.before = both(gone(site="west", since="step"), late, restarted)

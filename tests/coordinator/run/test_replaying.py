@@ -15,7 +15,6 @@ from confide.coordinator.federation.pki import Pki
 from confide.coordinator.run import collection, questions
 from confide.coordinator.store.run_folder import RunFolder
 
-from ...client_node.quiet_node import QuietNode
 from ..fake_fleet import SITES as FAKE_SITES
 from ..fake_fleet import FakeFleet, key_of
 from ..quiet_fleet import AWAY, DIM, RUN, SITES, found
@@ -37,14 +36,6 @@ def make(tmp_path, empty_store, monkeypatch):
 def stands(federation, site):
     start = np.zeros(DIM, np.float32)
     return FollowedRuns(federation.home / site).checkpoint(federation.study, RUN, lambda: start)
-
-
-def restart(federation, site):
-    """The node's process is started anew over the same home."""
-    old = federation.fleet.nodes[site]
-    federation.fleet.nodes[site] = QuietNode(
-        federation.home / site, old._identity, old._enrolment, ledger=federation.ledgers[site]
-    )
 
 
 def seen_at_the_end(federation):
@@ -122,7 +113,7 @@ def test_a_site_that_was_away_for_three_rounds_and_started_anew_gets_what_it_mis
     def before(kind, name):
         committed = len(federation.store.rounds(RUN))
         if name == "west" and kind in ("step", "replay"):
-            restart(federation, "west")
+            federation.restart("west")
             return AWAY if committed < 3 else None
         return at_the_end(kind, name)
 
@@ -149,7 +140,7 @@ def test_a_new_driver_goes_on_with_sites_that_stand_at_different_rounds(make):
         federation.drive()
     FollowedRuns(federation.home / "south").end(RUN)  # a disk is lost, and the site begins anew
     for site in SITES:
-        restart(federation, site)
+        federation.restart(site)
     federation.fleet.after, federation.fleet.before = lambda kind, name: None, at_the_end
     federation.drive()
     assert [row.summed for row in federation.store.rounds(RUN)] == [SITES] * 4

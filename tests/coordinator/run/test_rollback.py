@@ -26,7 +26,6 @@ from confide.coordinator.store.tables import LedgerRow, Run
 from confide.privacy.report.build import SiteLedger, build_report
 from confide.privacy.report.verify import verify as verify_report
 
-from ...client_node.quiet_node import QuietNode
 from ...privacy.report.independent_verifier import verify as verify_independently
 from .. import quiet_fleet
 from ..quiet_fleet import PARTIES, RUN, SITES, Federation, TableParty, found
@@ -68,10 +67,8 @@ def put_back(federation: Federation, site: str, copy: Path) -> None:
 
 def reopen(federation: Federation, site: str) -> None:
     home = federation.home / site
-    enrolment, identity = Enrolment.load(home), NodeIdentity.load(home)
-    federation.ledgers[site] = open_ledger(home, identity, enrolment)
-    federation.fleet.nodes[site].stop()
-    federation.fleet.nodes[site] = QuietNode(home, identity, enrolment, ledger=federation.ledgers[site])
+    federation.ledgers[site] = open_ledger(home, NodeIdentity.load(home), Enrolment.load(home))
+    federation.restart(site)
 
 
 @contextmanager
