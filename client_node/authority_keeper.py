@@ -15,11 +15,12 @@ from pathlib import Path
 from . import authority
 from .diary import Diary
 from .errors import ClientNodeError
+from .files import stamp
 from .flower import Connection
 
 logger = logging.getLogger(__name__)
 
-_AGAIN_S = 60.0  # between two fetches
+_AGAIN_S = 60.0  # before what was asked for is asked for again
 
 
 class AuthorityKeeper:
@@ -27,19 +28,19 @@ class AuthorityKeeper:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._seen: tuple[int, ...] = ()
+        self._seen: object = None  # stamp of `ca.crt`, when it was read
         self._trusted = ""  # `authority.mark` of what `ca.crt` lists
         self._settled: tuple[Connection, str] | None = None  # for whom, and what it was told, the last fetch went well
-        self._due = 0.0
+        self._tried = ""  # what it was told at the last fetch, which went well or not
+        self._due = 0.0  # when the same is fetched again
         self._thread: threading.Thread | None = None
         self._troubles = Diary(logger, again_s=3600.0)
 
     def look(self, connection: Connection) -> None:
         """Takes up a changed `ca.crt`, and begins to fetch the coordinator's list if it is another; returns at once."""
         try:
-            found = (self._home / "ca.crt").stat()
-            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-            if seen != self._seen:
+            seen = stamp(self._home / "ca.crt")
+            if seen is None or seen != self._seen:
                 trust = authority.trusted(self._home)
                 if connection.trust_anew():
                     logger.info("the coordinator's CA is trusted from now on by: %s", ", ".join(trust.digests))
@@ -49,8 +50,9 @@ class AuthorityKeeper:
             return
         told = connection.told_authorities
         is_open = told != "" and (told != self._trusted or self._settled != (connection, told))
-        if is_open and time.monotonic() >= self._due and not (self._thread and self._thread.is_alive()):
-            self._due = time.monotonic() + _AGAIN_S
+        is_due = told != self._tried or time.monotonic() >= self._due
+        if is_open and is_due and not (self._thread and self._thread.is_alive()):
+            self._tried, self._due = told, time.monotonic() + _AGAIN_S
             self._thread = threading.Thread(
                 target=self._fetch, args=(connection, told), name="confide-authority", daemon=True
             )
