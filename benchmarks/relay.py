@@ -26,6 +26,7 @@ from confide.client_node.replay import Checkpoint
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.chunks import PART_BYTES, read_part
 from confide.client_node.wire.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
+from confide.coordinator.federation import Pki
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.relay import Delivery, Intake, Load
 from confide.coordinator.store import LedgerReplica, Store
@@ -99,8 +100,8 @@ def relay(folder: Path, sites: int, dim: int) -> dict[str, Any]:
     """One round's shares from all sites to all aggregators."""
     names = [f"site-{i}" for i in range(sites)]
     keys = {name: Ed25519PrivateKey.generate() for name in (*names, *PARTIES)}
-    signer = Ed25519PrivateKey.generate()
-    coordinator = signer.public_key().public_bytes_raw().hex()
+    pki = Pki.create(folder, [])
+    coordinator = pki.identity_hex
     study = study_of(names, keys, coordinator, dim)
     (folder / "sites").mkdir()
     ends = Ends(folder / "sites", keys, coordinator)
@@ -112,7 +113,7 @@ def relay(folder: Path, sites: int, dim: int) -> dict[str, Any]:
         session.add(Run(id="bench", study=study.study_hash, state="running", created_at=0))
     run = RunContext(
         fleet=ends, store=store, folder=RunFolder(folder, "bench"), replica=LedgerReplica(store), study=study,
-        id="bench", lease=store.acquire_lease("bench"), signer=signer,
+        id="bench", lease=store.acquire_lease("bench"), pki=pki,
         start=Checkpoint.beginning(np.zeros(1, np.float32)),
     )  # fmt: skip
     started, spent = time.perf_counter(), time.process_time()

@@ -76,7 +76,7 @@ def open_gate(superlink: SuperLink, pki: Pki, sites: Sequence[str]) -> tuple[Reg
     register = Register(superlink, pki, sites)
     app = FleetGate(
         register, enrol=register.enrol, rotate=register.rotate,
-        studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port,
+        studies=lambda _: {"studies": []}, ca_path=pki.ca_path, superlink=superlink.port,
         secret=superlink.secret, superlink_ca=superlink.ca_path,
     )  # fmt: skip
     limits = Limits(per_address=32 + 10 * len(sites))  # all of them come from this machine

@@ -2,7 +2,8 @@
 
 A node trusts the CA that its invitation pinned, in `ca.crt`. When that CA is to have a successor, the coordinator
 signs a statement that lists both, with the key that the node pinned when it enrolled; then one that lists the successor
-alone. A statement from the network counts only if a CA that the node trusts vouches for the connection that it came
+alone. The same statement carries the successions of that key (`enrolment.protocol.follow`), if another has followed it.
+A statement from the network counts only if a CA that the node trusts vouches for the connection that it came
 by, and no CA is dropped before one that stays has vouched for a connection. So whoever has the signing key alone, or
 the key of a CA alone, changes nothing. A person may bring a statement as a file, for a node that was away.
 
@@ -16,17 +17,18 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from ..models.strict import Digest, StrictModel
 from ..privacy.ledger import canonical
-from .enrolment import Enrolment, NodeIdentity
+from ..privacy.ledger.succession import MOST_OF_COORDINATOR, CoordinatorSuccession
+from .enrolment import Enrolment, NodeIdentity, protocol
 from .enrolment.protocol import AUTHORITY_PATH, AuthorityQuery, send_signed
 from .errors import FileDamaged, StatementRefused
 from .files import locked, read_json, read_private, write_private
@@ -48,17 +50,32 @@ class Statement(StrictModel):
     coordinator: Digest  # its Ed25519 public key
     made: Annotated[int, Field(ge=0, lt=2**48)]  # milliseconds since 1970, by the coordinator's clock
     certificates: Annotated[tuple[Pem, ...], Field(min_length=1, max_length=2)]
+    successions: Annotated[tuple[CoordinatorSuccession, ...], Field(max_length=MOST_OF_COORDINATOR)] = ()  # of its key
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
+    @model_serializer(mode="wrap")
+    def _without_no_successions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        return plain if self.successions else {name: value for name, value in plain.items() if name != "successions"}
+
     @classmethod
-    def issue(cls, certificates: tuple[bytes, ...], signer: Ed25519PrivateKey, *, made: int | None = None) -> Self:
-        """Signs a list of certificates, PEM, as of now."""
+    def issue(
+        cls,
+        certificates: tuple[bytes, ...],
+        signer: Ed25519PrivateKey,
+        successions: tuple[CoordinatorSuccession, ...] = (),
+        *,
+        made: int | None = None,
+    ) -> Self:
+        """Signs a list of certificates, PEM, as of now, with the `successions` that led to the signing key."""
         said = {
             "format": "confide-authority-1",
             "coordinator": signer.public_key().public_bytes_raw().hex(),
             "made": _now() if made is None else made,
             "certificates": [pem.decode() for pem in certificates],
         }
+        if successions:
+            said["successions"] = [each.model_dump(mode="json") for each in successions]
         signature = canonical.sign(signer, _DOMAIN, canonical.encode(said))
         return cls.model_validate_json(json.dumps(said | {"signature": signature}))
 
@@ -67,7 +84,7 @@ class Statement(StrictModel):
         """Reads a statement of the coordinator with this key (hex), and checks all of it but its time.
 
         Raises:
-            StatementRefused: it is none, is not signed by that key, or lists what is no CA.
+            StatementRefused: it is none, is not signed by that key or one that follows it, or lists what is no CA.
         """
         try:
             found = cls.model_validate_json(data[: MOST_BYTES + 1])
@@ -75,8 +92,10 @@ class Statement(StrictModel):
             fields = ", ".join(sorted({str(each["loc"][0]) for each in err.errors() if each["loc"]})) or "its form"
             raise StatementRefused(f"this is no whole statement about the coordinator's CA ({fields})") from None
         said = found.model_dump(mode="json", exclude={"signature"})
-        is_signed = canonical.is_signed(coordinator, _DOMAIN, canonical.encode(said), found.signature)
-        if found.coordinator != coordinator or not is_signed:
+        is_signed = canonical.is_signed(found.coordinator, _DOMAIN, canonical.encode(said), found.signature)
+        problem = protocol.chain_problem(found.successions, found.coordinator)
+        keys = {found.coordinator, *(each.old for each in found.successions)}
+        if coordinator not in keys or problem or not is_signed:
             raise StatementRefused(
                 "the statement about the coordinator's CA is not signed by this node's coordinator; nothing was changed"
             )
@@ -131,13 +150,19 @@ def digest(certificate: x509.Certificate) -> str:
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
 
 
-def mark(digests: tuple[str, ...]) -> str:
+def mark(digests: tuple[str, ...], coordinators: tuple[str, ...] = ()) -> str:
     """Computes the digest of a list of CAs, which the gate tells with every answer to a node.
+
+    Args:
+        coordinators: the keys that the coordinator has had, the present one last; they count if it has had several.
 
     Raises:
         ValueError: one is not in hex.
     """
-    return hashlib.sha256(b"confide authorities 1\n" + b"".join(map(bytes.fromhex, digests))).hexdigest()
+    listed = b"confide authorities 1\n" + b"".join(map(bytes.fromhex, digests))
+    if len(coordinators) > 1:
+        listed += b"keys\n" + b"".join(map(bytes.fromhex, coordinators))
+    return hashlib.sha256(listed).hexdigest()
 
 
 def trusted(home: Path) -> Trust:
@@ -153,10 +178,13 @@ def fetch(home: Path) -> Trust:
         CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused: it does not answer; or, where a CA is to be
             dropped, not yet under one that stays. What is trusted is as before.
         StatementRefused: the answer is forged, older than the last one, or not about a CA that this node trusts.
+        KeyNotFollowed: the coordinator signs with an older key than the one that this node knows, or with a second
+            successor of one.
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     own_pem, before = enrolment.ca_pem(), trusted(home)
     statement = Statement.read(_asked(identity, enrolment, before.digests, own_pem), enrolment.coordinator)
+    protocol.follow(home, statement.successions, statement.coordinator)
     listed = Trust(statement.listed())
     pem = "".join(statement.certificates)
     is_same = listed.digests == before.digests
@@ -211,6 +239,7 @@ def accept(home: Path, statement: Statement) -> Trust:
         As `read_file`.
     """
     enrolment = Enrolment.load(home)
+    protocol.follow(home, statement.successions, statement.coordinator)
     with locked(enrolment.ca_path):
         before, listed = trusted(home), statement.listed()
         if before.digests != Trust(listed).digests:

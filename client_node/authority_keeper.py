@@ -4,7 +4,7 @@ The gate tells with every answer which CAs it wants trusted, as a digest. Where 
 signed list is fetched in a thread of its own, and taken up for the connections that are opened from then on. It is
 fetched until that has once gone well to its end, for each digest and each connection: so a confirmation that was lost
 is sent again, and a lost note of the last list is written again. What a command has written to `ca.crt` meanwhile is
-taken up too.
+taken up too. The same list tells of a new signing key of the coordinator's, which is then followed.
 """
 
 import logging
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from . import authority
 from .diary import Diary
+from .enrolment import Enrolment
+from .enrolment.protocol import enrolment_stamp
 from .errors import ClientNodeError
 from .files import stamp
 from .flower import Connection
@@ -28,8 +30,8 @@ class AuthorityKeeper:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._seen: object = None  # stamp of `ca.crt`, when it was read
-        self._trusted = ""  # `authority.mark` of what `ca.crt` lists
+        self._seen: object = None  # stamps of the files, when they were read
+        self._trusted = ""  # `authority.mark` of what `ca.crt` lists, and of the coordinator's keys
         self._settled: tuple[Connection, str] | None = None  # for whom, and what it was told, the last fetch went well
         self._tried = ""  # what it was told at the last fetch, which went well or not
         self._due = 0.0  # when the same is fetched again
@@ -39,12 +41,12 @@ class AuthorityKeeper:
     def look(self, connection: Connection) -> None:
         """Takes up a changed `ca.crt`, and begins to fetch the coordinator's list if it is another; returns at once."""
         try:
-            seen = stamp(self._home / "ca.crt")
-            if seen is None or seen != self._seen:
-                trust = authority.trusted(self._home)
+            seen = [stamp(self._home / "ca.crt"), enrolment_stamp(self._home)]
+            if None in seen or seen != self._seen:
+                trust, coordinators = authority.trusted(self._home), Enrolment.load(self._home).coordinators
                 if connection.trust_anew():
                     logger.info("the coordinator's CA is trusted from now on by: %s", ", ".join(trust.digests))
-                self._seen, self._trusted = seen, authority.mark(trust.digests)
+                self._seen, self._trusted = seen, authority.mark(trust.digests, coordinators)
         except (ClientNodeError, OSError) as err:
             self._troubles.note("the coordinator's CA is trusted as before: %s", err, level=logging.ERROR)
             return

@@ -175,6 +175,7 @@ def status(home: Path) -> dict[str, Any]:
         "name": enrolment.name,
         "roles": list(enrolment.roles),
         "coordinator": enrolment.address,
+        "coordinator_key": enrolment.coordinator,
         "running": running,
         "keys": keys_standing(home),
     }

@@ -29,6 +29,7 @@ ClientNodeError
 ├── CoordinatorUnreachable   nobody answers at the coordinator's address
 ├── CoordinatorRefused       the coordinator refuses this node
 ├── StatementRefused         a statement about the coordinator's CA that this node does not take
+├── KeyNotFollowed           a new signing key of the coordinator that does not follow from the known one
 ├── ProxyInvalid             a setting that names no HTTP proxy
 ├── VersionRefused           this node and the coordinator have no protocol in common
 ├── FlowerUnsupported        Flower is installed in a version that this package does not know
@@ -207,6 +208,10 @@ class CoordinatorRefused(ClientNodeError):
 
 class StatementRefused(ClientNodeError):
     """A statement about the coordinator's CA that this node does not take; what it trusts is as before."""
+
+
+class KeyNotFollowed(ClientNodeError):
+    """A signing key of the coordinator that does not follow from the one that this node knows; it goes on with that."""
 
 
 class ProxyInvalid(ClientNodeError, ValueError):

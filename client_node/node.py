@@ -6,6 +6,7 @@ its part, and the answer is signed.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,17 @@ from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity
-from .errors import ChargeRefused, FileDamaged, IdentityMissing, LedgerOutdated, MessageInvalid, ModelUnusable, SiteAway
+from .enrolment.protocol import enrolment_stamp
+from .errors import (
+    ChargeRefused,
+    FileDamaged,
+    IdentityMissing,
+    KeyNotFollowed,
+    LedgerOutdated,
+    MessageInvalid,
+    ModelUnusable,
+    SiteAway,
+)
 from .own_faults import told_as_refusals
 from .shares import AggregatorRole, described
 from .site import SiteRole
@@ -79,6 +90,7 @@ class Node:
         """
         name, signer_in = enrolment.name, self._signer_in
         self._home, self._keys, self._enrolment = home, OwnKeys(identity), enrolment
+        self._seen: object = None  # stamp of the enrolment's file, when it was read
         self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer_in, ledger, model or WarmModel(name, home))
         self._aggregator = AggregatorRole(home, name, signer_in, self._admission.known_keys)
@@ -229,16 +241,27 @@ class Node:
 
     def _admitted(self, packet: Packet, model: type[R]) -> tuple[R, Study]:
         """Verifies and admits the message in `packet`; returns it with its approved study."""
-        message = verify(packet, self._enrolment.coordinator, model)
+        enrolled = self._enrolled()
+        try:
+            message = verify(packet, enrolled.coordinator, model)
+        except MessageInvalid:
+            _require_no_earlier_key(packet, enrolled, model)
+            raise
         return message, self._admission.admit(message)
+
+    def _enrolled(self) -> Enrolment:
+        """Returns this node's enrolment, read anew if its file is another: the coordinator may have a new key."""
+        if (seen := enrolment_stamp(self._home)) not in (None, self._seen):
+            self._enrolment, self._seen = Enrolment.load(self._home), seen
+        return self._enrolment
 
     def _witnessed(self, study: Study, offer: AuditOffer | None) -> AuditAnswer | None:
         """Answers an offered checkpoint of the coordinator's audit log; whatever comes of it stops no run."""
         if offer is None:
             return None
-        enrolled = self._enrolment
+        enrolled = self._enrolled()
         try:
-            return witness.answer(self._home, enrolled.name, enrolled.coordinator, self._signer_in(study), offer)
+            return witness.answer(self._home, enrolled.name, enrolled.coordinators, self._signer_in(study), offer)
         except (FileDamaged, IdentityMissing, MessageInvalid, OSError) as err:
             self._diary.note("the coordinator's audit log is not countersigned: %s", err, level=logging.ERROR)
             return None
@@ -275,3 +298,13 @@ class Node:
 def _to(packet: Packet, asked: RoundPlan | TopUpPlan | Fetch | Deposit | AggregateOrder) -> dict[str, Any]:
     """Returns the fields of every answer within a round: the request, the run and the round."""
     return {"request": packet.digest(), "run": asked.run, "round": asked.round}
+
+
+def _require_no_earlier_key(packet: Packet, enrolled: Enrolment, model: type[Request]) -> None:
+    for earlier in enrolled.coordinators[:-1]:
+        with suppress(MessageInvalid):
+            verify(packet, earlier, model)
+            raise KeyNotFollowed(
+                "the message is signed with a key of the coordinator's that another one has followed since. If this "
+                "does not pass within a minute, the coordinator was restored from a backup that was made before"
+            )

@@ -7,6 +7,7 @@ are content, `forget` lets the node begin anew, which stands in the decision log
 """
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -66,15 +67,17 @@ def load(home: Path) -> Witnessed:
     return read_json(home / FILE, _FORM, remedy=_REMEDY, max_bytes=_MAX_BYTES) or Witnessed()
 
 
-def answer(home: Path, site: str, coordinator: str, signer: Ed25519PrivateKey, offer: AuditOffer) -> AuditAnswer:
+def answer(
+    home: Path, site: str, coordinators: Collection[str], signer: Ed25519PrivateKey, offer: AuditOffer
+) -> AuditAnswer:
     """Countersigns the checkpoint of an offer, or says why not.
 
     Raises:
-        MessageInvalid: the checkpoint is not signed by `coordinator` (hex key).
+        MessageInvalid: the checkpoint is not signed by one of the coordinator's keys (hex).
         FileDamaged: this node cannot tell what it has countersigned.
     """
     checkpoint = offer.checkpoint
-    if not checkpoint.is_signed_by(coordinator):
+    if not any(map(checkpoint.is_signed_by, coordinators)):
         raise MessageInvalid("a checkpoint of the audit log is not signed by the coordinator")
     decided = decision_log.verify(home)
     if decided.problems:  # the signature shows it to whoever verifies the log

@@ -84,7 +84,13 @@ def _settings(of: _Federation) -> Iterable[Finding]:
 
 
 def _keys(of: _Federation) -> Iterable[Finding]:
-    return [sealed_keys(of.home, "coordinator")] if of.is_founded else []
+    if not of.is_founded:
+        return []
+    found = [sealed_keys(of.home, "coordinator")]
+    if of.pki.signing.is_cut_off:
+        said = "a rotation of it was cut off, and nobody goes by the next one yet"
+        found.append(Finding("signing key", "warning", said, "coordinator keys rotate"))
+    return found
 
 
 def _certificates(of: _Federation) -> Iterable[Finding]:

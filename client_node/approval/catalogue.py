@@ -34,16 +34,17 @@ _SHORTEST_PREFIX = 8  # hexadecimal digits
 
 def refresh(home: Path) -> list[str]:
     """Fetches the coordinator's studies into the cache. Returns the reasons for refused ones, one line each."""
-    coordinator, refused = Enrolment.load(home).coordinator, []
     _complete_rotation(home)
-    for offered in fetch_studies(home):
+    listed, refused = fetch_studies(home), []
+    coordinators = Enrolment.load(home).coordinators  # with the list comes a new one
+    for offered in listed:
         stated = offered.pop("successions", ())
         try:
-            study = _checked(offered, coordinator)
+            study = _checked(offered, coordinators)
         except StudyInvalid as err:
             refused.append(str(err))
             continue
-        refused += partners.take(home, coordinator, study.identities(), stated)
+        refused += partners.take(home, coordinators, study.identities(), stated)
         write_private(_file(home, study.study_hash), json.dumps(offered).encode())
     return refused
 
@@ -81,9 +82,9 @@ def cached_study(home: Path, study_hash: str) -> Study:
     kept = read_json(path, _FORM, remedy=_REMEDY, error=invalid, max_bytes=_MAX_FILE)
     if kept is None:
         raise StudyUnknown(f"study {study_hash[:12]} has not reached this node; run `client-node study list`")
-    coordinator = Enrolment.load(home).coordinator
+    coordinators = Enrolment.load(home).coordinators
     try:
-        study = _checked(kept, coordinator)
+        study = _checked(kept, coordinators)
     except StudyInvalid as err:
         raise StudyInvalid(str(path), (*err.problems, _REMEDY)) from err
     if study.study_hash != study_hash:
@@ -122,8 +123,12 @@ def approved_study(home: Path, study_hash: str) -> Study:
     return study
 
 
-def _checked(offered: object, coordinator: str) -> Study:
-    """Verifies the study in `offered`: it has the stated hash, and this node's coordinator signed it."""
+def _checked(offered: object, coordinators: tuple[str, ...]) -> Study:
+    """Verifies the study in `offered`: it has the stated hash, and this node's coordinator signed it.
+
+    One that an earlier key signed counts as well: the coordinator's messages, without which it never runs, count by
+    the present key alone.
+    """
     if not isinstance(offered, dict) or not all(
         isinstance(offered.get(n), str) for n in ("canonical", "hash", "signature")
     ):
@@ -135,7 +140,7 @@ def _checked(offered: object, coordinator: str) -> Study:
         raise StudyInvalid(source, ("its canonical form is not base64",)) from err
     if study.study_hash != offered["hash"]:
         raise StudyInvalid(source, (f"its content has the hash {study.study_hash[:12]}; it was changed on the way",))
-    if study.coordinator != coordinator:
+    if study.coordinator not in coordinators:
         raise StudyInvalid(source, ("it names another coordinator than the one this node enrolled with",))
     if not study.is_signed(offered["signature"]):
         raise StudyInvalid(source, ("the coordinator's signature does not hold",))

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
+from ...privacy.ledger.succession import MOST_OF_COORDINATOR, CoordinatorSuccession, keys_of
 from ..errors import (
     AlreadyEnrolled,
     CodeExpired,
@@ -36,11 +37,12 @@ from ..errors import (
     CoordinatorRefused,
     CoordinatorUnreachable,
     EnrolmentFailed,
+    KeyNotFollowed,
     NotEnrolled,
     ProxyInvalid,
     WrongCoordinator,
 )
-from ..files import damaged, locked, read_json, read_own, write_private
+from ..files import damaged, locked, read_json, read_own, stamp, write_private
 from ..secret_files import write_secret
 from . import outbound
 from .identity import KEYS, NodeIdentity, next_key, next_path, take_next_key
@@ -130,6 +132,9 @@ class EnrolRequest(BaseModel):
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
+_Successions = Annotated[tuple[CoordinatorSuccession, ...], Field(max_length=MOST_OF_COORDINATOR)]
+
+
 class EnrolAnswer(BaseModel):
     """The coordinator's answer to it: the name and roles that the operator gave to the invitation."""
 
@@ -137,6 +142,15 @@ class EnrolAnswer(BaseModel):
     name: _Name
     roles: tuple[Role, ...]
     coordinator: Hex32  # Ed25519 public key that signs studies and rounds
+    successions: _Successions = ()  # that led to it
+
+
+class _Listed(BaseModel):
+    """What a list of studies says of the coordinator's key, if that has followed another."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    coordinator: Hex32
+    successions: Annotated[_Successions, Field(min_length=1)]
 
 
 class SignedQuery(BaseModel):
@@ -187,6 +201,7 @@ class _Kept(BaseModel):
     roles: tuple[Role, ...]
     address: Address
     coordinator: Hex32
+    successions: _Successions = ()
     party_address: Address | None = None
     proxy: str | None = Field(default=None, max_length=2048, repr=False)
 
@@ -201,8 +216,9 @@ class Enrolment:
     name: str
     roles: tuple[Role, ...]
     address: str  # the coordinator's gate, host:port
-    coordinator: str  # its Ed25519 public key, hex
+    coordinator: str  # its Ed25519 public key, hex: the newest that this node knows
     ca_path: Path
+    successions: tuple[CoordinatorSuccession, ...] = ()  # of that key, oldest first
     party_address: str | None = None
     proxy: str | None = field(default=None, repr=False)  # as `outbound.check_proxy` returns it; may hold a password
 
@@ -218,8 +234,14 @@ class Enrolment:
             raise ProxyInvalid(f"{home / _FILE}: {err}") from None
         return cls(
             name=kept.name, roles=kept.roles, address=kept.address,
-            coordinator=kept.coordinator, ca_path=home / _CA_FILE, party_address=kept.party_address, proxy=proxy,
+            coordinator=kept.coordinator, ca_path=home / _CA_FILE, successions=kept.successions,
+            party_address=kept.party_address, proxy=proxy,
         )  # fmt: skip
+
+    @property
+    def coordinators(self) -> tuple[str, ...]:
+        """All keys of the coordinator that this node knows, hex, the present one last: studies may name any of them."""
+        return (*(each.old for each in self.successions), self.coordinator)
 
     def ca_pem(self) -> str:
         """Reads the certificate of the federation's CA, and of its successor if that is trusted already.
@@ -329,6 +351,8 @@ def _join(
         raise EnrolmentFailed(
             "the coordinator's answer cannot be read; its version may differ from this node's"
         ) from err
+    if problem := chain_problem(answer.successions, answer.coordinator):
+        raise EnrolmentFailed(f"the coordinator's answer cannot be taken: {problem}; nothing was changed here")
     if before is not None and not _leads_back(before, answer):
         raise EnrolmentFailed(
             f"this code is for {answer.name} of a coordinator with the key {answer.coordinator[:16]}..., and this home "
@@ -340,6 +364,7 @@ def _join(
     kept = {
         "name": answer.name, "roles": answer.roles, "address": invitation.address,
         "coordinator": answer.coordinator, "party_address": party_address, "proxy": proxy,
+        **_plain(answer.successions),
     }  # fmt: skip
     write_private(home / _FILE, json.dumps(kept, indent=2).encode())
     if before is not None:
@@ -349,7 +374,7 @@ def _join(
 
 def _leads_back(before: Enrolment, answer: EnrolAnswer) -> bool:
     """True if a coordinator's answer is that of the federation, and for the name, that this node had."""
-    return (answer.name, answer.coordinator) == (before.name, before.coordinator)
+    return answer.name == before.name and _is_next(before, answer.successions, answer.coordinator)
 
 
 def change_proxy(home: Path, proxy: str | None) -> Enrolment:
@@ -359,36 +384,107 @@ def change_proxy(home: Path, proxy: str | None) -> Enrolment:
         NotEnrolled: there is no enrolment under `home`.
         ProxyInvalid: `proxy` is not in the form that `outbound.check_proxy` takes.
     """
-    with suppress(ProxyInvalid):
-        Enrolment.load(home)
-    kept = json.loads((home / _FILE).read_text())
-    kept["proxy"] = None if proxy is None else outbound.check_proxy(proxy)
-    write_private(home / _FILE, json.dumps(kept, indent=2).encode())
+    with locked(home / _FILE):
+        with suppress(ProxyInvalid):
+            Enrolment.load(home)
+        kept = json.loads((home / _FILE).read_text())
+        kept["proxy"] = None if proxy is None else outbound.check_proxy(proxy)
+        write_private(home / _FILE, json.dumps(kept, indent=2).encode())
     return Enrolment.load(home)
+
+
+def enrolment_stamp(home: Path) -> object:
+    """Tells by another value than before that another enrolment lies under `home`; None if there is none."""
+    return stamp(home / _FILE)
+
+
+def follow(home: Path, successions: tuple[CoordinatorSuccession, ...], coordinator: str) -> Enrolment:
+    """Goes on with the coordinator's key (hex) to which `successions` lead from the one that this node knows.
+
+    They are stored, durably, since studies may name earlier keys. Those that are known already change nothing.
+
+    Raises:
+        NotEnrolled: there is no enrolment under `home`.
+        KeyNotFollowed: they do not hold, or lead to a key that does not follow from the known one.
+    """
+    if problem := chain_problem(successions, coordinator):
+        raise KeyNotFollowed(problem)
+    with locked(home / _FILE):
+        known = Enrolment.load(home)
+        chain = keys_of(successions) or (coordinator,)
+        if known.coordinators[-len(chain) :] == chain:
+            return known
+        if not _is_next(known, successions, coordinator):
+            raise KeyNotFollowed(_not_next(known, coordinator))
+        kept = json.loads((home / _FILE).read_text()) | {"coordinator": coordinator} | _plain(successions)
+        write_private(home / _FILE, json.dumps(kept, indent=2).encode())
+    return Enrolment.load(home)
+
+
+def chain_problem(successions: tuple[CoordinatorSuccession, ...], coordinator: str) -> str:
+    """Says why `successions` of a coordinator's keys do not lead to `coordinator`, "" if they do, or there are none."""
+    try:
+        keys = keys_of(successions) or (coordinator,)
+    except ValueError as err:
+        return f"the coordinator's keys do not follow one another: {err}"
+    if keys[-1] != coordinator:
+        return "the coordinator's earlier keys lead to another key than its present one"
+    found = [problem for each in successions if (problem := each.problem())]
+    return f"a succession of the coordinator's keys does not hold: {found[0]}" if found else ""
+
+
+def _is_next(known: Enrolment, successions: tuple[CoordinatorSuccession, ...], coordinator: str) -> bool:
+    """True if a sound chain holds all that is known: of two successors of one key the first one stands."""
+    chain, own = keys_of(successions) or (coordinator,), known.coordinators
+    return any(chain[at : at + len(own)] == own for at in range(len(chain)))
+
+
+def _not_next(known: Enrolment, coordinator: str) -> str:
+    if coordinator in known.coordinators[:-1]:
+        return (
+            "the coordinator goes by a key that another one has followed since, as after a restored backup; restore "
+            "one there that was made after the rotation of its signing key"
+        )
+    return "the key does not follow from the one by which this node knows its coordinator"
+
+
+def _plain(successions: tuple[CoordinatorSuccession, ...]) -> dict[str, Any]:
+    return {"successions": [each.model_dump(mode="json") for each in successions]} if successions else {}
 
 
 def fetch_studies(home: Path) -> list[dict[str, Any]]:
     """Fetches every study that the coordinator offers to this node.
+
+    A new key of the coordinator's that comes with it is followed.
 
     Returns:
         Dictionaries with `canonical` (base64 of the study's canonical JSON), `hash` and the coordinator's `signature`
         (both hex), and a list `successions` of keys of its parties, if there were any. Nothing in them is checked here.
 
     Raises:
-        NotEnrolled, CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused
+        NotEnrolled, CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused, KeyNotFollowed
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     query = StudiesQuery(identity=identity.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16))
-    answer = send_signed(query, STUDIES_PATH, identity, enrolment)
+    studies, listed = read_listed(send_signed(query, STUDIES_PATH, identity, enrolment))
+    if listed is not None:
+        follow(home, listed.successions, listed.coordinator)
+    return studies
+
+
+def read_listed(answer: bytes) -> tuple[list[dict[str, Any]], "_Listed | None"]:
+    """Reads a list of studies, and what it says of a new key of the coordinator's. Raises CoordinatorRefused."""
     try:
-        studies = json.loads(answer)["studies"]
-        return [
+        found = json.loads(answer)
+        listed = _Listed.model_validate(found) if "successions" in found else None
+        studies = [
             {name: str(study[name]) for name in ("canonical", "hash", "signature")}
             | ({"successions": list(study["successions"])} if study.get("successions") else {})
-            for study in studies
+            for study in found["studies"]
         ]
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:  # the last at brackets within brackets
         raise CoordinatorRefused("the coordinator's list of studies cannot be read; its version may differ") from err
+    return studies, listed
 
 
 def send_signed(

@@ -7,7 +7,7 @@ of nobody to be trusted.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,11 +49,13 @@ def load(home: Path) -> Known:
     return {} if found is None else found.successions
 
 
-def take(home: Path, coordinator: str, identities: Mapping[str, str], offered: Iterable[object]) -> list[str]:
+def take(
+    home: Path, coordinators: Collection[str], identities: Mapping[str, str], offered: Iterable[object]
+) -> list[str]:
     """Stores those of the `offered` successions that hold and lead to a study's keys; durable at return.
 
     Args:
-        coordinator: this node's, hex.
+        coordinators: keys of this node's coordinator, hex.
         identities: the study's keys by name.
         offered: as the coordinator sent them.
 
@@ -70,7 +72,7 @@ def take(home: Path, coordinator: str, identities: Mapping[str, str], offered: I
             continue
         if problem := stated.problem():
             refused.append(f"a succession of a key of {stated.site}: {problem}")
-        elif stated.coordinator == coordinator and stated.site in identities:
+        elif stated.coordinator in coordinators and stated.site in identities:
             sound.setdefault(stated.site, {}).setdefault(stated.new, stated)
     leading = {name: _leading_to(identities[name], by_new) for name, by_new in sound.items()}
     if not any(leading.values()):

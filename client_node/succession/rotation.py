@@ -115,12 +115,16 @@ def _rotated(home: Path, way: Way | None = None) -> NodeIdentity:
 
 def _statement(home: Path, own: NodeIdentity, enrolment: Enrolment, new: Ed25519PrivateKey) -> Succession:
     """Returns the statement that may be at the coordinator already; else makes it, and writes it down before."""
-    wanted = (own.identity_hex, canonical.public_hex(new), enrolment.coordinator)
+
+    def is_wanted(known: Succession) -> bool:
+        keys = own.identity_hex, canonical.public_hex(new)
+        return (known.old, known.new) == keys and known.coordinator in enrolment.coordinators
+
     for known in own_keys.successions(home):  # stored, and cut off before the key was put in place
-        if (known.old, known.new, known.coordinator) == wanted:
+        if is_wanted(known):
             return known
     kept = read_json(home / _STATEMENT, _FORM, remedy=_REMEDY, error=IdentityMissing, max_bytes=_MAX_BYTES)
-    if kept is not None and (kept.old, kept.new, kept.coordinator) == wanted:
+    if kept is not None and is_wanted(kept):
         return kept
     stated = Succession.make(enrolment.name, enrolment.coordinator, own.signer, new, chain.now())
     write_private(home / _STATEMENT, stated.model_dump_json().encode())

@@ -1,8 +1,9 @@
 """Membership of the federation: home, certificates, invitations, register.
 
 `create_home` founds a federation in a folder, and `opened_store` opens its store. `Pki` holds its certificates and the
-coordinator's key. `Register` invites, enrols and revokes nodes, and `members` is the operator's view of them. `serving`
-tells whether a server runs, and what it sees. `backup` keeps and restores all of it.
+coordinator's key, and knows the keys before it. `Register` invites, enrols and revokes nodes, and
+`members` is the operator's view of them. `serving` tells whether a server runs, and what it sees. `backup` keeps and
+restores all of it.
 
 An invitation names the gate's address and pins the CA certificate that the node must trust:
 

@@ -30,6 +30,7 @@ from ...client_node.secret_files import read_secret, write_secret
 from ..errors import Conflict, PkiMissing, StateDamaged
 from ..given import Given
 from . import pki_files
+from .signing_keys import SigningKeys
 
 _OURS, _OTHERS = b"The CA is our own.\n", b"The CA is kept by others.\n"
 _GIVEN = "ca.given"  # there if the gate's certificate is from a CA that others keep
@@ -48,7 +49,7 @@ class Pki:
     """Certificates and keys in one folder, `home`/pki."""
 
     folder: Path
-    signer: Ed25519PrivateKey = field(repr=False)  # signs studies, rounds and all other messages of the coordinator
+    signing: SigningKeys = field(repr=False)
 
     @classmethod
     def create(cls, home: Path, hosts: Sequence[str], given: Given | None = None) -> "Pki":
@@ -69,9 +70,7 @@ class Pki:
             for name in (_GIVEN, "server.crt", "server.key"):  # of an `init` that was cut short, with another CA
                 (folder / name).unlink(missing_ok=True)
             _write_ca(folder)
-        if not (folder / "signing.key").exists():
-            raw = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            write_secret(folder / "signing.key", raw)
+        SigningKeys.create(folder)
         if not (folder / "server.crt").exists():
             _write_server(folder, "server", _alternative_names((*hosts, *_LOOPBACK)), _SERVER_DAYS)
         return cls.load(home)
@@ -104,7 +103,7 @@ class Pki:
             raise PkiMissing(f"{folder} has no {', '.join(missing)}; run `coordinator init` or restore a backup")
         if is_given:
             pki_files.given(folder, "")
-            return cls(folder, pki_files.signing_key(folder))
+            return cls(folder, SigningKeys(folder))
         ca, _ = pki_files.authority(folder)
         if pki_files.is_cut_off(folder):
             with locked(folder / "server.crt"):  # whoever renews it just now is through then
@@ -112,7 +111,7 @@ class Pki:
                     _write_server(folder, "server", _names_of(_read_certificate(folder / "server.crt")), _SERVER_DAYS)
         certificate, _ = pki_files.server(folder)
         pki_files.require_issued(folder, certificate, ca)
-        return cls(folder, pki_files.signing_key(folder))
+        return cls(folder, SigningKeys(folder))
 
     def renew_server(self, hosts: Sequence[str]) -> None:
         """Issues a new server certificate from the same CA, which enrolled nodes trust already.
@@ -372,9 +371,14 @@ class Pki:
         return certificate_digest(self.ca_path.read_bytes())
 
     @property
+    def signer(self) -> Ed25519PrivateKey:
+        """The key that signs studies, rounds and all other messages of the coordinator at this moment."""
+        return self.signing.present
+
+    @property
     def identity_hex(self) -> str:
-        """The coordinator's Ed25519 public key in hex, which every study names."""
-        return self.signer.public_key().public_bytes_raw().hex()
+        """Its public key in hex, which every new study names."""
+        return self.signing.public
 
 
 def _is_changing(folder: Path) -> bool:

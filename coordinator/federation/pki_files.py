@@ -30,15 +30,15 @@ _SIGNING = (
 )
 
 
-def signing_key(folder: Path) -> Ed25519PrivateKey:
-    """Reads the key that signs studies and rounds.
+def signing_key(folder: Path, name: str = "signing.key", remedy: str = _SIGNING) -> Ed25519PrivateKey:
+    """Reads the key that signs studies and rounds, or the one that comes next.
 
     Raises:
         StateDamaged: the file is none, or others can read it.
     """
-    key = _key(folder / "signing.key", _SIGNING)
+    key = _key(folder / name, remedy)
     if not isinstance(key, Ed25519PrivateKey):
-        raise damaged(folder / "signing.key", "is no Ed25519 key", remedy=_SIGNING, error=StateDamaged)
+        raise damaged(folder / name, "is no Ed25519 key", remedy=remedy, error=StateDamaged)
     return key
 
 

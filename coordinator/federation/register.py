@@ -91,7 +91,10 @@ class Register:
                 is_used=node is not None and node.enrolled_at is not None and not is_repeat and not comes_back,
             )
             assert node is not None  # `check` refuses an unknown code
-            answer = EnrolAnswer(name=node.name, roles=_roles(node), coordinator=self._pki.identity_hex)
+            signing = self._pki.signing
+            answer = EnrolAnswer(
+                name=node.name, roles=_roles(node), coordinator=signing.public, successions=signing.successions
+            )
             if is_repeat:
                 return answer
             aggregates = "aggregate" in answer.roles
@@ -241,11 +244,12 @@ class Register:
             return node.name
 
     def _require_sound(self, session: Session, node: NodeRow, stated: Succession) -> None:
-        if (stated.site, stated.coordinator) != (node.name, self._pki.identity_hex):
+        own = self._pki.signing.all  # a node may not have heard yet of the present one
+        if stated.site != node.name or stated.coordinator not in own:
             raise EnrolmentInvalid("the succession is of another node, or for another coordinator")
         if problem := stated.problem():
             raise EnrolmentInvalid(f"the succession does not hold: {problem}")
-        if stated.old != node.identity or stated.new == self._pki.identity_hex or _is_taken(session, stated.new):
+        if stated.old != node.identity or stated.new in own or _is_taken(session, stated.new):
             raise EnrolmentInvalid("the succession does not follow from this node's present key, or to a fresh one")
 
     def revoke(self, name: str) -> None:
@@ -306,17 +310,22 @@ class Register:
             node = session.scalars(select(NodeRow).where(NodeRow.identity.in_(keys))).first()
             return node.name if node is not None and not _is_revoked(node) else None
 
-    def studies(self, name: str) -> list[dict[str, Any]]:
+    def studies(self, name: str) -> dict[str, Any]:
         """Lists every study for any node that asks: members of a federation may read all its studies.
 
-        With each come the successions that lead to its parties' keys.
+        With each come the successions that lead to its parties' keys, and with all of them those of the coordinator's
+        own key, if there were any.
         """
-        stated = self._store.successions()
-        return [
+        stated, signing = self._store.successions(), self._pki.signing
+        studies = [
             {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
             | _of_parties(row.canonical, stated)
             for row in self._store.studies()
         ]
+        if not (own := signing.successions):
+            return {"studies": studies}
+        said = [each.model_dump(mode="json") for each in own]
+        return {"studies": studies, "coordinator": own[-1].new, "successions": said}
 
 
 def _of_parties(canonical: bytes, stated: dict[str, list[Succession]]) -> dict[str, list[dict[str, Any]]]:

@@ -1,4 +1,7 @@
-"""Tells nodes which CAs they are to trust: a digest with every answer, and the signed list to whoever asks for it."""
+"""Tells nodes which CAs they are to trust, and by which key they know the coordinator.
+
+A digest goes with every answer, and the signed list to whoever asks for it.
+"""
 
 import logging
 from collections.abc import Callable
@@ -48,7 +51,8 @@ class Announcer:
     def answer(self, query: AuthorityQuery) -> bytes:
         """Notes what a node trusts, and answers it with the signed list."""
         self._note(query, self._digests)
-        return Statement.issue(self._certificates, self._pki.signer).model_dump_json().encode()
+        signing = self._pki.signing
+        return Statement.issue(self._certificates, signing.present, signing.successions).model_dump_json().encode()
 
     @property
     def present(self) -> bytes:
@@ -58,7 +62,9 @@ class Announcer:
     def _read(self, state: object, *, with_next: bool = True) -> None:
         certificates = self._pki.authorities(with_next=with_next)
         digests = tuple(digest(x509.load_pem_x509_certificate(each)) for each in certificates)
-        self._certificates, self._digests, self.mark, self._seen = certificates, digests, mark(digests), state
+        self._certificates, self._digests, self._seen = certificates, digests, state
+        self.mark = mark(digests, self._pki.signing.all)
 
     def _state(self) -> object:
-        return [stamp(self._pki.folder / name) for name in ("ca.crt", "ca.next.crt", "ca.next.key", "server.next.key")]
+        names = ("ca.crt", "ca.next.crt", "ca.next.key", "server.next.key")
+        return [self._pki.signing.state(), *(stamp(self._pki.folder / name) for name in names)]

@@ -138,7 +138,8 @@ class FleetGate:
         enrol: admits a node or raises InviteRefused or EnrolmentInvalid; the gate has checked the proofs before.
             The same keys and code must get the same answer again, because the first may have been lost.
         rotate: takes a node's new transport key, whose proofs were checked; returns the fingerprint of the old one.
-        studies: lists the studies for a known node; each has `canonical`, `hash` and `signature`.
+        studies: lists the `studies` for a known node, each with `canonical`, `hash` and `signature`; and the
+            coordinator's own key, if that has followed another.
         ca_path: the federation's CA certificate, PEM.
         superlink: port of the SuperLink on loopback.
         secret: by which the SuperLink knows the gate (`vouching`).
@@ -153,7 +154,7 @@ class FleetGate:
         *,
         enrol: Callable[[EnrolRequest], EnrolAnswer],
         rotate: Callable[[RotateRequest], str],
-        studies: Callable[[str], list[dict[str, Any]]],
+        studies: Callable[[str], dict[str, Any]],
         ca_path: Path,
         superlink: int,
         secret: str = "",
@@ -561,12 +562,12 @@ class FleetGate:
             self._log.stranger("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
             raise _TurnedAway(409, "invalid", str(err)) from err
         self._log.passed("enrolled", key_id, "enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
-        return 200, _JSON, answer.model_dump_json().encode()
+        return 200, _JSON, answer.model_dump_json(exclude_defaults=True).encode()
 
     async def _list_studies(self, scope: Message, body: bytes) -> Answer:
         _, site = self._signed_query(scope, body, StudiesQuery)
-        studies = await self._done("listing studies", self._studies, site)
-        return 200, _JSON, json.dumps({"studies": studies}).encode()
+        listed = await self._done("listing studies", self._studies, site)
+        return 200, _JSON, json.dumps(listed).encode()
 
     async def _take_new_key(self, scope: Message, body: bytes) -> Answer:
         """Knows a node by another transport key from now on; the old one is refused at once, polls of it too."""

@@ -1,12 +1,13 @@
 """Checkpoints of the audit log: made, offered to nodes, and stored with what nodes countersigned."""
 
 import logging
+from collections.abc import Collection
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.orm import Session
 
 from ...client_node.wire.checkpoints import DIGESTS_A_MESSAGE, AuditAnswer, AuditOffer, Checkpoint, countersigned_by
-from ...privacy.ledger import canonical, chain
+from ...privacy.ledger import chain
 from ...privacy.ledger.chain import Head
 from ..errors import StateDamaged
 from ..store import Store, audit_log
@@ -52,13 +53,14 @@ def offer(store: Store, signer: Ed25519PrivateKey, site: str, *, known: int | No
 
 
 def take(
-    store: Store, signer: Ed25519PrivateKey, site: str, identity: str, checkpoint: Checkpoint, answer: AuditAnswer
+    store: Store, coordinators: Collection[str], site: str, identity: str, checkpoint: Checkpoint, answer: AuditAnswer
 ) -> int | None:
     """Stores a node's countersignature, or in the audit log that it refuses.
 
     An offer that another driver's newer one has overtaken is no refusal of the log: the node holds what stands in it.
 
     Args:
+        coordinators: the keys that the coordinator has had, hex.
         identity: the node's Ed25519 key, hex.
         checkpoint: the one that it was offered.
 
@@ -79,7 +81,7 @@ def take(
             session.merge(row)
         return None
     held = answer.last
-    is_ours = held is None or held.is_signed_by(canonical.public_hex(signer))
+    is_ours = held is None or any(map(held.is_signed_by, coordinators))
     with store.session() as session:
         if is_ours and answer.refusal in ("unproved", "older"):
             at = -1 if held is None else held.seq

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, Access] = {
     "doctor": Access("viewer"),
     "keys seal": Access("admin", "keys.seal"),
     "keys unseal": Access("admin", "keys.unseal"),
+    "keys rotate": Access("admin", "keys.rotate"),
     "site invite": Access("admin", "site.invite"),
     "site list": Access("viewer"),
     "site revoke": Access("admin", "site.revoke"),

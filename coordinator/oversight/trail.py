@@ -22,7 +22,7 @@ from ...client_node.wire.checkpoints import Checkpoint, DecisionsHead, is_counte
 from ...models.strict import StrictModel
 from ...privacy.ledger import canonical
 from ...privacy.ledger.chain import Hex64, Hex128, Time
-from ...privacy.ledger.succession import Succession
+from ...privacy.ledger.succession import MOST_OF_COORDINATOR, CoordinatorSuccession, Succession, keys_of
 from ..errors import Conflict, StateDamaged, TrailInvalid
 from ..federation import Pki, load_settings
 from ..store import Store, audit_log
@@ -43,7 +43,8 @@ _Name = Annotated[str, Field(min_length=1, max_length=63)]
 class _Header(StrictModel):
     format: Literal[1]
     federation: Annotated[str, Field(max_length=2000)]
-    coordinator: Hex64
+    coordinator: Hex64  # its Ed25519 key, the present one
+    coordinators: Annotated[tuple[CoordinatorSuccession, ...], Field(max_length=MOST_OF_COORDINATOR)] = ()  # led to it
     ca: Hex64  # SHA-256 of the CA's certificate, which invitations pin
     nodes: Annotated[dict[_Name, Hex64], Field(max_length=10_000)]  # Ed25519 keys, the present ones
     successions: Annotated[tuple[Succession, ...], Field(max_length=20_000)] = ()  # that led to them, of each in order
@@ -147,7 +148,8 @@ def verify_file(
     """Verifies an exported log on any machine.
 
     Args:
-        coordinator: the coordinator's key, hex, known from elsewhere; None takes the one in the file.
+        coordinator: the coordinator's key, hex, known from elsewhere, or one before it; None takes the one in the
+            file.
         nodes: keys of nodes known from elsewhere.
         held: what a node says it countersigned last, the output of `client-node witness --json`.
 
@@ -158,7 +160,7 @@ def verify_file(
         _key(coordinator)
     last = None if held is None else _held(held)
     source = "the command line" if coordinator else "the file itself"
-    return _check(_read(path), source, coordinator=coordinator, nodes=nodes or {}, held=last)
+    return _check(_read(path), source, coordinator=coordinator, nodes=nodes or {}, held=last, is_whole=True)
 
 
 def export(store: Store, home: Path, path: Path) -> int:
@@ -203,7 +205,8 @@ def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
         yield _Line(
             header=_Header(
                 format=FORMAT, federation=plain(load_settings(home).federation), coordinator=pki.identity_hex,
-                ca=pki.ca_digest.hex(), nodes=nodes, **({"successions": stated} if stated else {}),
+                ca=pki.ca_digest.hex(), nodes=nodes,
+                **_if_any(successions=stated, coordinators=pki.signing.successions),
             )
         )  # fmt: skip
         for entry in audit_log.entries(session):
@@ -220,6 +223,11 @@ def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
     except ValidationError as err:
         where = ".".join(str(part) for part in err.errors(include_input=False)[0]["loc"])
         raise StateDamaged(f"the audit log in the database holds what is none: {where}") from err
+
+
+def _if_any(**fields: Any) -> dict[str, Any]:
+    """Leaves out what is empty, so that an export without it has the form of earlier versions."""
+    return {name: value for name, value in fields.items() if value}
 
 
 def _read(path: Path) -> Iterator[_Line]:
@@ -257,8 +265,14 @@ def _check(
     nodes: Mapping[str, str] | None = None,
     held: Checkpoint | None = None,
     problems: Sequence[str] = (),
+    is_whole: bool = False,
 ) -> Verified:
-    """Recomputes the chain, and checks every signature against it; `problems` are those found before."""
+    """Recomputes the chain, and checks every signature against it.
+
+    Args:
+        problems: those found before.
+        is_whole: True for an export, which ends with a checkpoint of the coordinator's present key.
+    """
     told = list(problems)
     given = dict(nodes or {})
     rest = iter(lines)
@@ -267,7 +281,9 @@ def _check(
         raise TrailInvalid("the file does not begin as an exported audit log")
     header = first.header
     keys = _keys_by_node(header)
-    told += _about_keys(header, keys, coordinator, given)
+    own, broken = _keys_of_coordinator(header)
+    told += [broken] if broken else []
+    told += _about_keys(own, keys, coordinator, given)
     hashes: list[str] = []
     tail: list[_Line] = []
 
@@ -286,8 +302,11 @@ def _check(
             fields_of(entry.action, entry.fields)
         except StateDamaged as err:
             told.append(f"entry {entry.seq}: {err}")
-    signatures = _Signatures(coordinator or header.coordinator, _judged_by(keys, given), hashes)
+    judging = own if coordinator is None or coordinator in own else (coordinator,)
+    signatures = _Signatures(judging, _judged_by(keys, given), hashes)
     told += signatures.check((*tail, *rest))
+    if is_whole and len(judging) > 1:
+        told += signatures.about_newest()
     told += [
         f"{name} was named, and no countersignature of that node is here: it was never asked, or they were taken out"
         for name in given
@@ -308,6 +327,18 @@ def _check(
     )
 
 
+def _keys_of_coordinator(header: _Header) -> tuple[tuple[str, ...], str]:
+    """Lists the coordinator's keys, the present one last, and says what is wrong about those before it."""
+    alone = (header.coordinator,)
+    try:
+        keys = keys_of(header.coordinators) or alone
+    except ValueError:
+        return alone, "the coordinator's keys in the file do not follow one another"
+    if keys[-1] != header.coordinator or any(each.problem() for each in header.coordinators):
+        return alone, "the coordinator's earlier keys in the file do not lead to its present one"
+    return keys, ""
+
+
 def _keys_by_node(header: _Header) -> dict[str, tuple[str, ...]]:
     """Lists the keys of each node by its name, the present one last: those that sound successions tie to it."""
     keys: dict[str, tuple[str, ...]] = {name: (key,) for name, key in header.nodes.items()}
@@ -324,10 +355,10 @@ def _judged_by(keys: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) ->
 
 
 def _about_keys(
-    header: _Header, keys: Mapping[str, tuple[str, ...]], coordinator: str | None, nodes: Mapping[str, str]
+    own: tuple[str, ...], keys: Mapping[str, tuple[str, ...]], coordinator: str | None, nodes: Mapping[str, str]
 ) -> Iterator[str]:
-    """Compares the keys of a file with those that its checker knows from elsewhere."""
-    if coordinator is not None and coordinator != header.coordinator:
+    """Compares the keys of a file, the coordinator's `own` ones first, with those known from elsewhere."""
+    if coordinator is not None and coordinator not in own:
         yield "the coordinator's key in the file is another than the one given"
     for name, given in nodes.items():
         if given not in keys.get(name, ()):
@@ -338,7 +369,7 @@ def _about_keys(
 class _Signatures:
     """Checks the checkpoints and the countersignatures of a log against its keys and its chain."""
 
-    key: str  # the coordinator's
+    own: tuple[str, ...]  # the coordinator's keys, the present one last
     nodes: Mapping[str, tuple[str, ...]]  # keys by name
     hashes: Sequence[str]  # of the entries, in order
     signed: dict[int, Checkpoint] = field(default_factory=dict)
@@ -355,6 +386,7 @@ class _Signatures:
                 found += self._about_witness(line.countersignature)
             else:
                 found.append("entries or heads stand where signatures belong")
+        found += self._about_order()
         for site in sorted(self.countersigned):
             self.countersigned[site].sort(key=lambda each: (each[0].seq, each[1].seq))
             found += _about_decisions(site, self.countersigned[site])
@@ -371,7 +403,7 @@ class _Signatures:
     def about_checkpoint(self, checkpoint: Checkpoint) -> list[str]:
         """Returns what is wrong about a checkpoint."""
         found = []
-        if not checkpoint.is_signed_by(self.key):
+        if self._signer_of(checkpoint) is None:
             found.append(f"checkpoint {checkpoint.seq} is not signed by the coordinator's key")
         if self._hash_at(0) != checkpoint.log:
             found.append(f"checkpoint {checkpoint.seq} is of another log")
@@ -380,6 +412,27 @@ class _Signatures:
         elif there != checkpoint.hash:
             found.append(f"checkpoint {checkpoint.seq} names another entry: the log was rewritten")
         return found
+
+    def about_newest(self) -> list[str]:
+        """Returns what is wrong about the key of the newest checkpoint, by which the one before could rewrite a log."""
+        if self.signed and self.signed[max(self.signed)].is_signed_by(self.own[-1]):
+            return []
+        return ["the newest checkpoint is not signed by the coordinator's present key"]
+
+    def _signer_of(self, checkpoint: Checkpoint) -> int | None:
+        """Finds which of the coordinator's keys signed a checkpoint; None if none did."""
+        return next((at for at, key in enumerate(self.own) if checkpoint.is_signed_by(key)), None)
+
+    def _about_order(self) -> Iterator[str]:
+        """Compares the keys of checkpoints in their order: once a later key has signed, no earlier one does."""
+        if len(self.own) == 1:
+            return
+        newest = 0
+        for seq in sorted(self.signed):
+            at = self._signer_of(self.signed[seq])
+            if at is not None and at < newest:
+                yield f"checkpoint {seq} is signed by a key of the coordinator's that another one had followed"
+            newest = max(newest, at or 0)
 
     def _hash_at(self, seq: int) -> str | None:
         return self.hashes[seq] if 0 <= seq < len(self.hashes) else None

@@ -24,7 +24,7 @@ def answered(run: RunContext, name: str, answer: AuditAnswer | None) -> bool:
     if answer is None or name not in run.offered:
         return False
     offer = run.offered.pop(name)
-    known = checkpoints.take(run.store, run.signer, name, run.identity_of(name), offer.checkpoint, answer)
+    known = checkpoints.take(run.store, run.pki.signing.all, name, run.identity_of(name), offer.checkpoint, answer)
     before = run.witnessed.pop(name, None)
     if known is not None:
         run.witnessed[name] = known

@@ -14,6 +14,7 @@ from ...client_node.wire.messages import KeyCertificate, Outcome, start_hash
 from ...mpc.sharing import ShareContext
 from ...privacy.ledger.chain import Entry
 from ..errors import MessageRefused, RunStopped
+from ..federation import Pki
 from ..fleet import Fleet
 from ..store import LedgerReplica, Store
 from ..store.run_folder import RunFolder
@@ -35,13 +36,18 @@ class RunContext:
     store: Store
     folder: RunFolder
     replica: LedgerReplica
-    signer: Ed25519PrivateKey
+    pki: Pki
     start: StateCheckpoint  # round 0, used when nothing is committed yet
     seen: dict[str, int] = field(default_factory=dict)  # by site: ledger entries that all aggregators have seen of it
     standings: dict[str, int] = field(default_factory=dict)  # site -> the last round whose total it has, as it says
     offered: dict[str, AuditOffer] = field(default_factory=dict)  # node -> what it was asked to countersign last
     may_skip_leases: bool = False  # True if a node that knows a newer lease is believed
     witnessed: dict[str, int] = field(default_factory=dict)  # node -> the entry it says it has countersigned, if older
+
+    @property
+    def signer(self) -> Ed25519PrivateKey:
+        """The coordinator's key at this moment: it may be rotated while a run goes on."""
+        return self.pki.signer
 
     def tag_key(self, round_number: int) -> str | None:
         """Derives the key of a round's tags, in hex, the same at every attempt; None if the study has none."""

@@ -160,7 +160,7 @@ def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int, *,
         study=study,
         id=run_id,
         lease=lease,
-        signer=pki.signer,
+        pki=pki,
         start=start.start,
         may_skip_leases=may_skip_leases,
     )

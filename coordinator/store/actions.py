@@ -69,6 +69,7 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "certificate.use": {"until": Moment, "ca": Digest},
     "keys.seal": {},
     "keys.unseal": {},
+    "keys.rotate": {"old": Digest, "new": Digest},
     "certificate.renew": {"until": Moment},
     "serve.start": {"version": Short},
     "serve.stop": {},

@@ -1,4 +1,4 @@
-"""Successions: statements that one key of a site is followed by another, signed by both.
+"""Successions: statements that one key of a site, or of a coordinator, is followed by another, signed by both.
 
 A succession is the only way from a key to the next one. Who knows the earlier key can check it, so nobody else, a
 coordinator for one, can make one up; the later key's signature shows that its owner wants it too. A ledger takes a
@@ -20,8 +20,10 @@ from . import canonical
 
 KIND = "succeed"  # of the ledger's entries
 DOMAIN = "confide key succession 1"
+COORDINATOR_DOMAIN = "confide coordinator succession 1"
 HANDOVER_DOMAIN = "confide ledger succession 1"
 MOST = 200  # successions of one site, ever: monthly ones for sixteen years
+MOST_OF_COORDINATOR = 50  # a statement about its CAs, which carries them all, has at most 64 KiB
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
@@ -48,20 +50,31 @@ class Succession(StrictModel):
             "site": site, "coordinator": coordinator, "old": canonical.public_hex(old),
             "new": canonical.public_hex(new), "time": time,
         }  # fmt: skip
-        signatures = {f"{which}_signature": _sign(key, stated) for which, key in (("old", old), ("new", new))}
-        return cls.model_validate(stated | signatures)
+        return cls.model_validate(stated | _signatures(DOMAIN, stated, old, new))
 
     def problem(self) -> str:
         """Says why the statement holds nothing, "" if it holds: both keys have signed it, and they are two."""
-        stated = self.model_dump(exclude={"old_signature", "new_signature"})
-        if self.old == self.new:
-            return "it names one key twice"
-        for which, key, signature in (
-            ("earlier", self.old, self.old_signature), ("later", self.new, self.new_signature),
-        ):  # fmt: skip
-            if not canonical.is_signed(key, DOMAIN, canonical.encode(stated), signature):
-                return f"the {which} key has not signed it"
-        return ""
+        return _problem(self, DOMAIN)
+
+
+class CoordinatorSuccession(StrictModel):
+    """The statement that a coordinator's signing key is followed by another."""
+
+    old: Digest  # Ed25519 keys, hex
+    new: Digest
+    time: _Time  # of the coordinator's clock, for people
+    old_signature: _Signature
+    new_signature: _Signature
+
+    @classmethod
+    def make(cls, old: Ed25519PrivateKey, new: Ed25519PrivateKey, time: str) -> "CoordinatorSuccession":
+        """Signs the statement with both keys."""
+        stated = {"old": canonical.public_hex(old), "new": canonical.public_hex(new), "time": time}
+        return cls.model_validate(stated | _signatures(COORDINATOR_DOMAIN, stated, old, new))
+
+    def problem(self) -> str:
+        """Says why the statement holds nothing, "" if it holds: both keys have signed it, and they are two."""
+        return _problem(self, COORDINATOR_DOMAIN)
 
 
 class Handover(StrictModel):
@@ -98,7 +111,7 @@ def key_handed_to(body: object, *, key: str, previous: str) -> str:
     return found.succession.new
 
 
-def keys_of(successions: Sequence[Succession]) -> tuple[str, ...]:
+def keys_of(successions: Sequence[Succession] | Sequence[CoordinatorSuccession]) -> tuple[str, ...]:
     """Lists the keys that lead from the first one on, oldest first; none of no successions.
 
     Raises:
@@ -114,8 +127,24 @@ def keys_of(successions: Sequence[Succession]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _sign(signer: Ed25519PrivateKey, stated: dict[str, str]) -> str:
-    return canonical.sign(signer, DOMAIN, canonical.encode(stated))
+def _signatures(domain: str, stated: dict[str, str], old: Ed25519PrivateKey, new: Ed25519PrivateKey) -> dict[str, str]:
+    said = canonical.encode(stated)
+    return {
+        "old_signature": canonical.sign(old, domain, said),
+        "new_signature": canonical.sign(new, domain, said),
+    }
+
+
+def _problem(found: Succession | CoordinatorSuccession, domain: str) -> str:
+    said = canonical.encode(found.model_dump(exclude={"old_signature", "new_signature"}))
+    if found.old == found.new:
+        return "it names one key twice"
+    for which, key, signature in (
+        ("earlier", found.old, found.old_signature), ("later", found.new, found.new_signature),
+    ):  # fmt: skip
+        if not canonical.is_signed(key, domain, said, signature):
+            return f"the {which} key has not signed it"
+    return ""
 
 
 def _read(body: object) -> Handover:

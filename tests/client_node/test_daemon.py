@@ -74,6 +74,7 @@ def test_status_says_who_this_is_and_nothing_of_its_records(site):
         "roles": ["train"],
         "identity": site.identity.identity_hex,
         "fingerprint": fingerprint(site.identity.identity_hex),
+        "coordinator_key": identity_of("coordinator"),
         "coordinator": "127.0.0.1:1",
         "running": False,
         "keys": "not encrypted",

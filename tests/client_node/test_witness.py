@@ -15,7 +15,7 @@ from .wire.test_checkpoints import HONEST, checkpoint
 
 def ask(site, digests, seq, since=-1, key="coordinator"):
     offer = AuditOffer(checkpoint=checkpoint(digests, seq, key), digests=tuple(digests[since + 1 : seq + 1]))
-    return witness.answer(site.home, "svi", identity_of("coordinator"), site.identity.signer, offer)
+    return witness.answer(site.home, "svi", [identity_of("coordinator")], site.identity.signer, offer)
 
 
 def test_what_was_countersigned_is_on_disk_before_the_signature_leaves(site, monkeypatch):
@@ -77,7 +77,7 @@ def test_an_older_state_is_told_only_if_it_was_signed_after_the_last_one(site, c
     head, log = follow(START, HONEST[:2]), follow(START, HONEST[:1]).hash
     later = Checkpoint.issue(log=log, head=head, time="2999-01-01T00:00:00Z", signer=key_of("coordinator"))
     offer = AuditOffer(checkpoint=later, digests=tuple(HONEST[:2]))
-    answer = witness.answer(site.home, "svi", identity_of("coordinator"), site.identity.signer, offer)
+    answer = witness.answer(site.home, "svi", [identity_of("coordinator")], site.identity.signer, offer)
     assert answer.refusal == "older"
     assert witness.load(site.home) == witness.Witnessed(
         last=checkpoint(HONEST, 3), refused=witness.Refused(reason="older", checkpoint=later)

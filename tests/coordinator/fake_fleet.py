@@ -158,7 +158,7 @@ class FakeFleet:
         if not (key := self.homes / name / "keys" / "identity.key").exists():
             NodeIdentity.create(self.homes / name)
             write_signer(key, key_of(name))
-        return witness.answer(self.homes / name, name, self.study.coordinator, key_of(name), message.audit)
+        return witness.answer(self.homes / name, name, [self.study.coordinator], key_of(name), message.audit)
 
     def _prepare(self, name: str, packet: Packet) -> Packet:
         message = verify(packet, self.study.coordinator, Prepare)

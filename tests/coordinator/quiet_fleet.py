@@ -197,7 +197,7 @@ class Federation:
             study=self.study,
             id=RUN,
             lease=lease,
-            signer=Pki.load(self.home).signer,
+            pki=Pki.load(self.home),
             start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
         )
 

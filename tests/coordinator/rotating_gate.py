@@ -23,8 +23,8 @@ class RotatingGate:
         self.announcer = Announcer(self.pki, self.register.note_trust)
         self.keeper = CertificateKeeper(self.pki)
         app = FleetGate(
-            self.register, enrol=self.register.enrol, rotate=self.register.rotate, studies=self.register.studies,
-            ca_path=self.pki.ca_path, superlink=1, announcer=self.announcer,
+            self.register, enrol=self.register.enrol, rotate=self.register.rotate, follow=self.register.follow,
+            studies=self.register.studies, ca_path=self.pki.ca_path, superlink=1, announcer=self.announcer,
         )  # fmt: skip
         self.server: GateServer = serve_gate(app, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
 

@@ -120,6 +120,7 @@ COORDINATOR_COMMANDS = (
     "operator recover anna",
     "keys seal --passphrase-file {passphrase}",
     "keys unseal --passphrase-file {passphrase}",
+    "keys rotate --yes",
     "doctor",
     "backup {out}",
 )

@@ -1,6 +1,7 @@
 """Files that people write or a disk keeps: studies, policies, decisions, small state of node and coordinator."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 from confide.client_node import secret_files, witness
@@ -20,6 +21,7 @@ from confide.client_node.errors import (
     StudyOutdated,
     TokenUnusable,
 )
+from confide.client_node.files import write_private
 from confide.client_node.home_archive import read_archive, write_archive
 from confide.client_node.ledger_head import kept_head
 from confide.client_node.policy import decision_log
@@ -32,10 +34,11 @@ from confide.client_node.wire.checkpoints import Checkpoint
 from confide.coordinator.errors import Conflict, NotFound, StateDamaged
 from confide.coordinator.federation.home import load_settings
 from confide.coordinator.federation.serving import only_server, read_serving
+from confide.coordinator.federation.signing_keys import SigningKeys
 from confide.coordinator.store import place
 from confide.coordinator.studies.dictionary import read_dictionary
 from confide.privacy.ledger.chain import Head
-from confide.privacy.ledger.succession import Succession
+from confide.privacy.ledger.succession import CoordinatorSuccession, Succession
 
 from ..client_node.conftest import (
     CHAT,
@@ -98,6 +101,25 @@ _LOGGED = {
 _SUCCESSION = Succession.make(
     "svi", identity_of("coordinator"), key_of("svi"), key_of("next"), "2026-03-01T09:00:00Z"
 ).model_dump()
+
+
+def _key_followed() -> dict[str, str]:
+    return CoordinatorSuccession.make(key_of("svi"), key_of("next"), "2026-03-01T09:00:00Z").model_dump()
+
+
+@cache
+def _signing() -> tuple[Path, bytes]:
+    """A coordinator's folder of keys, in which one has followed another, and the file that says so."""
+    SigningKeys.create(folder := scratch("pki")).rotate(lambda old, new: None)
+    return folder, (folder / "successions.json").read_bytes()
+
+
+def _read_signing_keys(data: bytes) -> object:
+    folder, _ = _signing()
+    write_private(folder / "successions.json", data)
+    return SigningKeys(folder).all
+
+
 _ENROLMENT = {"name": "north", "roles": ["train"], "address": "fed:9443", "coordinator": "ab" * 32, "proxy": "env"}
 _SETTINGS = {
     "federation": "Fever", "address": "fed.example.org:9443", "listen": "127.0.0.1", "port": 9443,
@@ -245,9 +267,16 @@ TARGETS = (
     Target(
         name="enrolment",
         sender="the disk",
-        made=as_json(_ENROLMENT),
+        made=as_json(_ENROLMENT, _ENROLMENT | {"coordinator": identity_of("next"), "successions": [_key_followed()]}),
         read=in_folder("enrolment.json", Enrolment.load),
         refusals=(NotEnrolled, ProxyInvalid),
+    ),
+    Target(
+        name="successions of the coordinator's key",
+        sender="the disk",
+        made=lambda: [_signing()[1]],
+        read=_read_signing_keys,
+        refusals=(StateDamaged,),
     ),
     Target(
         name="settings of the coordinator",

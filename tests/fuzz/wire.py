@@ -21,6 +21,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from pydantic import ValidationError
 
 from confide.client_node import authority
+from confide.client_node.enrolment import protocol
 from confide.client_node.enrolment.identity import load_transport_public
 from confide.client_node.enrolment.join_file import make_join_file, read_join_file
 from confide.client_node.enrolment.outbound import check_proxy
@@ -36,6 +37,7 @@ from confide.client_node.enrolment.sessions import Hello
 from confide.client_node.errors import (
     CodeExpired,
     CodeInvalid,
+    CoordinatorRefused,
     MessageInvalid,
     PacketInvalid,
     ProxyInvalid,
@@ -52,7 +54,7 @@ from confide.client_node.wire.messages import Packet, sign, verify
 from confide.coordinator.fleet import flower as fleet_flower
 from confide.coordinator.fleet.calls import read_ids, write_ids
 from confide.coordinator.gateway.credentials import Credentials
-from confide.privacy.ledger.succession import Succession
+from confide.privacy.ledger.succession import CoordinatorSuccession, Succession
 from confide.versions import Speaks
 
 from ..client_node.conftest import identity_of, key_of
@@ -190,13 +192,25 @@ def _join_files() -> list[bytes]:
 
 
 def _statements() -> list[bytes]:
-    """Lists of one CA and of two, RSA and ECDSA."""
+    """Lists of one CA and of two, RSA and ECDSA, and one with a new key of the coordinator's."""
     pems = [
         _authority_of(rsa.generate_private_key(65537, 2048)),
         _authority_of(ec.generate_private_key(ec.SECP384R1())),
     ]
     lists = (tuple(pems[:1]), tuple(pems))
-    return [authority.Statement.issue(each, key_of("svi"), made=1).model_dump_json().encode() for each in lists]
+    issued = [authority.Statement.issue(each, key_of("svi"), made=1) for each in lists]
+    followed = authority.Statement.issue(lists[0], key_of("next"), (_key_followed(),), made=1)
+    return [each.model_dump_json().encode() for each in (*issued, followed)]
+
+
+def _key_followed() -> CoordinatorSuccession:
+    return CoordinatorSuccession.make(key_of("svi"), key_of("next"), "2026-03-01T09:00:00Z")
+
+
+def _read_studies(data: bytes) -> object:
+    """Reads a list of studies as `catalogue.refresh` does, from a coordinator that lies."""
+    studies, listed = protocol.read_listed(data)
+    return studies, listed and protocol.chain_problem(listed.successions, listed.coordinator)
 
 
 def _authority_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
@@ -358,9 +372,31 @@ TARGETS = (
         name="start of a round", sender="the coordinator", made=_states, read=_read_state, refusals=(MessageInvalid,)
     ),
     Target(
+        name="list of studies",
+        sender="the coordinator",
+        made=as_json(
+            {"studies": [{"canonical": "e30=", "hash": "ab" * 32, "signature": "cd" * 64}]},
+            {
+                "studies": [{"canonical": "e30=", "hash": "ab" * 32, "signature": "cd" * 64, "successions": [{}]}],
+                "coordinator": identity_of("next"),
+                "successions": [_key_followed().model_dump()],
+            },
+        ),
+        read=_read_studies,
+        refusals=(CoordinatorRefused,),
+    ),
+    Target(
         name="answer to a request to join",
         sender="the coordinator",
-        made=as_json({"name": "north", "roles": ["train"], "coordinator": "ab" * 32}),
+        made=as_json(
+            {"name": "north", "roles": ["train"], "coordinator": "ab" * 32},
+            {
+                "name": "north",
+                "roles": ["train"],
+                "coordinator": identity_of("next"),
+                "successions": [_key_followed().model_dump()],
+            },
+        ),
         read=_model(EnrolAnswer),
         refusals=(ValidationError,),
     ),

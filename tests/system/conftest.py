@@ -139,8 +139,8 @@ def private_study(sites: Sequence[str], changes: Mapping[str, str]) -> str:
     return text
 
 
-def start_run(federation: DemoFederation) -> str:
-    return federation.operator("run", "start", "tiny", "--again").strip()
+def start_run(federation: DemoFederation, study: str = "tiny") -> str:
+    return federation.operator("run", "start", study, "--again").strip()
 
 
 def wait_for(claim: Callable[[], bool], what: str, seconds: float = 600) -> None:
@@ -181,10 +181,10 @@ def histogram(federation: DemoFederation, run: str) -> list[float]:
     return counts
 
 
-def final_hash(federation: DemoFederation, run: str) -> str:
+def final_hash(federation: DemoFederation, run: str, *, rounds: int = ROUNDS) -> str:
     """SHA-256 of state and velocity after the last round."""
     store = Store.open(federation.home)
     last = store.last_round(run)
     store.close()
-    assert last.number == ROUNDS
+    assert last.number == rounds
     return last.state_hash or ""

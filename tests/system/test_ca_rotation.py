@@ -1,24 +1,30 @@
-"""The CA has a successor while a run is under way: daemons stay connected, and the run is what it would have been."""
+"""Signing key and CA have successors during a run: daemons stay connected, and the run is what it would have been."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from confide.client_node.enrolment import Enrolment
 from confide.coordinator.demo.processes import DemoFederation
 from confide.coordinator.store.store import Store
 
-from .conftest import final_hash, finish, start_run, wait_for
+from .conftest import ROUNDS, STUDY_TOML, final_hash, finish, start_run, wait_for
+
+LONG = 30  # rounds
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
-def test_a_run_under_way_goes_on_over_both_steps(federation: DemoFederation) -> None:
-    undisturbed = start_run(federation)
+def test_a_run_under_way_goes_on_with_a_new_signing_key_and_over_both_steps_to_a_new_ca(
+    federation: DemoFederation, tmp_path: Path
+) -> None:
+    nodes, study = federation.nodes, long_study(federation, tmp_path / "study.toml")
+    undisturbed = start_run(federation, study)
     finish(federation, undisturbed)
-    nodes = federation.nodes
     before = {node: (federation.pid(node), connections(federation, node)) for node in nodes}
-    run = start_run(federation)
+    run = start_run(federation, study)
 
     def told(*words: str) -> Any:
         return json.loads(federation.operator("ca", *words, "--json"))
@@ -30,6 +36,9 @@ def test_a_run_under_way_goes_on_over_both_steps(federation: DemoFederation) -> 
         finally:
             store.close()
 
+    followed = json.loads(federation.operator("keys", "rotate", "--yes", "--json"))
+    wait_for(lambda: {known_key(federation, node) for node in nodes} == {followed["new"]}, "that all know the key", 180)
+    assert not is_over()
     began = told("rotate")
     assert set(began["lacking"]) == set(nodes)
     wait_for(lambda: not told("status")["lacking"], "that all trust the next CA", 180)  # nobody touches a node
@@ -39,12 +48,29 @@ def test_a_run_under_way_goes_on_over_both_steps(federation: DemoFederation) -> 
     assert not is_over()
     wait_for(lambda: set(told("status")["nodes"].values()) == {"all"}, "that all have dropped the old CA", 180)
     finish(federation, run)
-    assert final_hash(federation, run) == final_hash(federation, undisturbed)
+    assert final_hash(federation, run, rounds=LONG) == final_hash(federation, undisturbed, rounds=LONG)
     assert {node: (federation.pid(node), connections(federation, node)) for node in nodes} == before
     for node in nodes:
+        assert json.loads(federation.client(node, "status", "--json"))["coordinator_key"] == followed["new"]
         (ca,) = json.loads(federation.client(node, "ca", "show", "--json"))
         assert ca["sha256"] == finished["present"]["sha256"]
         federation.client(node, "study", "list", "--json")  # over a connection of its own
+    federation.operator("audit", "verify")
+
+
+def long_study(federation: DemoFederation, file: Path) -> str:
+    """The tiny study with more rounds than a machine that does other work gets through meanwhile; approved by all."""
+    text = STUDY_TOML.replace('name = "tiny"', 'name = "long"').replace(f"rounds = {ROUNDS}", f"rounds = {LONG}")
+    file.write_text(text)
+    (file.parent / "backbone").symlink_to(federation.folder.parent / "backbone")
+    made: str = json.loads(federation.operator("study", "create", str(file), "--accept", "--json"))["hash"]
+    for node in federation.nodes:
+        federation.client(node, "study", "approve", made, "--yes", "--runs", "2", "--unprotected")
+    return made
+
+
+def known_key(federation: DemoFederation, node: str) -> str:
+    return Enrolment.load(federation.node_home(node)).coordinator
 
 
 def connections(federation: DemoFederation, node: str) -> int:

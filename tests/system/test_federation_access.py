@@ -70,7 +70,7 @@ class Federation:
         """Opens a gate that has seen nothing yet."""
         self._app = FleetGate(
             self, enrol=self.enrol, rotate=lambda _: "",
-            studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port,
+            studies=lambda _: {"studies": []}, ca_path=self.pki.ca_path, superlink=self.superlink.port,
             secret=self.superlink.secret, superlink_ca=self.superlink.ca_path,
         )  # fmt: skip
         return serve_gate(self, "127.0.0.1", port, self.pki.certificate_path, self.pki.key_path)

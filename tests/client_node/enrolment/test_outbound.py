@@ -64,7 +64,8 @@ def test_what_is_wrong_with_a_certificate_is_told_apart(
 ) -> None:
     pki = change(Pki.create(tmp_path, []))
     app = FleetGate(
-        None, enrol=lambda _: None, rotate=lambda _: "", studies=lambda _: [], ca_path=pki.ca_path, superlink=1  # type: ignore[arg-type, return-value]
+        None, enrol=lambda _: None, rotate=lambda _: "", studies=lambda _: {"studies": []},
+        ca_path=pki.ca_path, superlink=1,  # type: ignore[arg-type, return-value]
     )  # fmt: skip
     server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     try:
@@ -90,7 +91,12 @@ class Federation:
         self.pki, self.secret = pki, new_invite()[0]
         self.peers: list[str] = []
         self._gate = FleetGate(
-            self, enrol=self.enrol, rotate=lambda _: "", studies=lambda _: [], ca_path=pki.ca_path, superlink=1
+            self,
+            enrol=self.enrol,
+            rotate=lambda _: "",
+            studies=lambda _: {"studies": []},
+            ca_path=pki.ca_path,
+            superlink=1,
         )
         self._server = serve_gate(self, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
         self.address = f"127.0.0.1:{self._server.port}"

@@ -86,7 +86,7 @@ def federation(pki: Pki, caplog: pytest.LogCaptureFixture) -> Iterator[Federatio
         register,
         enrol=register.enrol,
         rotate=lambda _: "",
-        studies=lambda _: [STUDY],
+        studies=lambda _: {"studies": [STUDY]},
         ca_path=pki.ca_path,
         superlink=1,
     )
@@ -173,7 +173,7 @@ def test_a_gate_that_shows_the_right_ca_without_holding_it_gets_nothing(federati
     impostor = Pki.create(tmp_path / "impostor", [])
     app = FleetGate(
         federation.register, enrol=federation.register.enrol, rotate=lambda _: "",
-        studies=lambda _: [], ca_path=federation.pki.ca_path,
+        studies=lambda _: {"studies": []}, ca_path=federation.pki.ca_path,
         superlink=1,
     )  # fmt: skip
     server = serve_gate(app, "127.0.0.1", 0, impostor.certificate_path, impostor.key_path)

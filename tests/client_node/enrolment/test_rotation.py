@@ -55,7 +55,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         register,
         enrol=register.enrol,
         rotate=register.rotate,
-        studies=lambda _: [],
+        studies=lambda _: {"studies": []},
         ca_path=pki.ca_path,
         superlink=1,
     )

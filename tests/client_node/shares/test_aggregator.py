@@ -478,7 +478,7 @@ def test_an_older_ledger_is_noticed_across_a_succession_of_the_site_s_key(study,
     first, later = (renamed(study, key) for key in keys)
     made = Succession.make(COHORT[0], "c0" * 32, old, new, "2026-03-01T09:00:00Z")
     if known_by == "a succession":
-        partners.take(tmp_path, "c0" * 32, later.identities(), [made.model_dump()])
+        partners.take(tmp_path, ["c0" * 32], later.identities(), [made.model_dump()])
 
     def add_at(count, study, key, run):
         role.run_key(study, run)

@@ -21,7 +21,7 @@ def stated(old, new, site="svhc", coordinator=COORDINATOR):
 def take(home, key, *offered, name="svhc"):
     """Takes what comes with a study that gives `name` a key."""
     sent = [each.model_dump() if isinstance(each, Succession) else each for each in offered]
-    return partners.take(home, COORDINATOR, {name: identity_of(key)}, sent)
+    return partners.take(home, [COORDINATOR], {name: identity_of(key)}, sent)
 
 
 def leads(home, earlier, later):

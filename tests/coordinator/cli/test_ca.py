@@ -1,4 +1,4 @@
-"""The commands by which a CA has a successor, at both ends."""
+"""The commands by which a CA, or the signing key, has a successor, at both ends."""
 
 import json
 
@@ -59,3 +59,22 @@ def test_a_file_is_taken_when_a_person_agrees_and_the_decision_log_says_who(gate
     assert decision_log.verify(tmp_path / "north").problems == ()
     file.write_text("{}")
     assert "StatementRefused" in node("ca", "accept", file, "--yes", *north, code=FAILED).stderr
+
+
+@pytest.mark.slow
+def test_a_new_signing_key_by_commands(gate, tmp_path):
+    home, north = ("--home", gate.home), ("--home", tmp_path / "north")
+    gate.join(tmp_path / "north")
+    first = gate.pki.identity_hex
+    assert "Rotate the signing key?" in lined(invoke("keys", "rotate", *home, code=USAGE).stderr)  # nobody to ask
+    assert gate.pki.identity_hex == first
+    done = json.loads(invoke("keys", "rotate", "--yes", "--json", *home).stdout)
+    assert (done["old"], done["new"]) == (first, gate.pki.identity_hex)
+    gate.tick()
+    node("ca", "fetch", *north)
+    assert json.loads(node("status", "--json", *north).stdout)["coordinator_key"] == done["new"]
+    said = lined(invoke("keys", "rotate", "--yes", *home).stdout)
+    assert f"signs with the key {gate.pki.identity_hex} from now on" in said
+    assert "coordinator backup" in said
+    noted = json.loads(invoke("audit", "log", "--action", "keys.rotate", "--json", *home).stdout)
+    assert [each["fields"]["old"] for each in noted] == [first, done["new"]]

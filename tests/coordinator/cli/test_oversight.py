@@ -314,6 +314,11 @@ def _unseal(made):
     made.call("keys", "unseal", "--passphrase-file", made.tmp / "passphrase")
 
 
+@change("keys rotate")
+def _rotate_keys(made):
+    made.call("keys", "rotate", "--yes")
+
+
 @change("operator recover")
 def _recover(made):
     (made.home / "recover").write_text("carl")

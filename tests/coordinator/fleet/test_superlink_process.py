@@ -63,7 +63,7 @@ class Chain:
         self.register = PlayedRegister()
         self.gate_app = FleetGate(
             self.register, enrol=lambda _: pytest.fail("no"), rotate=lambda _: "",
-            studies=lambda _: [], ca_path=pki.ca_path,
+            studies=lambda _: {"studies": []}, ca_path=pki.ca_path,
             superlink=self.superlink.port, secret=SECRET,
         )  # fmt: skip
         self.gate = serve_gate(self.gate_app, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=ROOMY)

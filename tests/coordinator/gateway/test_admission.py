@@ -95,7 +95,7 @@ class Gate:
         self.register.known[self.nodes["north"].transport_fingerprint] = "north"
         self.app = FleetGate(
             self.register, enrol=lambda _: pytest.fail("no"), rotate=lambda _: "",
-            studies=lambda _: [], ca_path=self.pki.ca_path,
+            studies=lambda _: {"studies": []}, ca_path=self.pki.ca_path,
             superlink=behind.port,
         )  # fmt: skip
         self.app._node_ids[self.nodes["north"].transport_fingerprint] = 7  # as after its activation

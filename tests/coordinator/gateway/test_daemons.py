@@ -89,7 +89,7 @@ def setting(
         register,
         enrol=lambda _: None,
         rotate=lambda _: "",
-        studies=lambda _: [],
+        studies=lambda _: {"studies": []},
         ca_path=pki.ca_path,
         superlink=behind.port,
     )  # type: ignore[arg-type, return-value]

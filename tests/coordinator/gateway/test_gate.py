@@ -101,7 +101,7 @@ def setting(pki: Pki, nodes: dict[str, NodeIdentity]) -> Iterator[Setting]:
 
     app = FleetGate(
         register, enrol=enrol, rotate=lambda _: "",
-        studies=lambda site: [{"canonical": site, "hash": "", "signature": ""}],
+        studies=lambda site: {"studies": [{"canonical": site, "hash": "", "signature": ""}]},
         ca_path=pki.ca_path, superlink=behind.port,
     )  # fmt: skip
     front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=roomy)
@@ -348,7 +348,8 @@ def test_nodes_are_told_to_try_again_while_the_superlink_is_away(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         app = FleetGate(
-            register, enrol=lambda _: pytest.fail("no"), rotate=lambda _: "", studies=lambda _: [], ca_path=pki.ca_path,
+            register, enrol=lambda _: pytest.fail("no"), rotate=lambda _: "", studies=lambda _: {"studies": []},
+            ca_path=pki.ca_path,
             superlink=unused.getsockname()[1],
         )  # fmt: skip
         front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)

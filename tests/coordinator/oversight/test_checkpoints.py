@@ -28,8 +28,8 @@ def note(store, count=1):
 def ask(store, pki, node, known=None):
     """Offers the node a checkpoint and takes its answer; returns where it stands, as `take` says it."""
     offer = checkpoints.offer(store, pki.signer, "svi", known=known)
-    answer = witness.answer(node.home, "svi", pki.identity_hex, node.signer, offer)
-    return checkpoints.take(store, pki.signer, "svi", node.identity_hex, offer.checkpoint, answer)
+    answer = witness.answer(node.home, "svi", pki.signing.all, node.signer, offer)
+    return checkpoints.take(store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, answer)
 
 
 def countersigned(store):
@@ -72,10 +72,13 @@ def test_a_long_log_is_countersigned_in_steps_of_one_message(empty_store, pki, n
     assert reached == [DIGESTS_A_MESSAGE - 1, 2 * DIGESTS_A_MESSAGE - 1, 2 * DIGESTS_A_MESSAGE + 9]
 
 
-def test_a_node_whose_answer_was_lost_or_whose_home_was_put_back_catches_up(empty_store, pki, node):
+@pytest.mark.parametrize("has_new_key", [False, True])
+def test_a_node_whose_answer_was_lost_or_whose_home_was_put_back_catches_up(empty_store, pki, node, has_new_key):
     note(empty_store, 3)
     offer = checkpoints.offer(empty_store, pki.signer, "svi")
-    witness.answer(node.home, "svi", pki.identity_hex, node.signer, offer)  # lost on its way
+    witness.answer(node.home, "svi", pki.signing.all, node.signer, offer)  # lost on its way
+    if has_new_key:
+        pki.signing.rotate(lambda old, new: None)
     old = (node.home / witness.FILE).read_bytes()
     note(empty_store, 3)
     assert ask(empty_store, pki, node) is None
@@ -151,9 +154,9 @@ def test_a_countersignature_of_another_key_is_not_stored(empty_store, pki, node,
     note(empty_store)
     other = NodeIdentity.create(tmp_path / "other", "other")
     offer = checkpoints.offer(empty_store, pki.signer, "svi")
-    answer = witness.answer(other.home, "svi", pki.identity_hex, other.signer, offer)
+    answer = witness.answer(other.home, "svi", pki.signing.all, other.signer, offer)
     with pytest.raises(MessageInvalid, match="did not countersign"):
-        checkpoints.take(empty_store, pki.signer, "svi", node.identity_hex, offer.checkpoint, answer)
+        checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, answer)
     assert countersigned(empty_store) == -1
 
 
@@ -162,10 +165,10 @@ def test_a_node_that_claims_to_hold_what_the_coordinator_never_signed_is_not_bel
     offer = checkpoints.offer(empty_store, pki.signer, "svi")
     forged = offer.checkpoint.model_copy(update={"seq": 1})
     answer = wire.AuditAnswer(refusal="unproved", last=forged)
-    assert checkpoints.take(empty_store, pki.signer, "svi", node.identity_hex, offer.checkpoint, answer) is None
+    assert checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, answer) is None
     assert logged(empty_store)[-1] == ("log.refused", {"site": "svi", "reason": "forked", "held": -1})
     older = wire.AuditAnswer(refusal="older", last=offer.checkpoint.model_copy(update={"signature": "ab" * 64}))
-    assert checkpoints.take(empty_store, pki.signer, "svi", node.identity_hex, offer.checkpoint, older) is None
+    assert checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, older) is None
     assert logged(empty_store)[-1] == ("log.refused", {"site": "svi", "reason": "older", "held": -1})
 
 
@@ -175,9 +178,9 @@ def test_an_offer_that_a_newer_one_of_another_driver_overtakes_is_no_refusal(emp
     note(empty_store, 2)
     assert ask(empty_store, pki, node) is None  # of another's, which is quicker
     before = logged(empty_store)
-    late = witness.answer(node.home, "svi", pki.identity_hex, node.signer, first)
+    late = witness.answer(node.home, "svi", pki.signing.all, node.signer, first)
     assert late.refusal == "older"
-    assert checkpoints.take(empty_store, pki.signer, "svi", node.identity_hex, first.checkpoint, late) == 4
+    assert checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, first.checkpoint, late) == 4
     assert logged(empty_store) == before
     assert witness.load(node.home).refused is None
     assert caplog.text == ""

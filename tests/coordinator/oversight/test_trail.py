@@ -31,8 +31,8 @@ class Federation:
 
     def countersign(self):
         offer = checkpoints.offer(self.store, self.pki.signer, "svi")
-        answer = witness.answer(self.node.home, "svi", self.pki.identity_hex, self.node.signer, offer)
-        checkpoints.take(self.store, self.pki.signer, "svi", self.node.identity_hex, offer.checkpoint, answer)
+        answer = witness.answer(self.node.home, "svi", self.pki.signing.all, self.node.signer, offer)
+        checkpoints.take(self.store, self.pki.signing.all, "svi", self.node.identity_hex, offer.checkpoint, answer)
 
     def execute(self, *statements):
         with self.store.session() as session:

@@ -106,7 +106,7 @@ class Desk:
             study=self.study,
             id="run-1",
             lease=lease,
-            signer=Pki.load(self.home).signer,
+            pki=Pki.load(self.home),
             start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
         )
 

@@ -1,0 +1,295 @@
+"""The rotation of the coordinator's signing key: nodes follow it over the real gate, and nobody enrols anew."""
+
+import json
+import secrets
+import shutil
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from confide.client_node import authority
+from confide.client_node.authority import Statement
+from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol
+from confide.client_node.enrolment.protocol import fetch_studies, follow
+from confide.client_node.errors import EnrolmentFailed, KeyNotFollowed, NotEnrolled, StatementRefused
+from confide.client_node.succession import rotation
+from confide.coordinator import ca_rotation, key_rotation
+from confide.coordinator.federation import Pki
+from confide.coordinator.oversight import trail
+from confide.privacy.ledger.succession import CoordinatorSuccession
+
+from .rotating_gate import rotating_gate
+
+pytestmark = pytest.mark.slow
+
+A, B, C, EVIL = (Ed25519PrivateKey.from_private_bytes(name.ljust(32)) for name in (b"a", b"b", b"c", b"evil"))
+AT = "2026-03-01T09:00:00Z"
+
+
+def public(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes_raw().hex()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    with rotating_gate(tmp_path / "coordinator") as opened:
+        yield opened
+
+
+@pytest.fixture
+def north(gate, tmp_path):
+    gate.join(tmp_path / "north")
+    return tmp_path / "north"
+
+
+def rotate(gate):
+    stated = key_rotation.rotate(gate.store, gate.home)
+    gate.tick()
+    return stated
+
+
+def test_a_node_follows_with_its_next_list_of_studies_and_keeps_the_earlier_keys(gate, north):
+    first = Enrolment.load(north).coordinator
+    assert fetch_studies(north) == []
+    stated = [rotate(gate), rotate(gate)]
+    assert fetch_studies(north) == []
+    known = Enrolment.load(north)
+    assert known.coordinators == (first, stated[0].new, stated[1].new) == gate.pki.signing.all
+    assert known.successions == tuple(stated)
+    fetch_studies(north)
+    assert Enrolment.load(north) == known
+
+
+def test_the_gate_tells_of_a_new_key_and_the_list_of_cas_carries_it(gate, north):
+    before = gate.announcer.mark
+    assert authority.mark(authority.trusted(north).digests, Enrolment.load(north).coordinators) == before
+    rotate(gate)
+    assert gate.announcer.mark != before
+    assert not authority.fetch(north).has_changed
+    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+    assert authority.mark(authority.trusted(north).digests, gate.pki.signing.all) == gate.announcer.mark
+
+
+def test_a_ca_and_a_key_that_change_together_are_both_followed(gate, north):
+    ca_rotation.begin(gate.store, gate.home)
+    rotate(gate)
+    assert authority.fetch(north).has_changed
+    ca_rotation.finish(gate.store, gate.home)
+    rotate(gate)
+    assert len(authority.fetch(north).digests) == 1
+    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+
+
+def test_a_node_that_was_away_takes_both_from_a_file(gate, north, tmp_path):
+    ca_rotation.begin(gate.store, gate.home)
+    ca_rotation.finish(gate.store, gate.home, without=["north"])
+    rotate(gate)
+    ca_rotation.write_statement(gate.pki, tmp_path / "authority.json")
+    authority.accept(north, authority.read_file(north, tmp_path / "authority.json"))
+    assert fetch_studies(north) == []
+    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+
+
+def test_a_node_that_enrols_afterwards_knows_the_earlier_keys_at_once(gate, tmp_path):
+    rotate(gate)
+    gate.join(tmp_path / "south")
+    assert Enrolment.load(tmp_path / "south").coordinators == gate.pki.signing.all
+
+
+def test_a_node_that_left_comes_back_to_a_coordinator_with_another_key(gate, north):
+    gate.register.leave("north")
+    rotate(gate)
+    enrol(gate.code("north"), north, again=True)
+    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+
+
+def test_a_node_that_left_does_not_come_back_to_another_coordinator(gate, north, tmp_path):
+    with rotating_gate(tmp_path / "other") as other:
+        rotate(other)
+        with pytest.raises(EnrolmentFailed, match="of a coordinator with the key"):
+            enrol(other.code("north"), north, again=True)
+    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+
+
+def test_a_node_that_has_not_heard_yet_gets_a_new_identity_key_of_its_own(gate, north):
+    rotate(gate)
+    before = NodeIdentity.load(north).identity_hex
+    rotation.rotate(north)
+    assert gate.store.identities("north") == (before, NodeIdentity.load(north).identity_hex)
+
+
+def test_a_rotation_of_an_identity_that_was_cut_off_before_the_coordinators_key_changed_is_completed(
+    gate, north, monkeypatch
+):
+    class Lost(Exception):
+        pass
+
+    def lost(*_):
+        raise Lost
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rotation.own_keys, "keep_earlier", lost)
+        with pytest.raises(Lost):
+            rotation.rotate(north)
+    rotate(gate)
+    rotation.complete(north)
+    assert fetch_studies(north) == []
+    keys = gate.store.identities("north")
+    assert len(keys) == 2
+    assert keys[-1] == NodeIdentity.load(north).identity_hex
+
+
+def test_a_coordinator_that_was_put_back_to_before_the_rotation_is_not_followed(gate, north, tmp_path):
+    shutil.copytree(gate.home / "pki", tmp_path / "pki")
+    rotate(gate)
+    authority.fetch(north)
+    known = Enrolment.load(north)
+    shutil.rmtree(gate.home / "pki")
+    shutil.copytree(tmp_path / "pki", gate.home / "pki")
+    gate.tick()
+    with pytest.raises(StatementRefused):
+        authority.fetch(north)
+    key_rotation.rotate(gate.store, gate.home)  # whoever has the old key can make another successor of it
+    gate.tick()
+    for ask in (authority.fetch, fetch_studies):
+        with pytest.raises((KeyNotFollowed, StatementRefused)):
+            ask(north)
+    assert Enrolment.load(north) == known
+
+
+def test_the_audit_log_holds_the_rotation_and_checkpoints_of_both_keys(gate, tmp_path):
+    first = gate.pki.identity_hex
+    trail.export(gate.store, gate.home, tmp_path / "before.jsonl")
+    stated = rotate(gate)
+    (noted,) = trail.actions(gate.store, action="keys.rotate")
+    assert noted.fields == {"old": first, "new": stated.new}
+    trail.export(gate.store, gate.home, tmp_path / "log.jsonl")
+    for known in (None, first, stated.new):
+        found = trail.verify_file(tmp_path / "log.jsonl", coordinator=known)
+        assert found.ok
+        assert found.checkpoints == 2
+    assert trail.verify(gate.store, gate.home).ok
+    assert trail.verify_file(tmp_path / "before.jsonl", coordinator=first).ok
+    assert not trail.verify_file(tmp_path / "before.jsonl", coordinator=stated.new).ok
+    assert not trail.verify_file(tmp_path / "log.jsonl", coordinator=public(EVIL)).ok
+
+
+def test_whoever_has_the_old_key_alone_cannot_go_on_with_the_log(gate, tmp_path):
+    """He signs a checkpoint of entries that he has added himself."""
+    old = gate.pki.signer
+    rotate(gate)
+    assert trail.checkpoints.make(gate.store, old) is not None
+    assert trail.verify(gate.store, gate.home).ok  # a server was quicker than its key
+    with gate.store.session() as session:
+        gate.store.log_action(session, "site.revoke", site="east")
+    trail.checkpoints.make(gate.store, gate.pki.signer)
+    with gate.store.session() as session:
+        gate.store.log_action(session, "site.revoke", site="west")
+    trail.checkpoints.make(gate.store, old)
+    (problem,) = trail.verify(gate.store, gate.home).problems
+    assert "signed by a key of the coordinator's that another one had followed" in problem
+
+
+@pytest.mark.parametrize("change", ["old_signature", "new_signature", "new", "dropped", "newest"])
+def test_an_exported_log_with_false_keys_is_found(gate, tmp_path, change):
+    rotate(gate)
+    stated = rotate(gate)
+    file = tmp_path / "log.jsonl"
+    trail.export(gate.store, gate.home, file)
+    lines = file.read_text().splitlines()
+    header = json.loads(lines[0])
+    chain = header["header"]["coordinators"]
+    if change == "dropped":
+        chain.pop(0)
+    elif change == "newest":
+        made = CoordinatorSuccession.make(EVIL, B, AT).model_dump() | {"old": stated.new}
+        chain.append(made)
+        header["header"]["coordinator"] = public(B)
+    else:
+        chain[0][change] = secrets.token_hex(len(chain[0][change]) // 2)
+    file.write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
+    found = trail.verify_file(file, coordinator=stated.old)
+    assert bool(found.problems) == (change != "dropped")  # from a key in the middle on all is there
+
+
+def test_a_new_key_is_not_noted_twice(gate, monkeypatch):
+    class Cut(Exception):
+        pass
+
+    def cut(*_):
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr("confide.coordinator.federation.signing_keys.SigningKeys._put_in_place", cut)
+        with suppress(Cut):
+            key_rotation.rotate(gate.store, gate.home)
+    assert gate.pki.signing.all == Pki.load(gate.home).signing.all  # completed by whoever looks
+    assert len(trail.actions(gate.store, action="keys.rotate")) == 1
+
+
+def stored(home, coordinator):
+    home.mkdir()
+    kept = {"name": "north", "roles": ["train"], "address": "127.0.0.1:1", "coordinator": coordinator}
+    (home / "enrolment.json").write_text(json.dumps(kept))
+    (home / "enrolment.json").chmod(0o600)
+    return home
+
+
+def chain_of(*keys):
+    return tuple(CoordinatorSuccession.make(old, new, AT) for old, new in pairwise(keys))
+
+
+def test_only_a_chain_from_the_known_key_on_is_followed(tmp_path):
+    home = stored(tmp_path / "north", public(B))
+    assert follow(home, chain_of(A, B), public(B)).coordinators == (public(A), public(B))
+    assert follow(home, chain_of(A, B, C), public(C)).coordinators == tuple(map(public, (A, B, C)))
+    known = Enrolment.load(home)
+    for stated, to in (
+        (chain_of(A, B), B),  # back
+        ((), B),
+        ((), EVIL),
+        (chain_of(B, EVIL), EVIL),  # a second successor
+        (chain_of(A, B, EVIL), EVIL),
+        (chain_of(EVIL, C), C),  # another past
+        (chain_of(A, B, C), B),
+        (chain_of(A, B)[:1] + chain_of(A, C)[:1], C),  # no chain
+        ((replace_signature(chain_of(C, EVIL)[0]),), EVIL),
+    ):
+        with pytest.raises(KeyNotFollowed):
+            follow(home, stated, public(to))
+    assert follow(home, (), public(C)) == follow(home, chain_of(B, C), public(C)) == known
+    assert Enrolment.load(home) == known
+    with pytest.raises(NotEnrolled):
+        follow(tmp_path / "nowhere", (), public(A))
+
+
+def replace_signature(stated):
+    return stated.model_copy(update={"old_signature": "00" * 64})
+
+
+def test_a_statement_that_an_earlier_or_a_strange_key_signed_is_refused(gate, north):
+    first = gate.pki.signer
+    rotate(gate)
+    fetch_studies(north)
+    known, cas = Enrolment.load(north).coordinator, gate.pki.authorities()
+    for signer, successions in (
+        (first, ()),
+        (EVIL, ()),
+        (EVIL, gate.pki.signing.successions),
+        (EVIL, (*gate.pki.signing.successions, replace_signature(chain_of(A, EVIL)[0]))),
+    ):
+        with pytest.raises(StatementRefused):
+            Statement.read(Statement.issue(cas, signer, successions).model_dump_json().encode(), known)
+    good = Statement.issue(cas, gate.pki.signer, gate.pki.signing.successions)
+    for key in gate.pki.signing.all:
+        assert Statement.read(good.model_dump_json().encode(), key) == good
+    without = good.model_copy(update={"successions": ()})
+    with pytest.raises(StatementRefused):
+        Statement.read(without.model_dump_json().encode(), known)
+
+
+def test_a_statement_without_successions_has_the_form_of_earlier_versions(gate):
+    made = Statement.issue(gate.pki.authorities(), gate.pki.signer)
+    assert set(json.loads(made.model_dump_json())) == {"format", "coordinator", "made", "certificates", "signature"}
