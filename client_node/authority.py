@@ -5,7 +5,8 @@ signs a statement that lists both, with the key that the node pinned when it enr
 alone. The same statement carries the successions of that key (`enrolment.protocol.follow`), if another has followed it.
 A statement from the network counts only if a CA that the node trusts vouches for the connection that it came
 by, and no CA is dropped before one that stays has vouched for a connection. So whoever has the signing key alone, or
-the key of a CA alone, changes nothing. A person may bring a statement as a file, for a node that was away.
+the key of a CA alone, changes nothing. A person may bring a statement as a file, for a node that was away, and compares
+what it lists.
 
 An older statement than the last one is refused, so that a CA which was dropped stays dropped.
 """
@@ -30,7 +31,7 @@ from ..privacy.ledger import canonical
 from ..privacy.ledger.succession import MOST_OF_COORDINATOR, CoordinatorSuccession
 from .enrolment import Enrolment, NodeIdentity, protocol
 from .enrolment.protocol import AUTHORITY_PATH, AuthorityQuery, send_signed
-from .errors import FileDamaged, StatementRefused
+from .errors import FileDamaged, KeyNotFollowed, StatementRefused
 from .files import locked, read_json, read_private, write_private
 
 FILE = "authority.json"  # under the home: the time of the last statement
@@ -80,11 +81,15 @@ class Statement(StrictModel):
         return cls.model_validate_json(json.dumps(said | {"signature": signature}))
 
     @classmethod
-    def read(cls, data: bytes, coordinator: str) -> Self:
-        """Reads a statement of the coordinator with this key (hex), and checks all of it but its time.
+    def read(cls, data: bytes, *known: str) -> Self:
+        """Reads a statement of the coordinator, and checks all of it but its time.
+
+        Args:
+            known: the keys of the coordinator that are known, hex, the present one last.
 
         Raises:
             StatementRefused: it is none, is not signed by that key or one that follows it, or lists what is no CA.
+            KeyNotFollowed: it is signed by a key before that one.
         """
         try:
             found = cls.model_validate_json(data[: MOST_BYTES + 1])
@@ -95,7 +100,9 @@ class Statement(StrictModel):
         is_signed = canonical.is_signed(found.coordinator, _DOMAIN, canonical.encode(said), found.signature)
         problem = protocol.chain_problem(found.successions, found.coordinator)
         keys = {found.coordinator, *(each.old for each in found.successions)}
-        if coordinator not in keys or problem or not is_signed:
+        if not problem and is_signed and found.coordinator in known[:-1]:
+            raise KeyNotFollowed(protocol.why_not_followed(known, found.coordinator))
+        if known[-1] not in keys or problem or not is_signed:
             raise StatementRefused(
                 "the statement about the coordinator's CA is not signed by this node's coordinator; nothing was changed"
             )
@@ -183,7 +190,7 @@ def fetch(home: Path) -> Trust:
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     own_pem, before = enrolment.ca_pem(), trusted(home)
-    statement = Statement.read(_asked(identity, enrolment, before.digests, own_pem), enrolment.coordinator)
+    statement = Statement.read(_asked(identity, enrolment, before.digests, own_pem), *enrolment.coordinators)
     protocol.follow(home, statement.successions, statement.coordinator)
     listed = Trust(statement.listed())
     pem = "".join(statement.certificates)
@@ -198,7 +205,7 @@ def fetch(home: Path) -> Trust:
         ]
         if not staying:
             raise StatementRefused("the statement lists no CA that this node trusts; nothing was changed")
-        again = Statement.read(_asked(identity, enrolment, before.digests, "".join(staying)), enrolment.coordinator)
+        again = Statement.read(_asked(identity, enrolment, before.digests, "".join(staying)), *enrolment.coordinators)
         if again.certificates != statement.certificates:
             raise StatementRefused("the coordinator's CAs change just now; nothing was changed")
     with locked(enrolment.ca_path):  # no request meanwhile: a person who brings a statement waits for nobody
@@ -226,26 +233,34 @@ def read_file(home: Path, file: Path) -> Statement:
         data = read_private(file, max_bytes=MOST_BYTES + 1)
     except OSError as err:
         raise StatementRefused(f"{file} cannot be read: {err.strerror}") from err
-    statement = Statement.read(data, enrolment.coordinator)
-    if Trust(statement.listed()).digests != trusted(home).digests:
+    statement = Statement.read(data, *enrolment.coordinators)
+    if _changes(home, statement):
         _require_newer(home, statement)
     return statement
 
 
 def accept(home: Path, statement: Statement) -> Trust:
-    """Takes a statement that `read_file` read; a person has compared what it lists. A running daemon heeds it at once.
+    """Takes a statement that `read_file` read; a person has compared what it lists, and a new key of the coordinator's.
+
+    A running daemon heeds it at once.
 
     Raises:
         As `read_file`.
     """
     enrolment = Enrolment.load(home)
-    protocol.follow(home, statement.successions, statement.coordinator)
     with locked(enrolment.ca_path):
         before, listed = trusted(home), statement.listed()
-        if before.digests != Trust(listed).digests:
+        if _changes(home, statement):
             _require_newer(home, statement)
+        protocol.follow(home, statement.successions, statement.coordinator)
         _take(home, enrolment, statement)
     return Trust(listed, has_changed=before.digests != Trust(listed).digests)
+
+
+def _changes(home: Path, statement: Statement) -> bool:
+    """True if a statement changes what this node trusts, or by which key it knows its coordinator."""
+    is_same_key = statement.coordinator == Enrolment.load(home).coordinator
+    return not is_same_key or Trust(statement.listed()).digests != trusted(home).digests
 
 
 def _asked(identity: NodeIdentity, enrolment: Enrolment, trusts: tuple[str, ...], pem: str) -> bytes:

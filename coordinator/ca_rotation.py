@@ -219,7 +219,8 @@ def cancel(store: Store, home: Path) -> Standing:
 
 def statement(pki: Pki) -> Statement:
     """Signs the list of CAs that nodes are to trust, as of now. Raises as `Pki.authorities`."""
-    return Statement.issue(pki.authorities(), pki.signer, pki.signing.successions)
+    signing = pki.signing.now
+    return Statement.issue(pki.authorities(), signing.key, signing.successions)
 
 
 def write_statement(pki: Pki, file: Path) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from .store import Store, audit_log
 def rotate(store: Store, home: Path) -> CoordinatorSuccession:
     """Puts a new signing key in the place of the present one; the audit log says so before any node hears of it.
 
-    A running server signs with it from the next second on, and so do the drivers of runs. A call that was cut off is
-    completed by the next one.
+    A running server signs with it from the next second on, and so do the drivers of runs. One that was cut off is
+    completed as `SigningKeys.rotate` says.
 
     Raises:
         Conflict: the coordinator has had as many keys as it may have.

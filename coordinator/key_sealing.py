@@ -37,7 +37,12 @@ def unseal(home: Path, passphrase_file: Path | None = None) -> Done:
 
 def _alone(home: Path, action: str, change: Callable[[], Done]) -> Done:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with only_server(home), locked(home / "pki" / "server.crt"):  # no server, no renewal by a command
+    pki = home / "pki"
+    with (
+        only_server(home),
+        locked(pki / "server.crt"),
+        locked(pki / "signing.key"),
+    ):  # no server, no renewal or rotation
         if is_founded(home):
             with opened_store(home) as store, store.session() as session:
                 store.log_action(session, action)

@@ -42,13 +42,20 @@ def ca_accept(
 ) -> None:
     """Take the coordinator's signed list of CAs from a file, if this node was away when the CA changed."""
     from .. import authority
+    from ..enrolment import Enrolment
     from ..policy import decisions
 
     statement = authority.read_file(home, file)
-    listed = authority.Trust(statement.listed()).digests
-    tell("\n".join(["The file lists:", *listed]))
-    agree("Has the operator read the same to you, and shall this node trust these CAs and no others?", yes=yes)
-    decisions.note_trusted(home, listed, by=by)
+    listed, known = authority.Trust(statement.listed()).digests, Enrolment.load(home).coordinator
+    told, key = ["The file lists:", *listed], None
+    question = "Has the operator read the same to you, and shall this node trust these CAs and no others?"
+    if statement.coordinator != known:
+        key = statement.coordinator
+        told += ["The coordinator signs with another key now:", key, "Before, it was:", known]
+        question = "Has the operator read the same to you, and shall this node trust that key and these CAs alone?"
+    tell("\n".join(told))
+    agree(question, yes=yes)
+    decisions.note_trusted(home, listed, key=key, by=by)
     _show(authority.accept(home, statement), as_json)
 
 

@@ -132,7 +132,8 @@ class EnrolRequest(BaseModel):
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
-_Successions = Annotated[tuple[CoordinatorSuccession, ...], Field(max_length=MOST_OF_COORDINATOR)]
+Successions = tuple[CoordinatorSuccession, ...]
+_Successions = Annotated[Successions, Field(max_length=MOST_OF_COORDINATOR)]
 
 
 class EnrolAnswer(BaseModel):
@@ -218,7 +219,7 @@ class Enrolment:
     address: str  # the coordinator's gate, host:port
     coordinator: str  # its Ed25519 public key, hex: the newest that this node knows
     ca_path: Path
-    successions: tuple[CoordinatorSuccession, ...] = ()  # of that key, oldest first
+    successions: Successions = ()  # of that key, oldest first
     party_address: str | None = None
     proxy: str | None = field(default=None, repr=False)  # as `outbound.check_proxy` returns it; may hold a password
 
@@ -364,7 +365,7 @@ def _join(
     kept = {
         "name": answer.name, "roles": answer.roles, "address": invitation.address,
         "coordinator": answer.coordinator, "party_address": party_address, "proxy": proxy,
-        **_plain(answer.successions),
+        **_plain(answer.successions if before is None else _followed(before, answer.successions, answer.coordinator)),
     }  # fmt: skip
     write_private(home / _FILE, json.dumps(kept, indent=2).encode())
     if before is not None:
@@ -374,7 +375,11 @@ def _join(
 
 def _leads_back(before: Enrolment, answer: EnrolAnswer) -> bool:
     """True if a coordinator's answer is that of the federation, and for the name, that this node had."""
-    return answer.name == before.name and _is_next(before, answer.successions, answer.coordinator)
+    try:
+        _followed(before, answer.successions, answer.coordinator)
+    except KeyNotFollowed:
+        return False
+    return answer.name == before.name
 
 
 def change_proxy(home: Path, proxy: str | None) -> Enrolment:
@@ -398,10 +403,11 @@ def enrolment_stamp(home: Path) -> object:
     return stamp(home / _FILE)
 
 
-def follow(home: Path, successions: tuple[CoordinatorSuccession, ...], coordinator: str) -> Enrolment:
+def follow(home: Path, successions: Successions, coordinator: str) -> Enrolment:
     """Goes on with the coordinator's key (hex) to which `successions` lead from the one that this node knows.
 
-    They are stored, durably, since studies may name earlier keys. Those that are known already change nothing.
+    They are stored, durably, since studies may name earlier keys. Those that are known already change nothing, and no
+    other past takes the place of the known one.
 
     Raises:
         NotEnrolled: there is no enrolment under `home`.
@@ -411,17 +417,17 @@ def follow(home: Path, successions: tuple[CoordinatorSuccession, ...], coordinat
         raise KeyNotFollowed(problem)
     with locked(home / _FILE):
         known = Enrolment.load(home)
-        chain = keys_of(successions) or (coordinator,)
-        if known.coordinators[-len(chain) :] == chain:
+        found = _followed(known, successions, coordinator)
+        if found == known.successions:
             return known
-        if not _is_next(known, successions, coordinator):
-            raise KeyNotFollowed(_not_next(known, coordinator))
-        kept = json.loads((home / _FILE).read_text()) | {"coordinator": coordinator} | _plain(successions)
+        kept = json.loads((home / _FILE).read_text()) | {"coordinator": coordinator} | _plain(found)
         write_private(home / _FILE, json.dumps(kept, indent=2).encode())
+    if coordinator != known.coordinator:
+        logger.info("the coordinator signs with the key %s now; before, it was %s", coordinator, known.coordinator)
     return Enrolment.load(home)
 
 
-def chain_problem(successions: tuple[CoordinatorSuccession, ...], coordinator: str) -> str:
+def chain_problem(successions: Successions, coordinator: str) -> str:
     """Says why `successions` of a coordinator's keys do not lead to `coordinator`, "" if they do, or there are none."""
     try:
         keys = keys_of(successions) or (coordinator,)
@@ -433,14 +439,25 @@ def chain_problem(successions: tuple[CoordinatorSuccession, ...], coordinator: s
     return f"a succession of the coordinator's keys does not hold: {found[0]}" if found else ""
 
 
-def _is_next(known: Enrolment, successions: tuple[CoordinatorSuccession, ...], coordinator: str) -> bool:
-    """True if a sound chain holds all that is known: of two successors of one key the first one stands."""
-    chain, own = keys_of(successions) or (coordinator,), known.coordinators
-    return any(chain[at : at + len(own)] == own for at in range(len(chain)))
+def _followed(known: Enrolment, successions: Successions, coordinator: str) -> Successions:
+    """Returns what is known after a sound chain: the known past, or its past if none is, and what follows since.
+
+    Raises:
+        KeyNotFollowed: the chain does not hold the key that is known as the present one, or leads back.
+    """
+    chain = keys_of(successions) or (coordinator,)
+    if known.coordinator not in chain:
+        raise KeyNotFollowed(why_not_followed(known.coordinators, coordinator))
+    at = chain.index(known.coordinator)
+    found = (*(known.successions or successions[:at]), *successions[at:])
+    if len(found) > MOST_OF_COORDINATOR or chain_problem(found, coordinator):
+        raise KeyNotFollowed(why_not_followed(known.coordinators, coordinator))
+    return found
 
 
-def _not_next(known: Enrolment, coordinator: str) -> str:
-    if coordinator in known.coordinators[:-1]:
+def why_not_followed(known: tuple[str, ...], coordinator: str) -> str:
+    """Says what is wrong about a coordinator's key that does not follow from the newest of the `known` ones."""
+    if coordinator in known[:-1]:
         return (
             "the coordinator goes by a key that another one has followed since, as after a restored backup; restore "
             "one there that was made after the rotation of its signing key"
@@ -448,7 +465,7 @@ def _not_next(known: Enrolment, coordinator: str) -> str:
     return "the key does not follow from the one by which this node knows its coordinator"
 
 
-def _plain(successions: tuple[CoordinatorSuccession, ...]) -> dict[str, Any]:
+def _plain(successions: Successions) -> dict[str, Any]:
     return {"successions": [each.model_dump(mode="json") for each in successions]} if successions else {}
 
 
@@ -469,6 +486,8 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
     studies, listed = read_listed(send_signed(query, STUDIES_PATH, identity, enrolment))
     if listed is not None:
         follow(home, listed.successions, listed.coordinator)
+    elif enrolment.successions:  # it knows of none, and so goes by the first key
+        raise KeyNotFollowed(why_not_followed(enrolment.coordinators, enrolment.coordinators[0]))
     return studies
 
 

@@ -278,10 +278,15 @@ def note_forgotten(home: Path, digest: str, detail: str, *, by: str | None = Non
         decision_log.write(home, "forget", digest, detail, by=by)
 
 
-def note_trusted(home: Path, digests: Sequence[str], *, by: str | None = None) -> None:
-    """Records that a person lets the node trust these CAs (SHA-256, hex) for its coordinator, and no others."""
+def note_trusted(home: Path, digests: Sequence[str], *, key: str | None = None, by: str | None = None) -> None:
+    """Records that a person lets the node trust these CAs (SHA-256, hex) for its coordinator, and no others.
+
+    Args:
+        key: the coordinator's new key (hex), which the person lets the node follow as well; None for the known one.
+    """
+    said = f"the coordinator's CAs: {', '.join(digests)}" + (f"; its key from now on: {key}" if key else "")
     with locked(home / FILE):
-        decision_log.write(home, "trust", digests[0], f"the coordinator's CAs: {', '.join(digests)}", by=by)
+        decision_log.write(home, "trust", digests[0], said, by=by)
 
 
 def note_succession(home: Path, stated: Succession, *, by: str | None = None) -> None:

@@ -35,8 +35,7 @@ def keys_unseal(
 def keys_rotate(home: HomeOption = DEFAULT_HOME, yes: YesOption = False, as_json: JsonOption = False) -> None:
     """Sign with a new key from now on, in runs under way too; nodes follow by themselves, and nobody enrols anew.
 
-    Both keys sign the statement by which nodes know the new one; then the old one is deleted (docs/keys.md). One that
-    was cut off is completed by the next call.
+    Both keys sign the statement by which nodes know the new one; then the old one is deleted (docs/key-rotation.md).
     """
     from .. import key_rotation
     from ..federation import opened_store

@@ -72,7 +72,7 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> Federati
         CoordinatorError: there is no federation, its database cannot be used, or a file that it needs is damaged.
     """
     load_settings(home)
-    Pki.load(home)
+    pki = Pki.load(home)
     store = Store.open(home)
     try:
         if store.is_current():
@@ -80,7 +80,8 @@ def back_up(home: Path, file: Path, passphrase: bytes | None = None) -> Federati
                 store.log_action(session, "federation.backup", file=plain(file))
         with staging(home) as folder:
             rows, missing = _consistent(store, home, folder)
-            with locked(home / "pki" / "server.crt"):  # nobody renews, seals or unseals meanwhile: all fit each other
+            # Nobody renews, rotates, seals or unseals meanwhile: all fit each other.
+            with locked(home / "pki" / "server.crt"), pki.signing.held():
                 for name, path in files_of(home, _FILES):
                     hold(path, folder / name)
             taken = [*files_of(folder, _FILES), (_DATABASE, folder / _DATABASE), *files_of(folder, _OF_RUNS)]

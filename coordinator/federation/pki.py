@@ -373,12 +373,12 @@ class Pki:
     @property
     def signer(self) -> Ed25519PrivateKey:
         """The key that signs studies, rounds and all other messages of the coordinator at this moment."""
-        return self.signing.present
+        return self.signing.now.key
 
     @property
     def identity_hex(self) -> str:
         """Its public key in hex, which every new study names."""
-        return self.signing.public
+        return self.signing.now.public
 
 
 def _is_changing(folder: Path) -> bool:

@@ -91,7 +91,7 @@ class Register:
                 is_used=node is not None and node.enrolled_at is not None and not is_repeat and not comes_back,
             )
             assert node is not None  # `check` refuses an unknown code
-            signing = self._pki.signing
+            signing = self._pki.signing.now
             answer = EnrolAnswer(
                 name=node.name, roles=_roles(node), coordinator=signing.public, successions=signing.successions
             )
@@ -244,7 +244,7 @@ class Register:
             return node.name
 
     def _require_sound(self, session: Session, node: NodeRow, stated: Succession) -> None:
-        own = self._pki.signing.all  # a node may not have heard yet of the present one
+        own = self._pki.signing.now.all  # a node may not have heard yet of the present one
         if stated.site != node.name or stated.coordinator not in own:
             raise EnrolmentInvalid("the succession is of another node, or for another coordinator")
         if problem := stated.problem():
@@ -316,7 +316,7 @@ class Register:
         With each come the successions that lead to its parties' keys, and with all of them those of the coordinator's
         own key, if there were any.
         """
-        stated, signing = self._store.successions(), self._pki.signing
+        stated, signing = self._store.successions(), self._pki.signing.now
         studies = [
             {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
             | _of_parties(row.canonical, stated)
@@ -325,7 +325,7 @@ class Register:
         if not (own := signing.successions):
             return {"studies": studies}
         said = [each.model_dump(mode="json") for each in own]
-        return {"studies": studies, "coordinator": own[-1].new, "successions": said}
+        return {"studies": studies, "coordinator": signing.public, "successions": said}
 
 
 def _of_parties(canonical: bytes, stated: dict[str, list[Succession]]) -> dict[str, list[dict[str, Any]]]:

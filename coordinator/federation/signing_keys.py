@@ -10,8 +10,10 @@ is under way, `signing.next` is the key that comes next, and `next-succession.js
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 KEY, NEXT = "signing.key", "signing.next"
 _FILE, _STATEMENT = "successions.json", "next-succession.json"
 _MAX_BYTES = 2**17
+_RETRY_S = 2.0
 _REMEDY = "It says which keys the coordinator had before, all signed: restore it and signing.key from one backup"
 _NEXT_REMEDY = "It is of a new signing key that no node knows yet: delete it, then `coordinator keys rotate`"
 
@@ -46,10 +49,22 @@ _FORM, _STATEMENT_FORM = TypeAdapter(_File), TypeAdapter(CoordinatorSuccession)
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class Signing:
+    """The key that signs, and those before it, as they were at one moment."""
+
+    key: Ed25519PrivateKey = field(repr=False)
+    successions: tuple[CoordinatorSuccession, ...]  # that led to it, oldest first; none for the first key
     state: object  # stamps of the files
-    key: Ed25519PrivateKey
-    successions: tuple[CoordinatorSuccession, ...]
+
+    @property
+    def public(self) -> str:
+        """The public key in hex, which every new study names."""
+        return canonical.public_hex(self.key)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All public keys that the coordinator has had, in hex, the present one last."""
+        return keys_of(self.successions) or (self.public,)
 
 
 class SigningKeys:
@@ -64,6 +79,7 @@ class SigningKeys:
         """
         self._folder = folder
         self._read = self._look()
+        self._retry = 0.0  # when files that could not be read are read again
 
     @classmethod
     def create(cls, folder: Path) -> "SigningKeys":
@@ -73,36 +89,32 @@ class SigningKeys:
         return cls(folder)
 
     @property
-    def present(self) -> Ed25519PrivateKey:
-        """The private key that signs now. A file that has been damaged since it was read changes nothing."""
-        return self._now().key
-
-    @property
-    def public(self) -> str:
-        """Its public key in hex, which every new study names."""
-        return canonical.public_hex(self.present)
-
-    @property
-    def successions(self) -> tuple[CoordinatorSuccession, ...]:
-        """The statements that led to the present key, oldest first; none for the first key."""
-        return self._now().successions
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        """All public keys that the coordinator has had, in hex, the present one last."""
-        return keys_of(self.successions) or (self.public,)
+    def now(self) -> Signing:
+        """The key that signs now. A file that cannot be read just now changes nothing, and is read again."""
+        if self._state() != self._read.state and time.monotonic() >= self._retry:
+            try:
+                self._read = self._look()
+            except (CoordinatorError, ClientNodeError, OSError) as err:
+                logger.error("the coordinator signs with the key that it has read before: %s", err)
+                self._retry = time.monotonic() + _RETRY_S
+        return self._read
 
     @property
     def is_cut_off(self) -> bool:
         """True if a rotation was begun and cut off before its key held; `rotate` completes it."""
         return (self._folder / NEXT).exists()
 
-    def state(self) -> object:
-        """Tells by another value than before that the keys on disk are others."""
-        return stamp(self._folder / KEY), stamp(self._folder / _FILE)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the key from being rotated meanwhile, by any process; `rotate` in here would wait for itself."""
+        with locked(self._folder / KEY):
+            yield
 
     def rotate(self, note: Callable[[str, str], object]) -> CoordinatorSuccession:
-        """Puts a new key in the place of the present one. A call that was cut off is completed by the next one.
+        """Puts a new key in the place of the present one.
+
+        A call that was cut off before its statement was on disk is completed by the next one, with the same key; after
+        that by whoever opens the folder, and this makes a further key.
 
         Args:
             note: is told the old key and the new one, public and in hex, before anybody hears of the new one; at every
@@ -144,19 +156,13 @@ class SigningKeys:
         move_durably(self._folder / NEXT, self._folder / KEY)
         (self._folder / _STATEMENT).unlink(missing_ok=True)
 
-    def _now(self) -> _Read:
-        if self.state() != self._read.state:
-            try:
-                self._read = self._look()
-            except (CoordinatorError, ClientNodeError, OSError) as err:
-                logger.error("the coordinator signs with the key that it has read before: %s", err)
-                self._read = _Read(self.state(), self._read.key, self._read.successions)
-        return self._read
+    def _state(self) -> object:
+        return stamp(self._folder / KEY), stamp(self._folder / _FILE)
 
-    def _look(self, *, is_held: bool = False) -> _Read:
+    def _look(self, *, is_held: bool = False) -> Signing:
         """Reads the files; `is_held` if the caller holds the lock."""
         folder = self._folder
-        state = self.state()
+        state = self._state()
         found = read_json(folder / _FILE, _FORM, remedy=_REMEDY, error=StateDamaged, max_bytes=_MAX_BYTES)
         stated = () if found is None else found.successions
         try:
@@ -165,7 +171,7 @@ class SigningKeys:
             raise damaged(folder / _FILE, f"does not hold together: {err}", remedy=_REMEDY, error=StateDamaged) from err
         key = pki_files.signing_key(folder)
         if not keys or keys[-1] == canonical.public_hex(key):
-            return _Read(state, key, stated)
+            return Signing(key, stated, state)
         if not is_held:  # whoever rotates it just now is through then
             with locked(folder / KEY):
                 return self._look(is_held=True)

@@ -51,8 +51,8 @@ class Announcer:
     def answer(self, query: AuthorityQuery) -> bytes:
         """Notes what a node trusts, and answers it with the signed list."""
         self._note(query, self._digests)
-        signing = self._pki.signing
-        return Statement.issue(self._certificates, signing.present, signing.successions).model_dump_json().encode()
+        signing = self._pki.signing.now
+        return Statement.issue(self._certificates, signing.key, signing.successions).model_dump_json().encode()
 
     @property
     def present(self) -> bytes:
@@ -63,8 +63,8 @@ class Announcer:
         certificates = self._pki.authorities(with_next=with_next)
         digests = tuple(digest(x509.load_pem_x509_certificate(each)) for each in certificates)
         self._certificates, self._digests, self._seen = certificates, digests, state
-        self.mark = mark(digests, self._pki.signing.all)
+        self.mark = mark(digests, self._pki.signing.now.all)
 
     def _state(self) -> object:
         names = ("ca.crt", "ca.next.crt", "ca.next.key", "server.next.key")
-        return [self._pki.signing.state(), *(stamp(self._pki.folder / name) for name in names)]
+        return [self._pki.signing.now.state, *(stamp(self._pki.folder / name) for name in names)]

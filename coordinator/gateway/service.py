@@ -210,7 +210,7 @@ class Service:
             return
         self._sign_next = time.monotonic() + CHECKPOINT_S
         try:
-            checkpoints.make(self._store, self._pki.signer)
+            checkpoints.make(self._store, self._pki)
         except StateDamaged as err:  # nothing else that the server does needs the log's signature
             self._complain(str(err))
 
@@ -225,7 +225,7 @@ class Service:
         """Notes the server's end; a disk that is full just now, which may have ended it, leaves a start without one."""
         try:
             self._note_action("serve.stop")
-            checkpoints.make(self._store, self._pki.signer)
+            checkpoints.make(self._store, self._pki)
         except (StoreUnavailable, StateDamaged) as err:
             logger.error("the audit log lacks this server's end: %s", err)
 

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Collection
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.orm import Session
 
 from ...client_node.wire.checkpoints import DIGESTS_A_MESSAGE, AuditAnswer, AuditOffer, Checkpoint, countersigned_by
 from ...privacy.ledger import chain
 from ...privacy.ledger.chain import Head
 from ..errors import StateDamaged
+from ..federation import Pki
 from ..store import Store, audit_log
 from ..store.actions import SELF
 from ..store.tables import CheckpointRow, CountersignatureRow
@@ -17,7 +17,7 @@ from ..store.tables import CheckpointRow, CountersignatureRow
 logger = logging.getLogger(__name__)
 
 
-def make(store: Store, signer: Ed25519PrivateKey) -> Checkpoint | None:
+def make(store: Store, pki: Pki) -> Checkpoint | None:
     """Signs the log's head, unless that is signed already, and returns the checkpoint; None for an empty log."""
     with store.session() as session:
         head, newest = audit_log.head(session), audit_log.newest_checkpoint(session)
@@ -25,10 +25,10 @@ def make(store: Store, signer: Ed25519PrivateKey) -> Checkpoint | None:
             return checkpoint_of(newest)  # without a lock, for the server asks often
     with store.session() as session:
         head = audit_log.hold(session)
-        return None if head.seq < 0 else _signed(session, signer, head)
+        return None if head.seq < 0 else _signed(session, pki, head)
 
 
-def offer(store: Store, signer: Ed25519PrivateKey, site: str, *, known: int | None = None) -> AuditOffer | None:
+def offer(store: Store, pki: Pki, site: str, *, known: int | None = None) -> AuditOffer | None:
     """Makes the next offer to a node: the log's head, or an earlier entry if the proof would be too long.
 
     Args:
@@ -49,7 +49,7 @@ def offer(store: Store, signer: Ed25519PrivateKey, site: str, *, known: int | No
         return AuditOffer(checkpoint=checkpoint_of(row), digests=tuple(digests))
     with store.session() as session:
         audit_log.hold(session)
-        return AuditOffer(checkpoint=_signed(session, signer, head), digests=tuple(digests))
+        return AuditOffer(checkpoint=_signed(session, pki, head), digests=tuple(digests))
 
 
 def take(
@@ -114,8 +114,8 @@ def held_words(held: int) -> str:
     return f"it has signed entry {held} of another state of it"
 
 
-def _signed(session: Session, signer: Ed25519PrivateKey, head: Head) -> Checkpoint:
-    """Finds the checkpoint of a head, or makes it; the caller holds the log."""
+def _signed(session: Session, pki: Pki, head: Head) -> Checkpoint:
+    """Finds the checkpoint of a head, or makes it; the caller holds the log: of two keys the later one signs last."""
     row = session.get(CheckpointRow, head.seq)
     if row is not None and row.hash == head.hash:
         return checkpoint_of(row)
@@ -124,7 +124,7 @@ def _signed(session: Session, signer: Ed25519PrivateKey, head: Head) -> Checkpoi
             f"entry {head.seq} of the audit log in the database is another than the one that was signed: "
             "`coordinator audit verify` says where it was changed. Restore the newest backup"
         )
-    made = Checkpoint.issue(log=_hash_at(session, 0), head=head, time=chain.now(), signer=signer)
+    made = Checkpoint.issue(log=_hash_at(session, 0), head=head, time=chain.now(), signer=pki.signing.now.key)
     session.add(CheckpointRow(seq=made.seq, log=made.log, hash=made.hash, time=made.time, signature=made.signature))
     session.flush()
     return made

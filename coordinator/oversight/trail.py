@@ -137,9 +137,10 @@ def known_keys(pairs: Sequence[str]) -> dict[str, str]:
 
 def verify(store: Store, home: Path) -> Verified:
     """Verifies the federation's own log, against the keys in its home."""
-    with store.session() as session:
+    pki = Pki.load(home)
+    with pki.signing.held(), store.session() as session:
         kept = list(audit_log.kept_wrongly(session))
-        return _check(_lines(store, home, session), "pki/signing.key of this home", problems=kept)
+        return _check(_lines(store, home, pki, session), "pki/signing.key of this home", problems=kept)
 
 
 def verify_file(
@@ -171,14 +172,20 @@ def export(store: Store, home: Path, path: Path) -> int:
     """
     if os.path.lexists(path):
         raise Conflict(f"{path} exists already; nothing was written. Name a new file")
-    with store.session() as session:
-        store.log_action(session, "log.export", file=plain(path))
-    checkpoints.make(store, Pki.load(home).signer)
+    pki = Pki.load(home)
+    with pki.signing.held():  # head, checkpoints and key are of one moment
+        with store.session() as session:
+            store.log_action(session, "log.export", file=plain(path))
+        checkpoints.make(store, pki)
+        return _write(store, home, pki, path)
+
+
+def _write(store: Store, home: Path, pki: Pki, path: Path) -> int:
     count = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as out, store.session() as session:
-            for line in _lines(store, home, session):
+            for line in _lines(store, home, pki, session):
                 count += line.entry is not None
                 out.write(json.dumps(line.model_dump(mode="json", exclude_none=True, exclude_unset=True)) + "\n")
     except BaseException:
@@ -194,9 +201,9 @@ def _key(text: str) -> str:
     return text
 
 
-def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
+def _lines(store: Store, home: Path, pki: Pki, session: Session) -> Iterator[_Line]:
     """Reads the lines of an export from the store, the header first."""
-    pki = Pki.load(home)
+    signing = pki.signing.now
     nodes = {node.name: node.identity for node in store.nodes() if node.identity is not None}
     stated = tuple(each for name, found in store.successions().items() if name in nodes for each in found)
     # In this order: what other processes append meanwhile leaves no signature without its entry.
@@ -204,9 +211,9 @@ def _lines(store: Store, home: Path, session: Session) -> Iterator[_Line]:
     try:
         yield _Line(
             header=_Header(
-                format=FORMAT, federation=plain(load_settings(home).federation), coordinator=pki.identity_hex,
+                format=FORMAT, federation=plain(load_settings(home).federation), coordinator=signing.public,
                 ca=pki.ca_digest.hex(), nodes=nodes,
-                **_if_any(successions=stated, coordinators=pki.signing.successions),
+                **_if_any(successions=stated, coordinators=signing.successions),
             )
         )  # fmt: skip
         for entry in audit_log.entries(session):
@@ -294,8 +301,11 @@ def _check(
                 return
             yield Action(**line.entry.model_dump())
 
+    followed: dict[str, int] = {}
     for entry, problem in audit_log.links_of(entries()):
         hashes.append(entry.hash)
+        if entry.action == "keys.rotate":
+            followed[str(entry.fields.get("new"))] = entry.seq
         if problem is not None:
             told.append(problem)
         try:
@@ -303,7 +313,7 @@ def _check(
         except StateDamaged as err:
             told.append(f"entry {entry.seq}: {err}")
     judging = own if coordinator is None or coordinator in own else (coordinator,)
-    signatures = _Signatures(judging, _judged_by(keys, given), hashes)
+    signatures = _Signatures(judging, _judged_by(keys, given), hashes, [followed.get(key, 0) for key in judging])
     told += signatures.check((*tail, *rest))
     if is_whole and len(judging) > 1:
         told += signatures.about_newest()
@@ -372,6 +382,7 @@ class _Signatures:
     own: tuple[str, ...]  # the coordinator's keys, the present one last
     nodes: Mapping[str, tuple[str, ...]]  # keys by name
     hashes: Sequence[str]  # of the entries, in order
+    since: Sequence[int]  # for each of the own keys, the entry by which it took effect
     signed: dict[int, Checkpoint] = field(default_factory=dict)
     countersigned: dict[str, list[tuple[Checkpoint, DecisionsHead]]] = field(default_factory=dict)
 
@@ -424,15 +435,21 @@ class _Signatures:
         return next((at for at, key in enumerate(self.own) if checkpoint.is_signed_by(key)), None)
 
     def _about_order(self) -> Iterator[str]:
-        """Compares the keys of checkpoints in their order: once a later key has signed, no earlier one does."""
+        """Compares the keys of checkpoints in their order: once a later one has signed what came after it, no earlier.
+
+        Of what came before it any later key may sign too, for a node that was away for long.
+        """
         if len(self.own) == 1:
             return
         newest = 0
         for seq in sorted(self.signed):
             at = self._signer_of(self.signed[seq])
-            if at is not None and at < newest:
+            if at is None:
+                continue
+            if at < newest:
                 yield f"checkpoint {seq} is signed by a key of the coordinator's that another one had followed"
-            newest = max(newest, at or 0)
+            elif seq >= self.since[at]:
+                newest = at
 
     def _hash_at(self, seq: int) -> str | None:
         return self.hashes[seq] if 0 <= seq < len(self.hashes) else None

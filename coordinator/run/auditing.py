@@ -7,7 +7,7 @@ from .context import RunContext
 
 def offered(run: RunContext, name: str) -> AuditOffer | None:
     """Makes the offer that goes to a node with the next message, and remembers it."""
-    offer = checkpoints.offer(run.store, run.signer, name, known=run.witnessed.get(name))
+    offer = checkpoints.offer(run.store, run.pki, name, known=run.witnessed.get(name))
     if offer is not None:
         run.offered[name] = offer
     return offer
@@ -24,7 +24,7 @@ def answered(run: RunContext, name: str, answer: AuditAnswer | None) -> bool:
     if answer is None or name not in run.offered:
         return False
     offer = run.offered.pop(name)
-    known = checkpoints.take(run.store, run.pki.signing.all, name, run.identity_of(name), offer.checkpoint, answer)
+    known = checkpoints.take(run.store, run.pki.signing.now.all, name, run.identity_of(name), offer.checkpoint, answer)
     before = run.witnessed.pop(name, None)
     if known is not None:
         run.witnessed[name] = known

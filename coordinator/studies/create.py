@@ -33,6 +33,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path, *, accept
 def store_study(store: Store, pki: Pki, home: Path, examined: Examination) -> Study:
     """Makes an examined draft a signed study and stores it. Raises as `create_study` does."""
     draft, parts = examined.require()
+    signing = pki.signing.now
     dim = len(parts.state)
     ring = cost.ring_of(draft, dim)
     study = Study.from_draft(
@@ -48,7 +49,7 @@ def store_study(store: Store, pki: Pki, home: Path, examined: Examination) -> St
             )
             for node in parts.aggregators
         ],
-        coordinator=pki.identity_hex,
+        coordinator=signing.public,
         created=dt.datetime.now(dt.UTC).date(),
         dim=dim,
         start=start_digest(parts.state),
@@ -65,7 +66,7 @@ def store_study(store: Store, pki: Pki, home: Path, examined: Examination) -> St
                     hash=study.study_hash,
                     name=study.name,
                     canonical=study.canonical(),
-                    signature=study.sign(pki.signer),
+                    signature=study.sign(signing.key),
                     created_at=time.time(),
                 )
             )

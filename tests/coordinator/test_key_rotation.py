@@ -3,23 +3,29 @@
 import json
 import secrets
 import shutil
+import threading
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.client_node import authority
+from confide.client_node import authority, secret_files
 from confide.client_node.authority import Statement
 from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol
 from confide.client_node.enrolment.protocol import fetch_studies, follow
 from confide.client_node.errors import EnrolmentFailed, KeyNotFollowed, NotEnrolled, StatementRefused
+from confide.client_node.passphrase import PASSPHRASE
 from confide.client_node.succession import rotation
-from confide.coordinator import ca_rotation, key_rotation
-from confide.coordinator.federation import Pki
+from confide.client_node.wire.checkpoints import DIGESTS_A_MESSAGE
+from confide.coordinator import ca_rotation, key_rotation, key_sealing
+from confide.coordinator.federation import Pki, backup
 from confide.coordinator.oversight import trail
+from confide.coordinator.store import Store
 from confide.privacy.ledger.succession import CoordinatorSuccession
 
+from .cli.test_ca import node
 from .rotating_gate import rotating_gate
 
 pytestmark = pytest.mark.slow
@@ -56,7 +62,7 @@ def test_a_node_follows_with_its_next_list_of_studies_and_keeps_the_earlier_keys
     stated = [rotate(gate), rotate(gate)]
     assert fetch_studies(north) == []
     known = Enrolment.load(north)
-    assert known.coordinators == (first, stated[0].new, stated[1].new) == gate.pki.signing.all
+    assert known.coordinators == (first, stated[0].new, stated[1].new) == gate.pki.signing.now.all
     assert known.successions == tuple(stated)
     fetch_studies(north)
     assert Enrolment.load(north) == known
@@ -68,8 +74,8 @@ def test_the_gate_tells_of_a_new_key_and_the_list_of_cas_carries_it(gate, north)
     rotate(gate)
     assert gate.announcer.mark != before
     assert not authority.fetch(north).has_changed
-    assert Enrolment.load(north).coordinators == gate.pki.signing.all
-    assert authority.mark(authority.trusted(north).digests, gate.pki.signing.all) == gate.announcer.mark
+    assert Enrolment.load(north).coordinators == gate.pki.signing.now.all
+    assert authority.mark(authority.trusted(north).digests, gate.pki.signing.now.all) == gate.announcer.mark
 
 
 def test_a_ca_and_a_key_that_change_together_are_both_followed(gate, north):
@@ -79,7 +85,7 @@ def test_a_ca_and_a_key_that_change_together_are_both_followed(gate, north):
     ca_rotation.finish(gate.store, gate.home)
     rotate(gate)
     assert len(authority.fetch(north).digests) == 1
-    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+    assert Enrolment.load(north).coordinators == gate.pki.signing.now.all
 
 
 def test_a_node_that_was_away_takes_both_from_a_file(gate, north, tmp_path):
@@ -87,22 +93,37 @@ def test_a_node_that_was_away_takes_both_from_a_file(gate, north, tmp_path):
     ca_rotation.finish(gate.store, gate.home, without=["north"])
     rotate(gate)
     ca_rotation.write_statement(gate.pki, tmp_path / "authority.json")
-    authority.accept(north, authority.read_file(north, tmp_path / "authority.json"))
+    told = node("ca", "accept", tmp_path / "authority.json", "--yes", "--home", north).stderr
+    assert gate.pki.identity_hex in told  # for a person to compare
+    assert gate.pki.identity_hex in node("decisions", "--json", "--home", north).stdout
     assert fetch_studies(north) == []
-    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+    assert Enrolment.load(north).coordinators == gate.pki.signing.now.all
+
+
+def test_a_file_that_an_owner_of_the_old_key_dates_back_is_refused(gate, north, tmp_path):
+    cas, old = gate.pki.authorities(), gate.pki.signer
+    ca_rotation.begin(gate.store, gate.home)
+    gate.tick()
+    authority.fetch(north)
+    both = gate.pki.authorities()
+    assert both[:1] == cas
+    stolen = CoordinatorSuccession.make(old, EVIL, AT)
+    (tmp_path / "authority.json").write_bytes(Statement.issue(both, EVIL, (stolen,), made=1).model_dump_json().encode())
+    with pytest.raises(StatementRefused, match="and this node has taken one of"):
+        authority.read_file(north, tmp_path / "authority.json")
 
 
 def test_a_node_that_enrols_afterwards_knows_the_earlier_keys_at_once(gate, tmp_path):
     rotate(gate)
     gate.join(tmp_path / "south")
-    assert Enrolment.load(tmp_path / "south").coordinators == gate.pki.signing.all
+    assert Enrolment.load(tmp_path / "south").coordinators == gate.pki.signing.now.all
 
 
 def test_a_node_that_left_comes_back_to_a_coordinator_with_another_key(gate, north):
     gate.register.leave("north")
     rotate(gate)
     enrol(gate.code("north"), north, again=True)
-    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+    assert Enrolment.load(north).coordinators == gate.pki.signing.now.all
 
 
 def test_a_node_that_left_does_not_come_back_to_another_coordinator(gate, north, tmp_path):
@@ -110,7 +131,7 @@ def test_a_node_that_left_does_not_come_back_to_another_coordinator(gate, north,
         rotate(other)
         with pytest.raises(EnrolmentFailed, match="of a coordinator with the key"):
             enrol(other.code("north"), north, again=True)
-    assert Enrolment.load(north).coordinators == gate.pki.signing.all
+    assert Enrolment.load(north).coordinators == gate.pki.signing.now.all
 
 
 def test_a_node_that_has_not_heard_yet_gets_a_new_identity_key_of_its_own(gate, north):
@@ -149,8 +170,9 @@ def test_a_coordinator_that_was_put_back_to_before_the_rotation_is_not_followed(
     shutil.rmtree(gate.home / "pki")
     shutil.copytree(tmp_path / "pki", gate.home / "pki")
     gate.tick()
-    with pytest.raises(StatementRefused):
-        authority.fetch(north)
+    for ask in (authority.fetch, fetch_studies):
+        with pytest.raises(KeyNotFollowed, match="as after a restored backup"):
+            ask(north)
     key_rotation.rotate(gate.store, gate.home)  # whoever has the old key can make another successor of it
     gate.tick()
     for ask in (authority.fetch, fetch_studies):
@@ -178,18 +200,67 @@ def test_the_audit_log_holds_the_rotation_and_checkpoints_of_both_keys(gate, tmp
 
 def test_whoever_has_the_old_key_alone_cannot_go_on_with_the_log(gate, tmp_path):
     """He signs a checkpoint of entries that he has added himself."""
-    old = gate.pki.signer
+    shutil.copytree(gate.home / "pki", tmp_path / "thief" / "pki")
+    old = Pki.load(tmp_path / "thief")
     rotate(gate)
     assert trail.checkpoints.make(gate.store, old) is not None
     assert trail.verify(gate.store, gate.home).ok  # a server was quicker than its key
     with gate.store.session() as session:
         gate.store.log_action(session, "site.revoke", site="east")
-    trail.checkpoints.make(gate.store, gate.pki.signer)
+    trail.checkpoints.make(gate.store, gate.pki)
     with gate.store.session() as session:
         gate.store.log_action(session, "site.revoke", site="west")
     trail.checkpoints.make(gate.store, old)
     (problem,) = trail.verify(gate.store, gate.home).problems
     assert "signed by a key of the coordinator's that another one had followed" in problem
+
+
+def test_a_node_that_is_far_behind_gets_a_checkpoint_of_an_early_entry_by_the_new_key(gate, tmp_path):
+    gate.join(tmp_path / "north")
+    with gate.store.session() as session:
+        for _ in range(DIGESTS_A_MESSAGE + 20):
+            gate.store.log_action(session, "site.revoke", site="east")
+    trail.checkpoints.make(gate.store, gate.pki)  # of a later entry, by the first key
+    rotate(gate)
+    offer = trail.checkpoints.offer(gate.store, gate.pki, "north")
+    assert offer.checkpoint.seq == DIGESTS_A_MESSAGE - 1
+    assert offer.checkpoint.is_signed_by(gate.pki.identity_hex)
+    assert trail.verify(gate.store, gate.home).problems == ()
+    trail.export(gate.store, gate.home, tmp_path / "log.jsonl")
+    assert trail.verify_file(tmp_path / "log.jsonl").problems == ()
+
+
+@pytest.mark.parametrize("kept", ["backup", "seal"])
+def test_a_rotation_waits_for_a_backup_and_for_sealing(gate, tmp_path, monkeypatch, kept):
+    """Each reads the keys and then writes: what came in between would be lost."""
+    with rotating_gate(tmp_path / "other"):
+        pass  # a federation that no server uses
+    home = tmp_path / "other"
+    first, store = Pki.load(home).identity_hex, Store.open(home)
+    going = threading.Thread(target=key_rotation.rotate, args=(store, home))
+
+    def then_rotate(*args, real, **kwargs):
+        if going.ident is None:
+            going.start()
+            going.join(0.5)
+            assert going.is_alive()
+        return real(*args, **kwargs)
+
+    if kept == "backup":
+        monkeypatch.setattr(backup, "hold", partial(then_rotate, real=backup.hold))
+        backup.back_up(home, tmp_path / "kept.backup")
+        backup.restore(tmp_path / "kept.backup", tmp_path / "restored")
+        assert Pki.load(tmp_path / "restored").identity_hex == first
+    else:
+        (tmp_path / "passphrase").write_text("correct horse battery")
+        (tmp_path / "passphrase").chmod(0o600)
+        monkeypatch.setenv(PASSPHRASE.variable, str(tmp_path / "passphrase"))
+        monkeypatch.setattr(secret_files, "write_private", partial(then_rotate, real=secret_files.write_private))
+        key_sealing.seal(home)
+    going.join()
+    store.close()
+    assert Pki.load(home).signing.now.all[0] == first
+    assert len(Pki.load(home).signing.now.all) == 2
 
 
 @pytest.mark.parametrize("change", ["old_signature", "new_signature", "new", "dropped", "newest"])
@@ -225,7 +296,7 @@ def test_a_new_key_is_not_noted_twice(gate, monkeypatch):
         patched.setattr("confide.coordinator.federation.signing_keys.SigningKeys._put_in_place", cut)
         with suppress(Cut):
             key_rotation.rotate(gate.store, gate.home)
-    assert gate.pki.signing.all == Pki.load(gate.home).signing.all  # completed by whoever looks
+    assert gate.pki.signing.now.all == Pki.load(gate.home).signing.now.all  # completed by whoever looks
     assert len(trail.actions(gate.store, action="keys.rotate")) == 1
 
 
@@ -252,17 +323,31 @@ def test_only_a_chain_from_the_known_key_on_is_followed(tmp_path):
         ((), EVIL),
         (chain_of(B, EVIL), EVIL),  # a second successor
         (chain_of(A, B, EVIL), EVIL),
-        (chain_of(EVIL, C), C),  # another past
         (chain_of(A, B, C), B),
         (chain_of(A, B)[:1] + chain_of(A, C)[:1], C),  # no chain
         ((replace_signature(chain_of(C, EVIL)[0]),), EVIL),
     ):
         with pytest.raises(KeyNotFollowed):
             follow(home, stated, public(to))
-    assert follow(home, (), public(C)) == follow(home, chain_of(B, C), public(C)) == known
+    for stated in ((), chain_of(B, C), chain_of(EVIL, C), chain_of(EVIL, B, C)):  # the known past stays
+        assert follow(home, stated, public(C)) == known
     assert Enrolment.load(home) == known
     with pytest.raises(NotEnrolled):
         follow(tmp_path / "nowhere", (), public(A))
+
+
+def test_a_past_that_a_thief_made_up_keeps_no_node_from_following(tmp_path):
+    """Whoever has the present key can say that it follows another."""
+    home = stored(tmp_path / "north", public(B))
+    follow(home, chain_of(EVIL, B), public(B))
+    found = follow(home, chain_of(A, B, C), public(C))
+    assert found.coordinators == tuple(map(public, (EVIL, B, C)))
+    south = stored(tmp_path / "south", public(A))
+    follow(south, chain_of(A, B), public(B))
+    assert follow(south, chain_of(EVIL, A, B), public(B)).coordinators == (public(A), public(B))
+    assert follow(south, chain_of(A, B, C), public(C)).coordinator == public(C)
+    with pytest.raises(KeyNotFollowed):
+        follow(south, chain_of(B, C, A), public(A))  # back to a key that it had
 
 
 def replace_signature(stated):
@@ -277,13 +362,13 @@ def test_a_statement_that_an_earlier_or_a_strange_key_signed_is_refused(gate, no
     for signer, successions in (
         (first, ()),
         (EVIL, ()),
-        (EVIL, gate.pki.signing.successions),
-        (EVIL, (*gate.pki.signing.successions, replace_signature(chain_of(A, EVIL)[0]))),
+        (EVIL, gate.pki.signing.now.successions),
+        (EVIL, (*gate.pki.signing.now.successions, replace_signature(chain_of(A, EVIL)[0]))),
     ):
         with pytest.raises(StatementRefused):
             Statement.read(Statement.issue(cas, signer, successions).model_dump_json().encode(), known)
-    good = Statement.issue(cas, gate.pki.signer, gate.pki.signing.successions)
-    for key in gate.pki.signing.all:
+    good = Statement.issue(cas, gate.pki.signer, gate.pki.signing.now.successions)
+    for key in gate.pki.signing.now.all:
         assert Statement.read(good.model_dump_json().encode(), key) == good
     without = good.model_copy(update={"successions": ()})
     with pytest.raises(StatementRefused):

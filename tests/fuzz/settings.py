@@ -117,7 +117,7 @@ def _signing() -> tuple[Path, bytes]:
 def _read_signing_keys(data: bytes) -> object:
     folder, _ = _signing()
     write_private(folder / "successions.json", data)
-    return SigningKeys(folder).all
+    return SigningKeys(folder).now.all
 
 
 _ENROLMENT = {"name": "north", "roles": ["train"], "address": "fed:9443", "coordinator": "ab" * 32, "proxy": "env"}

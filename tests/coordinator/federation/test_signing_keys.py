@@ -27,15 +27,15 @@ def folder(tmp_path):
 
 def test_each_key_follows_the_one_before_and_another_process_sees_it_at_once(folder):
     keys, other = SigningKeys(folder), SigningKeys(folder)
-    first = keys.public
-    assert (keys.all, keys.successions, keys.is_cut_off) == ((first,), (), False)
+    first = keys.now.public
+    assert (keys.now.all, keys.now.successions, keys.is_cut_off) == ((first,), (), False)
     noted = []
     stated = keys.rotate(lambda *told: noted.append(told))
     assert noted == [(first, stated.new)]
-    assert (stated.old, stated.new, stated.problem()) == (first, keys.public, "")
+    assert (stated.old, stated.new, stated.problem()) == (first, keys.now.public, "")
     again = keys.rotate(nobody)
-    assert other.all == keys.all == SigningKeys(folder).all == (first, stated.new, again.new)
-    assert other.public == again.new
+    assert other.now.all == keys.now.all == SigningKeys(folder).now.all == (first, stated.new, again.new)
+    assert other.now.public == again.new
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
         "signing.key", "successions.json",
     ]  # fmt: skip
@@ -43,8 +43,8 @@ def test_each_key_follows_the_one_before_and_another_process_sees_it_at_once(fol
 
 
 def test_a_second_create_changes_nothing(folder):
-    before = SigningKeys(folder).public
-    assert SigningKeys.create(folder).public == before
+    before = SigningKeys(folder).now.public
+    assert SigningKeys.create(folder).now.public == before
 
 
 class Cut(Exception):
@@ -54,7 +54,7 @@ class Cut(Exception):
 @pytest.mark.parametrize("after", range(6))
 def test_a_rotation_that_was_cut_off_anywhere_is_completed_and_makes_one_key(folder, monkeypatch, after):
     """After each of its writes the process ends; whoever comes next finds the old key or the new one, whole."""
-    first, done = SigningKeys(folder).public, []
+    first, done = SigningKeys(folder).now.public, []
 
     def counted(real):
         def write(*args, **kwargs):
@@ -76,14 +76,14 @@ def test_a_rotation_that_was_cut_off_anywhere_is_completed_and_makes_one_key(fol
             SigningKeys(folder).rotate(counted(lambda *told: noted.append(told)))
     now = SigningKeys(folder)
     if after < 4:
-        assert now.all == (first,)
+        assert now.now.all == (first,)
         assert now.is_cut_off == (after > 0)
         now.rotate(lambda *told: noted.append(told))
     else:
         assert not now.is_cut_off
-    assert now.all == (first, now.public)
-    assert {new for _, new in noted} == {now.public}  # one key, however often it was noted
-    assert SigningKeys(folder).all == now.all
+    assert now.now.all == (first, now.now.public)
+    assert {new for _, new in noted} == {now.now.public}  # one key, however often it was noted
+    assert SigningKeys(folder).now.all == now.now.all
 
 
 def test_the_statement_of_a_rotation_that_was_cut_off_is_the_one_that_holds(folder, monkeypatch):
@@ -100,15 +100,30 @@ def test_the_statement_of_a_rotation_that_was_cut_off_is_the_one_that_holds(fold
 
 def test_a_key_that_is_damaged_while_a_server_runs_changes_nothing_and_is_told_once(folder, caplog):
     keys = SigningKeys(folder)
-    before = keys.public
+    before = keys.now.public
     shutil.copy(folder / "signing.key", folder / "kept")
     (folder / "signing.key").write_text("none")
-    assert [keys.public for _ in range(3)] == [before] * 3
+    assert [keys.now.public for _ in range(3)] == [before] * 3
     assert caplog.text.count("signs with the key that it has read before") == 1
     with pytest.raises(StateDamaged, match=r"signing\.key is no key"):
         SigningKeys(folder)
     os.replace(folder / "kept", folder / "signing.key")
     assert keys.rotate(nobody).old == before
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(folder, monkeypatch, caplog):
+    keys, real = SigningKeys(folder), signing_keys.pki_files.signing_key
+
+    def failing(*_):
+        raise StateDamaged("too many open files")
+
+    new = SigningKeys(folder).rotate(nobody).new
+    monkeypatch.setattr(signing_keys.pki_files, "signing_key", failing)
+    assert keys.now.public != new
+    monkeypatch.setattr(signing_keys.pki_files, "signing_key", real)
+    assert keys.now.public != new  # not at every signature
+    keys._retry = 0.0
+    assert keys.now.public == new
 
 
 def test_a_key_that_does_not_fit_the_successions_is_refused(folder, tmp_path):
@@ -143,7 +158,7 @@ def test_there_is_an_end_of_keys(folder, monkeypatch):
     keys.rotate(nobody)
     with pytest.raises(Conflict, match="may have no more"):
         keys.rotate(nobody)
-    assert len(keys_of(keys.successions)) == 3
+    assert len(keys_of(keys.now.successions)) == 3
 
 
 def test_the_key_of_a_sealed_home_stays_sealed(folder, monkeypatch):
@@ -151,7 +166,7 @@ def test_the_key_of_a_sealed_home_stays_sealed(folder, monkeypatch):
     files.write_private(folder / "passphrase", b"correct horse battery\n")
     secret_files.seal(folder.parent, "coordinator", b"correct horse battery")
     keys = SigningKeys(folder)
-    first = keys.public
+    first = keys.now.public
     keys.rotate(nobody)
     assert b"PRIVATE" not in (folder / "signing.key").read_bytes()
-    assert SigningKeys(folder).all == (first, keys.public)
+    assert SigningKeys(folder).now.all == (first, keys.now.public)

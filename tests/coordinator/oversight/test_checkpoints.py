@@ -27,9 +27,9 @@ def note(store, count=1):
 
 def ask(store, pki, node, known=None):
     """Offers the node a checkpoint and takes its answer; returns where it stands, as `take` says it."""
-    offer = checkpoints.offer(store, pki.signer, "svi", known=known)
-    answer = witness.answer(node.home, "svi", pki.signing.all, node.signer, offer)
-    return checkpoints.take(store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, answer)
+    offer = checkpoints.offer(store, pki, "svi", known=known)
+    answer = witness.answer(node.home, "svi", pki.signing.now.all, node.signer, offer)
+    return checkpoints.take(store, pki.signing.now.all, "svi", node.identity_hex, offer.checkpoint, answer)
 
 
 def countersigned(store):
@@ -38,18 +38,18 @@ def countersigned(store):
 
 
 def test_an_empty_log_has_no_checkpoint_and_nothing_to_offer(empty_store, pki):
-    assert checkpoints.make(empty_store, pki.signer) is None
-    assert checkpoints.offer(empty_store, pki.signer, "svi") is None
+    assert checkpoints.make(empty_store, pki) is None
+    assert checkpoints.offer(empty_store, pki, "svi") is None
 
 
 def test_a_head_is_signed_once_however_often_it_is_asked_for(empty_store, pki):
     note(empty_store)
-    first = checkpoints.make(empty_store, pki.signer)
+    first = checkpoints.make(empty_store, pki)
     assert first is not None
     assert first.is_signed_by(pki.identity_hex)
-    assert checkpoints.make(empty_store, pki.signer) == first
+    assert checkpoints.make(empty_store, pki) == first
     note(empty_store)
-    assert checkpoints.make(empty_store, pki.signer).seq == 1
+    assert checkpoints.make(empty_store, pki).seq == 1
     with empty_store.session() as session:
         assert [row.seq for row in session.scalars(sa.select(CheckpointRow).order_by(CheckpointRow.seq))] == [0, 1]
 
@@ -75,8 +75,8 @@ def test_a_long_log_is_countersigned_in_steps_of_one_message(empty_store, pki, n
 @pytest.mark.parametrize("has_new_key", [False, True])
 def test_a_node_whose_answer_was_lost_or_whose_home_was_put_back_catches_up(empty_store, pki, node, has_new_key):
     note(empty_store, 3)
-    offer = checkpoints.offer(empty_store, pki.signer, "svi")
-    witness.answer(node.home, "svi", pki.signing.all, node.signer, offer)  # lost on its way
+    offer = checkpoints.offer(empty_store, pki, "svi")
+    witness.answer(node.home, "svi", pki.signing.now.all, node.signer, offer)  # lost on its way
     if has_new_key:
         pki.signing.rotate(lambda old, new: None)
     old = (node.home / witness.FILE).read_bytes()
@@ -141,46 +141,48 @@ def test_an_entry_rewritten_with_all_its_links_gets_no_countersignature(empty_st
 
 def test_a_signed_head_that_was_changed_afterwards_is_never_signed_anew(empty_store, pki):
     note(empty_store, 3)
-    checkpoints.make(empty_store, pki.signer)
+    checkpoints.make(empty_store, pki)
     cut_hash = "ab" * 32
     with empty_store.session() as session:
         session.execute(sa.text("UPDATE audit_entry SET hash = :hash WHERE seq = 2"), {"hash": cut_hash})
         session.execute(sa.text("UPDATE audit_head SET hash = :hash"), {"hash": cut_hash})
     with pytest.raises(StateDamaged, match="another than the one that was signed"):
-        checkpoints.make(empty_store, pki.signer)
+        checkpoints.make(empty_store, pki)
 
 
 def test_a_countersignature_of_another_key_is_not_stored(empty_store, pki, node, tmp_path):
     note(empty_store)
     other = NodeIdentity.create(tmp_path / "other", "other")
-    offer = checkpoints.offer(empty_store, pki.signer, "svi")
-    answer = witness.answer(other.home, "svi", pki.signing.all, other.signer, offer)
+    offer = checkpoints.offer(empty_store, pki, "svi")
+    answer = witness.answer(other.home, "svi", pki.signing.now.all, other.signer, offer)
     with pytest.raises(MessageInvalid, match="did not countersign"):
-        checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, answer)
+        checkpoints.take(empty_store, pki.signing.now.all, "svi", node.identity_hex, offer.checkpoint, answer)
     assert countersigned(empty_store) == -1
 
 
 def test_a_node_that_claims_to_hold_what_the_coordinator_never_signed_is_not_believed(empty_store, pki, node):
     note(empty_store, 4)
-    offer = checkpoints.offer(empty_store, pki.signer, "svi")
+    offer = checkpoints.offer(empty_store, pki, "svi")
     forged = offer.checkpoint.model_copy(update={"seq": 1})
     answer = wire.AuditAnswer(refusal="unproved", last=forged)
-    assert checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, answer) is None
+    assert (
+        checkpoints.take(empty_store, pki.signing.now.all, "svi", node.identity_hex, offer.checkpoint, answer) is None
+    )
     assert logged(empty_store)[-1] == ("log.refused", {"site": "svi", "reason": "forked", "held": -1})
     older = wire.AuditAnswer(refusal="older", last=offer.checkpoint.model_copy(update={"signature": "ab" * 64}))
-    assert checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, offer.checkpoint, older) is None
+    assert checkpoints.take(empty_store, pki.signing.now.all, "svi", node.identity_hex, offer.checkpoint, older) is None
     assert logged(empty_store)[-1] == ("log.refused", {"site": "svi", "reason": "older", "held": -1})
 
 
 def test_an_offer_that_a_newer_one_of_another_driver_overtakes_is_no_refusal(empty_store, pki, node, caplog):
     note(empty_store, 3)
-    first = checkpoints.offer(empty_store, pki.signer, "svi")  # of one run's driver
+    first = checkpoints.offer(empty_store, pki, "svi")  # of one run's driver
     note(empty_store, 2)
     assert ask(empty_store, pki, node) is None  # of another's, which is quicker
     before = logged(empty_store)
-    late = witness.answer(node.home, "svi", pki.signing.all, node.signer, first)
+    late = witness.answer(node.home, "svi", pki.signing.now.all, node.signer, first)
     assert late.refusal == "older"
-    assert checkpoints.take(empty_store, pki.signing.all, "svi", node.identity_hex, first.checkpoint, late) == 4
+    assert checkpoints.take(empty_store, pki.signing.now.all, "svi", node.identity_hex, first.checkpoint, late) == 4
     assert logged(empty_store) == before
     assert witness.load(node.home).refused is None
     assert caplog.text == ""

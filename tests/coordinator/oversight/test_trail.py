@@ -30,9 +30,9 @@ class Federation:
                 self.store.log_action(session, "site.revoke", site=site)
 
     def countersign(self):
-        offer = checkpoints.offer(self.store, self.pki.signer, "svi")
-        answer = witness.answer(self.node.home, "svi", self.pki.signing.all, self.node.signer, offer)
-        checkpoints.take(self.store, self.pki.signing.all, "svi", self.node.identity_hex, offer.checkpoint, answer)
+        offer = checkpoints.offer(self.store, self.pki, "svi")
+        answer = witness.answer(self.node.home, "svi", self.pki.signing.now.all, self.node.signer, offer)
+        checkpoints.take(self.store, self.pki.signing.now.all, "svi", self.node.identity_hex, offer.checkpoint, answer)
 
     def execute(self, *statements):
         with self.store.session() as session:
@@ -114,7 +114,7 @@ def rewritten(fed):
         f"UPDATE audit_head SET seq = 1, hash = '{kept}'",
     )  # fmt: skip
     fed.note(8, site="west")
-    checkpoints.make(fed.store, fed.pki.signer)
+    checkpoints.make(fed.store, fed.pki)
 
 
 def test_a_log_rewritten_with_the_coordinator_s_own_key_lacks_what_nodes_signed(fed, tmp_path):

@@ -21,7 +21,7 @@ def federation(tmp_path, empty_store, monkeypatch):
 
 def hear(federation, name):
     """The node's daemon fetches the list that tells of the new key."""
-    signing = Pki.load(federation.home).signing
+    signing = Pki.load(federation.home).signing.now
     follow(federation.home / name, signing.successions, signing.public)
 
 
@@ -44,7 +44,7 @@ def test_a_run_goes_on_with_the_new_key_once_its_nodes_have_heard_of_it(federati
     for site in SITES:
         kinds = [entry.kind for entry in federation.ledgers[site].entries()]
         assert kinds.count("reserve") == 3  # nothing is charged twice
-    own = Pki.load(federation.home).signing.all
+    own = Pki.load(federation.home).signing.now.all
     assert {Enrolment.load(federation.home / name).coordinators for name in (*SITES, *PARTIES)} == {own}
     assert federation.study.coordinator == own[0]
 
