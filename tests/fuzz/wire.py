@@ -4,6 +4,8 @@ import base64
 import datetime as dt
 import json
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,11 +180,19 @@ def _read_follower(data: bytes) -> object:
     return found.keys(), [stated.problem() for stated in found.successions]
 
 
+@cache
+def _home() -> Path:
+    return scratch("successions")
+
+
 def _read_successions(data: bytes) -> object:
-    offered = json.loads(data)
-    if not isinstance(offered, list):
-        raise ValueError("the list of studies has a list")
-    return partners.take(scratch("successions"), identity_of("coordinator"), {"svi": identity_of("next")}, offered)
+    """Reads what a list of studies says of keys of a study's parties, as `catalogue.refresh` does."""
+    beside = b'{"studies": [{"canonical": "", "hash": "", "signature": "", "successions": %s}]}'
+    studies, _ = protocol.read_listed(beside % data)
+    offered = [each for study in studies for each in study.get("successions", ())]
+    home = _home()
+    (home / partners.FILE).unlink(missing_ok=True)
+    return partners.take(home, [identity_of("coordinator")], {"svi": identity_of("next")}, offered)
 
 
 def _join_files() -> list[bytes]:
@@ -293,7 +303,7 @@ TARGETS = (
         sender="the coordinator",
         made=as_json([_SUCCESSION]),
         read=_read_successions,
-        refusals=(ValueError,),
+        refusals=(CoordinatorRefused,),
     ),
     Target(
         name="gate: question about CAs",
