@@ -19,7 +19,7 @@ from ..privacy.ledger.chain import moment
 from .errors import Conflict
 from .federation import Pki, Register, load_settings
 from .given import Given, read_given
-from .store import Store
+from .store import Store, audit_log
 from .store.tables import NodeRow
 
 Trusts = Literal["all", "too few", "others too", "unknown"]
@@ -87,6 +87,7 @@ def begin(store: Store, home: Path, given: Given | None = None) -> Standing:
     """
     pki = Pki.load(home)
     with pki.changing():
+        note_takeover(store, pki)
         if pki.has_next:
             raise Conflict(
                 "a rotation of the CA is under way already: `coordinator ca status` says who lacks the next one. "
@@ -155,6 +156,7 @@ def finish(store: Store, home: Path, *, without: Sequence[str] = ()) -> Standing
     pki = Pki.load(home)
     pki.authorities()  # damaged files are told before anything else
     with pki.changing():
+        note_takeover(store, pki)
         if not pki.has_next:
             raise Conflict(
                 "no rotation of the CA is under way; `coordinator ca rotate` begins one. Nothing was changed"
@@ -189,6 +191,20 @@ def finish(store: Store, home: Path, *, without: Sequence[str] = ()) -> Standing
     return _standing(store, pki)
 
 
+def note_takeover(store: Store, pki: Pki) -> None:
+    """Notes a takeover that the audit log lacks, and voids the codes that name the CA before.
+
+    That is so where `finish` was cut off when the files said it already, and the log did not yet.
+    """
+    present = pki.ca_digest.hex()
+    with store.session() as session:
+        noted = list(audit_log.entries(session, action="ca"))
+    if not noted or noted[-1].action != "ca.rotate" or noted[-1].fields.get("next") != present:
+        return
+    said = {"ca": present, "before": noted[-1].fields["ca"], "without": []}
+    Register(store, pki).void_codes("ca.finish", lambda _: said)
+
+
 def _require_all_meant(found: Standing, without: Sequence[str]) -> None:
     """Raises `Conflict` if a node that `finish` would shut out is not in `without`, or a name there is no such node."""
     if left := [name for name in found.lacking if name not in without]:
@@ -209,6 +225,7 @@ def cancel(store: Store, home: Path) -> Standing:
     """
     pki = Pki.load(home)
     with pki.changing():
+        note_takeover(store, pki)
         if not pki.has_next:
             raise Conflict("no rotation of the CA is under way; nothing was changed")
         with store.session() as session:

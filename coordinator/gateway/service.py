@@ -15,6 +15,7 @@ from ... import __version__, log_lines
 from ...client_node.enrolment.protocol import RotateRequest
 from ...client_node.supervision import Monitor, Pulse, Supervisor
 from ...privacy.ledger.chain import moment
+from .. import ca_rotation
 from ..errors import StateDamaged, StoreUnavailable, SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..federation.serving import Serving, note_serving, only_server
@@ -76,6 +77,7 @@ class Service:
             self._store.require_tables()  # else an emptied database would become a new federation's
             migrate(self._store.url)
             self._note_action("serve.start", version=__version__)
+            ca_rotation.note_takeover(self._store, self._pki)
             try:
                 self._serve(stop, monitor, supervisor or Supervisor())
             finally:

@@ -592,6 +592,33 @@ def test_the_log_has_no_takeover_that_can_be_cancelled(gate, monkeypatch):
         ca_rotation.cancel(gate.store, gate.home)
 
 
+@pytest.mark.parametrize("command", ["begin", "finish", "cancel"])
+def test_a_takeover_that_the_log_lacks_is_noted_and_voids_codes(gate, monkeypatch, command):
+    """The process is killed after the files say that the next CA takes over, and before the log does."""
+    ca_rotation.begin(gate.store, gate.home)
+    gate.code("east")
+    before = gate.pki.ca_digest.hex()
+
+    def killed(*_: object, **__: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gate.store, "log_action", killed)
+        patched.setattr(Pki, "stop_taking", lambda _: None)  # a dead process takes nothing back
+        with pytest.raises(Cut):
+            ca_rotation.finish(gate.store, gate.home)
+    assert "ca.finish" not in [action for action, _ in logged(gate.store)]
+    for _ in range(2):
+        if command == "begin":
+            ca_rotation.begin(gate.store, gate.home)
+            ca_rotation.cancel(gate.store, gate.home)
+        else:
+            with pytest.raises(Conflict, match="no rotation of the CA is under way"):
+                getattr(ca_rotation, command)(gate.store, gate.home)
+    (noted,) = [fields for action, fields in logged(gate.store) if action == "ca.finish"]
+    assert noted == {"ca": Pki.load(gate.home).ca_digest.hex(), "before": before, "without": [], "void": ["east"]}
+
+
 def test_a_node_changes_what_it_says_that_it_trusts_sixty_times_an_hour(gate, tmp_path):
     keys = gate.join(tmp_path / "north")
 
