@@ -102,11 +102,14 @@ class SigningKeys:
     @property
     def is_cut_off(self) -> bool:
         """True if a rotation was begun and cut off before its key held; `rotate` completes it."""
-        return (self._folder / NEXT).exists()
+        if not (self._folder / NEXT).exists():
+            return False
+        with self.held():  # whoever rotates it just now is through then
+            return (self._folder / NEXT).exists()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps the key from being rotated meanwhile, by any process; `rotate` in here would wait for itself."""
+        """Keeps the key from being rotated meanwhile, by any process; `rotate` and `is_cut_off` hang in here."""
         with locked(self._folder / KEY):
             yield
 

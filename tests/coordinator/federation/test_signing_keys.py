@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 
 import pytest
 
@@ -84,6 +85,20 @@ def test_a_rotation_that_was_cut_off_anywhere_is_completed_and_makes_one_key(fol
     assert now.now.all == (first, now.now.public)
     assert {new for _, new in noted} == {now.now.public}  # one key, however often it was noted
     assert SigningKeys(folder).now.all == now.now.all
+
+
+def test_a_rotation_that_is_under_way_is_not_taken_for_one_that_was_cut_off(folder):
+    other, seen = SigningKeys(folder), []
+    asking = threading.Thread(target=lambda: seen.append(other.is_cut_off))
+
+    def meanwhile(old, new):
+        asking.start()
+        asking.join(0.5)
+        assert asking.is_alive()
+
+    SigningKeys(folder).rotate(meanwhile)
+    asking.join()
+    assert seen == [False]
 
 
 def test_the_statement_of_a_rotation_that_was_cut_off_is_the_one_that_holds(folder, monkeypatch):
