@@ -178,7 +178,7 @@ def trusted(home: Path) -> Trust:
 
 
 def fetch(home: Path) -> Trust:
-    """Asks the coordinator which CAs vouch for it, takes that list, and confirms it.
+    """Asks the coordinator which CAs vouch for it, takes that list and its key, and confirms what is new.
 
     Raises:
         IdentityMissing, NotEnrolled, FileDamaged: a file of this node cannot be used.
@@ -191,7 +191,7 @@ def fetch(home: Path) -> Trust:
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     own_pem, before = enrolment.ca_pem(), trusted(home)
     statement = Statement.read(_asked(identity, enrolment, before.digests, own_pem), *enrolment.coordinators)
-    protocol.follow(home, statement.successions, statement.coordinator)
+    followed = protocol.follow(home, statement.successions, statement.coordinator)
     listed = Trust(statement.listed())
     pem = "".join(statement.certificates)
     is_same = listed.digests == before.digests
@@ -205,7 +205,7 @@ def fetch(home: Path) -> Trust:
         ]
         if not staying:
             raise StatementRefused("the statement lists no CA that this node trusts; nothing was changed")
-        again = Statement.read(_asked(identity, enrolment, before.digests, "".join(staying)), *enrolment.coordinators)
+        again = Statement.read(_asked(identity, followed, before.digests, "".join(staying)), *followed.coordinators)
         if again.certificates != statement.certificates:
             raise StatementRefused("the coordinator's CAs change just now; nothing was changed")
     with locked(enrolment.ca_path):  # no request meanwhile: a person who brings a statement waits for nobody
@@ -213,11 +213,12 @@ def fetch(home: Path) -> Trust:
             raise StatementRefused("what this node trusts was changed meanwhile, and stays so; ask again")
         if is_same:
             _note(home, statement)
-            return before
-        _require_newer(home, statement)
-        _take(home, enrolment, statement)
-    _asked(identity, enrolment, listed.digests, pem)  # so that the coordinator knows
-    return Trust(listed.certificates, has_changed=True)
+        else:
+            _require_newer(home, statement)
+            _take(home, enrolment, statement)
+    if not is_same or followed.coordinators != enrolment.coordinators:
+        _asked(identity, followed, listed.digests, pem)  # so that the coordinator knows
+    return Trust(listed.certificates, has_changed=not is_same)
 
 
 def read_file(home: Path, file: Path) -> Statement:
@@ -265,8 +266,9 @@ def _changes(home: Path, statement: Statement) -> bool:
 
 def _asked(identity: NodeIdentity, enrolment: Enrolment, trusts: tuple[str, ...], pem: str) -> bytes:
     query = AuthorityQuery(
-        identity=identity.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16), trusts=trusts
-    )
+        identity=identity.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16), trusts=trusts,
+        coordinator=enrolment.coordinator if enrolment.successions else None,
+    )  # fmt: skip
     return send_signed(query, AUTHORITY_PATH, identity, enrolment, ca_pem=pem, most_bytes=MOST_BYTES, most_s=_ANSWER_S)
 
 

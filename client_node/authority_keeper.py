@@ -4,7 +4,7 @@ The gate tells with every answer which CAs it wants trusted, as a digest. Where 
 signed list is fetched in a thread of its own, and taken up for the connections that are opened from then on. It is
 fetched until that has once gone well to its end, for each digest and each connection: so a confirmation that was lost
 is sent again, and a lost note of the last list is written again. What a command has written to `ca.crt` meanwhile is
-taken up too. The same list tells of a new signing key of the coordinator's, which is then followed.
+taken up too. The same list tells of a new signing key of the coordinator's, which is then followed and confirmed.
 """
 
 import logging

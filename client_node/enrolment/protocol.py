@@ -26,7 +26,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from ...privacy.ledger.succession import MOST_OF_COORDINATOR, CoordinatorSuccession, keys_of
 from ..errors import (
@@ -188,10 +197,20 @@ class RotateRequest(SignedQuery):
 
 
 class AuthorityQuery(SignedQuery):
-    """A node's signed question which CAs vouch for the coordinator; it says which ones the node trusts."""
+    """A node's signed question which CAs vouch for the coordinator; it says which ones the node trusts.
+
+    It says by which key the node knows the coordinator too, once it knows that this key has followed another. Before,
+    the field is left out, as coordinators that have had one key alone may not know it.
+    """
 
     domain = b"confide authority query 1\n"
     trusts: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=2)]  # SHA-256 of certificates, the first first
+    coordinator: Hex32 | None = None  # Ed25519 public key
+
+    @model_serializer(mode="wrap")
+    def _without_no_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if name != "coordinator" or value is not None}
 
 
 class _Kept(BaseModel):

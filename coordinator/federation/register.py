@@ -30,8 +30,8 @@ from .pki import Pki
 logger = logging.getLogger(__name__)
 
 MOST_ROTATIONS = 5  # of one node in an hour
-MOST_CONFIRMATIONS = 20  # likewise: a rotation of the CA takes two or three
-MOST_WORDS = 60  # of one node in an hour about the CAs that it trusts, each another than the last
+MOST_CONFIRMATIONS = 20  # likewise: a rotation of the CA takes two or three, one of the coordinator's key takes one
+MOST_WORDS = 60  # of one node in an hour about the CAs that it trusts and that key, each another than the last
 _ABOUT = "the register"
 
 
@@ -116,7 +116,7 @@ class Register:
                 node.party_address, node.party_certificate = request.party_address, request.party_certificate
             node.enrolled_at = time.time()
             node.revoked_at = node.left_at = None
-            node.trusted_cas = None  # one that comes back trusts the CA of its code alone, whatever it said before
+            node.trusted_cas = node.known_key = None  # whatever it said before: it takes both from the code's answer
             who, named = f"site:{node.name}", {"site": node.name, "identity": request.identity}
             if comes_back:
                 self._store.log_action(session, "site.return", actor=who, **named, key=key)
@@ -156,7 +156,10 @@ class Register:
         return old
 
     def note_trust(self, query: AuthorityQuery, wanted: tuple[str, ...]) -> None:
-        """Notes which CAs a node says that it trusts; the audit log has it when they are those that are `wanted`.
+        """Notes which CAs a node says that it trusts, and by which key it knows the coordinator.
+
+        The audit log has the CAs when they are those that are `wanted`, and each key that the node has not named just
+        before. One that names none, as before it has heard of a successor, has said nothing of it.
 
         Raises:
             EnrolmentInvalid: the node is not enrolled or not any more, or has changed its mind too often in an hour.
@@ -166,18 +169,23 @@ class Register:
             node = session.scalars(select(NodeRow).where(NodeRow.identity == query.identity)).first()
             if node is None or node.revoked_at is not None:
                 raise EnrolmentInvalid("the coordinator does not know this node, or has revoked it")
-            if node.trusted_cas == said:
+            trusts_others, has_other_key = node.trusted_cas != said, node.known_key != query.coordinator
+            if not (trusts_others or has_other_key):
                 return
             who, words, now = f"site:{node.name}", self._words[node.name], time.monotonic()
             while words and now - words[0] > 3600.0:
                 words.popleft()
             if len(words) >= MOST_WORDS:
-                raise EnrolmentInvalid("this node has changed the CAs that it trusts too often within the hour; wait")
-            if query.trusts == wanted:
+                raise EnrolmentInvalid("this node has changed what it trusts too often within the hour; wait")
+            if trusts_others and query.trusts == wanted:
                 if audit_log.count_of_hour(session, "site.trust", who) >= MOST_CONFIRMATIONS:
                     raise EnrolmentInvalid("this node has confirmed other CAs too often within the hour; wait")
                 self._store.log_action(session, "site.trust", actor=who, site=node.name, cas=list(query.trusts))
-            node.trusted_cas = said
+            if has_other_key and query.coordinator is not None:
+                if audit_log.count_of_hour(session, "site.key", who) >= MOST_CONFIRMATIONS:
+                    raise EnrolmentInvalid("this node has named other keys too often within the hour; wait")
+                self._store.log_action(session, "site.key", actor=who, site=node.name, key=query.coordinator)
+            node.trusted_cas, node.known_key = said, query.coordinator
             words.append(now)
 
     @staticmethod

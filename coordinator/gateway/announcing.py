@@ -23,7 +23,8 @@ class Announcer:
     """The CAs that nodes are to trust, as they are in the home; commands change them while a server runs.
 
     Args:
-        note: is told which CAs a node says that it trusts, and which are wanted; raises `EnrolmentInvalid`.
+        note: is told which CAs a node says that it trusts, and by which key it knows the coordinator; and which CAs are
+            wanted. Raises `EnrolmentInvalid`.
     """
 
     def __init__(self, pki: Pki, note: Note) -> None:

@@ -46,6 +46,7 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "site.leave": {"site": Name},
     "site.return": {"site": Name, "identity": Digest, "key": Digest},  # key: fingerprint of its new transport key
     "site.trust": {"site": Name, "cas": Annotated[list[Digest], Field(max_length=2)]},  # it has confirmed them
+    "site.key": {"site": Name, "key": Digest},  # the coordinator's, by which it says that it knows it
     "study.create": {"study": Short, "hash": Digest},
     "run.start": {"run": Short, "hash": Digest},
     "run.stop": _Moved,

@@ -65,6 +65,7 @@ class NodeRow(Base):
     revoked_at: Mapped[float | None]  # shut out since
     left_at: Mapped[float | None]  # with `revoked_at`: it left, and may come back with the same identity
     trusted_cas: Mapped[str | None] = mapped_column(String(160))  # JSON list of SHA-256, hex: by the node's last word
+    known_key: Mapped[str | None] = mapped_column(String(64))  # Ed25519, hex: the coordinator's, by that word too
 
 
 class SuccessionRow(Base):

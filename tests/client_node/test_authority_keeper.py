@@ -12,7 +12,7 @@ from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol, outbou
 from confide.client_node.enrolment.sessions import Hello
 from confide.client_node.errors import CoordinatorUnreachable
 from confide.client_node.flower import Connection
-from confide.coordinator import ca_rotation
+from confide.coordinator import ca_rotation, key_rotation
 
 from ..coordinator.rotating_gate import RotatingGate, rotating_gate
 
@@ -133,6 +133,65 @@ def test_a_confirmation_that_was_lost_is_sent_again(gate, daemon, monkeypatch, i
     daemon.poll(is_later=not is_restarted)
     assert ca_rotation.standing(gate.store, gate.home).lacking == ()
     ca_rotation.finish(gate.store, gate.home)
+
+
+def knows(gate):
+    (north,) = key_rotation.standing(gate.store, gate.home).nodes
+    return north.knows
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The questions about the CA so far, and the numbers of those that are lost, from 1 on."""
+    queries: list[object] = []
+    lost: set[int] = set()
+
+    def counted(*args, real=authority._asked):
+        queries.append(args)
+        if len(queries) in lost:
+            raise CoordinatorUnreachable("the gate restarts just now")
+        return real(*args)
+
+    monkeypatch.setattr(authority, "_asked", counted)
+    return queries, lost
+
+
+def test_a_connected_daemon_that_follows_a_new_key_confirms_it_once_by_itself(gate, daemon, asked):
+    queries, _ = asked
+    daemon.poll()
+    for count in (3, 5):
+        key_rotation.rotate(gate.store, gate.home)
+        gate.tick()
+        daemon.poll()
+        assert knows(gate) == "present"
+        assert len(queries) == count
+    for _ in range(3):
+        daemon.poll(is_later=True)
+    assert len(queries) == 5
+    daemon.keeper = AuthorityKeeper(daemon.home)
+    daemon.poll()
+    assert len(queries) == 6  # a daemon that starts says once what it knows
+    assert knows(gate) == "present"
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_confirmation_of_a_key_that_was_lost_is_sent_again(gate, daemon, asked, is_restarted):
+    queries, lost = asked
+    daemon.poll()
+    key_rotation.rotate(gate.store, gate.home)
+    gate.tick()
+    lost.add(3)
+    daemon.poll()
+    daemon.poll()
+    assert len(queries) == 3  # and no further one within the minute
+    assert Enrolment.load(daemon.home).coordinator == gate.pki.identity_hex
+    assert knows(gate) == "unknown"
+    if is_restarted:
+        daemon.keeper = AuthorityKeeper(daemon.home)
+    daemon.poll(is_later=not is_restarted)
+    assert knows(gate) == "present"
+    daemon.poll(is_later=True)
+    assert len(queries) == 4
 
 
 def test_a_note_of_the_last_list_that_was_lost_is_written_again_at_the_next_start(gate, daemon):

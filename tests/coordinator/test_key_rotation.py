@@ -4,6 +4,7 @@ import json
 import secrets
 import shutil
 import threading
+import time
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -14,13 +15,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confide.client_node import authority, secret_files
 from confide.client_node.authority import Statement
 from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol
-from confide.client_node.enrolment.protocol import fetch_studies, follow
+from confide.client_node.enrolment.protocol import AuthorityQuery, fetch_studies, follow
 from confide.client_node.errors import EnrolmentFailed, KeyNotFollowed, NotEnrolled, StatementRefused
 from confide.client_node.passphrase import PASSPHRASE
 from confide.client_node.succession import rotation
 from confide.client_node.wire.checkpoints import DIGESTS_A_MESSAGE
 from confide.coordinator import ca_rotation, key_rotation, key_sealing
+from confide.coordinator.errors import EnrolmentInvalid
 from confide.coordinator.federation import Pki, backup
+from confide.coordinator.federation.register import MOST_CONFIRMATIONS, MOST_WORDS
 from confide.coordinator.oversight import trail
 from confide.coordinator.store import Store
 from confide.privacy.ledger.succession import CoordinatorSuccession
@@ -378,3 +381,214 @@ def test_a_statement_that_an_earlier_or_a_strange_key_signed_is_refused(gate, no
 def test_a_statement_without_successions_has_the_form_of_earlier_versions(gate):
     made = Statement.issue(gate.pki.authorities(), gate.pki.signer)
     assert set(json.loads(made.model_dump_json())) == {"format", "coordinator", "made", "certificates", "signature"}
+
+
+def knows(gate):
+    return {each.name: each.knows for each in key_rotation.standing(gate.store, gate.home).nodes}
+
+
+def named(gate):
+    """The keys that nodes have named, as the audit log has them."""
+    return [(each.actor, each.fields["key"]) for each in trail.actions(gate.store, action="site.key")]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What nodes have asked about the coordinator's CA, as they signed it."""
+    queries: list[dict[str, object]] = []
+
+    def spied(query, *args, real=authority.send_signed, **kwargs):
+        queries.append(json.loads(query.model_dump_json()))
+        return real(query, *args, **kwargs)
+
+    monkeypatch.setattr(authority, "send_signed", spied)
+    return queries
+
+
+def test_a_node_that_has_followed_says_so_with_one_more_question(gate, north, asked):
+    authority.fetch(north)
+    assert knows(gate) == {"north": "unknown"}
+    assert key_rotation.standing(gate.store, gate.home).lacking == ()  # it knows the only key from its enrolment
+    first = rotate(gate)
+    assert key_rotation.standing(gate.store, gate.home).lacking == ("north",)
+    authority.fetch(north)
+    assert knows(gate) == {"north": "present"}
+    assert [query.get("coordinator") for query in asked] == [None, None, first.new]
+    authority.fetch(north)
+    second = rotate(gate)
+    assert knows(gate) == {"north": "earlier"}
+    authority.fetch(north)
+    assert knows(gate) == {"north": "present"}
+    assert [query["coordinator"] for query in asked[3:]] == [first.new, first.new, second.new]
+    assert named(gate) == [("site:north", first.new), ("site:north", second.new)]
+    found = key_rotation.standing(gate.store, gate.home)
+    assert (found.key, found.successions, found.lacking, found.strange) == (second.new, (first, second), (), ())
+
+
+def test_a_node_that_enrols_after_a_rotation_names_the_key_with_its_first_question(gate, tmp_path, asked):
+    stated = rotate(gate)
+    gate.join(tmp_path / "south")
+    assert knows(gate) == {"south": "unknown"}
+    authority.fetch(tmp_path / "south")
+    assert [query["coordinator"] for query in asked] == [stated.new]
+    assert knows(gate) == {"south": "present"}
+
+
+def test_a_node_that_followed_by_its_list_of_studies_says_so_with_its_next_question(gate, north, asked):
+    stated = rotate(gate)
+    fetch_studies(north)
+    assert knows(gate) == {"north": "unknown"}
+    authority.fetch(north)
+    assert [query["coordinator"] for query in asked] == [stated.new]
+    assert knows(gate) == {"north": "present"}
+
+
+def test_a_ca_is_confirmed_with_the_key_that_came_with_it(gate, north, asked):
+    ca_rotation.begin(gate.store, gate.home)
+    stated = rotate(gate)
+    authority.fetch(north)
+    assert [(len(query["trusts"]), query.get("coordinator")) for query in asked] == [(1, None), (2, stated.new)]
+    ca_rotation.finish(gate.store, gate.home)
+    further = rotate(gate)
+    del asked[:]
+    authority.fetch(north)
+    assert [(len(query["trusts"]), query["coordinator"]) for query in asked] == [
+        (2, stated.new), (2, further.new), (1, further.new),
+    ]  # fmt: skip
+    assert knows(gate) == {"north": "present"}
+
+
+def test_what_a_node_signs_that_knows_one_key_has_the_form_of_earlier_versions(gate, north, asked):
+    authority.fetch(north)
+    (query,) = asked
+    assert list(query) == ["identity", "timestamp", "nonce", "trusts"]
+    said = {"identity": "ab" * 32, "timestamp": 1.5, "nonce": "cd" * 16, "trusts": ["ef" * 32]}
+    plain = json.dumps(said, separators=(",", ":"))
+    assert AuthorityQuery.model_validate_json(plain).model_dump_json() == plain
+
+
+def say(gate, home, key, trusts=None):
+    """Says what a node may say to the register, under its identity."""
+    listed = authority.trusted(home).digests if trusts is None else trusts
+    query = AuthorityQuery(
+        identity=NodeIdentity.load(home).identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16),
+        trusts=listed, coordinator=key,
+    )  # fmt: skip
+    gate.register.note_trust(query, authority.trusted(home).digests)
+
+
+def test_a_node_of_before_is_unknown_and_so_is_one_that_names_no_key_any_more(gate, north):
+    """The second is a home that was put back to before the rotation."""
+    stated = rotate(gate)
+    say(gate, north, None)
+    assert knows(gate) == {"north": "unknown"}
+    say(gate, north, stated.new)
+    assert knows(gate) == {"north": "present"}
+    say(gate, north, None)
+    assert knows(gate) == {"north": "unknown"}
+    assert named(gate) == [("site:north", stated.new)]
+
+
+def test_a_node_that_comes_back_is_unknown_until_it_says_by_which_key_it_goes(gate, north):
+    rotate(gate)
+    authority.fetch(north)
+    gate.register.leave("north")
+    assert knows(gate) == {}
+    enrol(gate.code("north"), north, again=True)
+    assert knows(gate) == {"north": "unknown"}
+    authority.fetch(north)
+    assert knows(gate) == {"north": "present"}
+
+
+def test_a_node_that_a_thief_has_given_a_successor_is_strange(gate, north):
+    old = gate.pki.signer
+    stolen = CoordinatorSuccession.make(old, EVIL, AT)
+    follow(north, (stolen,), public(EVIL))
+    rotate(gate)
+    with pytest.raises(StatementRefused):
+        authority.fetch(north)
+    found = key_rotation.standing(gate.store, gate.home)
+    assert found.nodes == (key_rotation.NodeKnowledge("north", "strange", public(EVIL)),)
+    assert (found.strange, found.lacking) == (("north",), ())
+    assert named(gate) == [("site:north", public(EVIL))]
+
+
+def test_a_coordinator_that_was_put_back_to_before_the_rotation_sees_who_has_heard_of_a_later_key(
+    gate, north, tmp_path
+):
+    shutil.copytree(gate.home / "pki", tmp_path / "pki")
+    rotate(gate)
+    authority.fetch(north)
+    shutil.rmtree(gate.home / "pki")
+    shutil.copytree(tmp_path / "pki", gate.home / "pki")
+    gate.tick()
+    with pytest.raises(KeyNotFollowed):
+        authority.fetch(north)
+    assert key_rotation.standing(gate.store, gate.home).strange == ("north",)
+
+
+def test_a_database_that_was_put_back_knows_less_until_the_node_is_asked_again(gate, north, tmp_path):
+    rotate(gate)
+    authority.fetch(north)
+    backup.back_up(gate.home, tmp_path / "kept.backup")
+    rotate(gate)
+    authority.fetch(north)
+    backup.restore(tmp_path / "kept.backup", tmp_path / "restored")
+    shutil.rmtree(tmp_path / "restored" / "pki")
+    shutil.copytree(gate.home / "pki", tmp_path / "restored" / "pki")
+    with rotating_gate(tmp_path / "restored") as restored:
+        assert knows(restored) == {"north": "earlier"}
+        kept = json.loads((north / "enrolment.json").read_text())
+        here = f"127.0.0.1:{restored.server.port}"
+        (north / "enrolment.json").write_text(json.dumps(kept | {"address": here}))
+        authority.fetch(north)
+        assert knows(restored) == {"north": "present"}
+
+
+def test_a_node_names_another_key_twenty_times_an_hour(gate, north):
+    for turn in range(MOST_CONFIRMATIONS):
+        say(gate, north, "ab"[turn % 2] * 64)
+    say(gate, north, "b" * 64)  # the same again is no change
+    with pytest.raises(EnrolmentInvalid, match="named other keys too often within the hour"):
+        say(gate, north, "a" * 64)
+    with pytest.raises(EnrolmentInvalid, match="named other keys"):
+        say(gate, north, "a" * 64, trusts=("c" * 64,))
+    assert gate.store.node("north").known_key == "b" * 64
+    assert gate.store.node("north").trusted_cas == json.dumps(authority.trusted(north).digests)
+    assert len(named(gate)) == MOST_CONFIRMATIONS
+
+
+def test_a_key_that_is_named_and_not_named_counts_as_a_change_of_mind(gate, north):
+    rotate(gate)
+    for turn in range(MOST_WORDS):
+        say(gate, north, None, trusts=("ab"[turn % 2] * 64,))
+    with pytest.raises(EnrolmentInvalid, match="within the hour"):
+        say(gate, north, gate.pki.identity_hex, trusts=("b" * 64,))
+    assert knows(gate) == {"north": "unknown"}
+    assert named(gate) == []
+
+
+def test_a_rotation_that_was_cut_off_is_told(gate, monkeypatch):
+    class Cut(Exception):
+        pass
+
+    def cut(*_, **__):
+        raise Cut
+
+    with monkeypatch.context() as patched, suppress(Cut):
+        patched.setattr(gate.store, "log_action", cut)
+        key_rotation.rotate(gate.store, gate.home)
+    assert key_rotation.standing(gate.store, gate.home).is_cut_off
+    rotate(gate)
+    assert not key_rotation.standing(gate.store, gate.home).is_cut_off
+
+
+def test_a_node_that_confirms_a_new_key_meanwhile_is_not_taken_for_a_strange_one(gate, north, monkeypatch):
+    def meanwhile(store, real=Store.nodes):
+        monkeypatch.undo()
+        rotate(gate)
+        authority.fetch(north)
+        return real(store)
+
+    monkeypatch.setattr(Store, "nodes", meanwhile)
+    assert knows(gate) == {"north": "present"}

@@ -308,7 +308,10 @@ TARGETS = (
     Target(
         name="gate: question about CAs",
         sender="a stranger",
-        made=as_json({**_QUERY, "trusts": ["ab" * 32]}, {**_QUERY, "trusts": ["ab" * 32, "cd" * 32]}),
+        made=as_json(
+            {**_QUERY, "trusts": ["ab" * 32]},
+            {**_QUERY, "trusts": ["ab" * 32, "cd" * 32], "coordinator": "ef" * 32},
+        ),
         read=_model(AuthorityQuery),
         refusals=(ValidationError,),
     ),
