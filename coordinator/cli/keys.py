@@ -1,9 +1,14 @@
 """The commands `coordinator keys`: give the signing key a successor; seal and unseal the secret keys."""
 
+from typing import TYPE_CHECKING
+
 from ...client_node.cli.application import JsonOption, epilog, group
-from ...client_node.cli.console import agree, show_change
+from ...client_node.cli.console import agree, out, print_json, print_rows, show_change
 from ...client_node.cli.keys import KeysPassphraseOption, show_sealing
 from .options import DEFAULT_HOME, HomeOption, YesOption
+
+if TYPE_CHECKING:
+    from ..key_rotation import Standing
 
 app = group("The federation's own keys.", "coordinator keys seal --passphrase-file passphrase")
 
@@ -53,3 +58,46 @@ def keys_rotate(home: HomeOption = DEFAULT_HOME, yes: YesOption = False, as_json
         f"The coordinator signs with the key {stated.new} from now on; before, it was {stated.old[:16]}... "
         "Make a backup now: coordinator backup FILE",
     )
+
+
+@app.command("status", epilog=epilog("coordinator keys status", "coordinator keys status --json"))
+def keys_status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show the signing key, those before it, and which nodes have heard of it, by each node's own last word."""
+    from .. import key_rotation
+    from ..federation import opened_store
+
+    with opened_store(home) as store:
+        found = key_rotation.standing(store, home)
+    keys = [{"key": each.old, "until": each.time} for each in found.successions]
+    since = found.successions[-1].time if found.successions else None
+    if as_json:
+        return print_json(
+            {"key": found.key, "since": since, "earlier": keys, "cut_off": found.is_cut_off}
+            | {"nodes": {each.name: {"knows": each.knows, "key": each.key} for each in found.nodes}}
+            | {"lacking": list(found.lacking), "strange": list(found.strange)}
+        )
+    rows = [{"": "earlier", "until": each["until"], "key": each["key"]} for each in keys]
+    print_rows("Signing key", [*rows, {"": "present", "until": "", "key": found.key}])
+    print_rows("Nodes", [{"node": each.name, "knows": each.knows, "key": each.key or ""} for each in found.nodes])
+    if found.is_cut_off:
+        said = "A rotation was cut off, and no node knows its key yet: coordinator keys rotate"
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
+    out.print(_next_step(found), highlight=False, markup=False, soft_wrap=True)
+
+
+def _next_step(found: "Standing") -> str:
+    if found.strange:
+        return (
+            f"This coordinator has not had the key that is shown of: {', '.join(found.strange)}. Somebody has made "
+            "a successor of a stolen key, or this home was put back to before a rotation: docs/key-rotation.md"
+        )
+    if not found.nodes:
+        return "No node is enrolled."
+    if not found.successions:
+        return "There was no rotation: nodes know this key from their enrolment, and do not name it."
+    if found.lacking:
+        return (
+            f"Not known to have heard of the present key: {', '.join(found.lacking)}. A daemon that is connected "
+            "follows within a minute; have the people of the others run: client-node ca fetch"
+        )
+    return "All nodes know the present key."

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Access] = {
     "keys seal": Access("admin", "keys.seal"),
     "keys unseal": Access("admin", "keys.unseal"),
     "keys rotate": Access("admin", "keys.rotate"),
+    "keys status": Access("viewer"),
     "site invite": Access("admin", "site.invite"),
     "site list": Access("viewer"),
     "site revoke": Access("admin", "site.revoke"),

@@ -84,6 +84,7 @@ COORDINATOR_COMMANDS = (
     "certificate use {draft} {draft} --ca {draft}",
     "ca rotate",
     "ca status",
+    "keys status",
     "ca finish --yes",
     "ca cancel",
     "ca statement {out}",

@@ -86,3 +86,14 @@ def test_a_site_of_an_earlier_version_leaves_and_comes_back(made: Homes) -> None
     assert after.transport_fingerprint != before.transport_fingerprint
     assert done(site, "budget", "show", "--json").stdout == ledger
     assert call(home, "audit", "verify").exit_code == 0
+
+
+def test_nodes_of_an_earlier_version_have_said_nothing_of_the_signing_key(made: Homes) -> None:
+    home = made.home(COORDINATOR)
+    before = json.loads(done(home, "keys", "status", "--json").stdout)
+    assert {each["knows"] for each in before["nodes"].values()} == {"unknown"}
+    assert before["lacking"] == []
+    done(home, "keys", "rotate", "--yes")
+    after = json.loads(done(home, "keys", "status", "--json").stdout)
+    assert after["lacking"] == list(before["nodes"])
+    assert [each["key"] for each in after["earlier"]] == [before["key"]]

@@ -6,6 +6,8 @@ import pytest
 
 from confide.client_node.cli.main import app as node_app
 from confide.client_node.policy import decision_log
+from confide.coordinator import key_rotation
+from confide.coordinator.store.tables import NodeRow
 
 from ..rotating_gate import rotating_gate
 from .test_main import FAILED, USAGE, CliRunner, invoke, lined
@@ -78,3 +80,44 @@ def test_a_new_signing_key_by_commands(gate, tmp_path):
     assert "coordinator backup" in said
     noted = json.loads(invoke("audit", "log", "--action", "keys.rotate", "--json", *home).stdout)
     assert [each["fields"]["old"] for each in noted] == [first, done["new"]]
+
+
+@pytest.mark.slow
+def test_who_has_heard_of_a_new_signing_key_by_command(gate, tmp_path, monkeypatch):
+    home, north = ("--home", gate.home), ("--home", tmp_path / "north")
+    assert "No node is enrolled." in invoke("keys", "status", *home).stdout
+    gate.join(tmp_path / "north")
+    gate.code("east")
+    assert "There was no rotation: nodes know this key from their enrolment" in invoke("keys", "status", *home).stdout
+    with monkeypatch.context() as patched:
+        patched.setattr("confide.coordinator.federation.signing_keys.SigningKeys._statement", None)
+        with pytest.raises(TypeError):
+            key_rotation.rotate(gate.store, gate.home)
+    assert "A rotation was cut off" in invoke("keys", "status", *home).stdout
+    done = json.loads(invoke("keys", "rotate", "--yes", "--json", *home).stdout)
+    said = lined(invoke("keys", "status", *home).stdout)
+    assert said.endswith(
+        "Not known to have heard of the present key: north. A daemon that is connected follows within a minute; have "
+        "the people of the others run: client-node ca fetch"
+    )
+    for part in (done["old"], done["new"], done["time"], "unknown"):
+        assert part in said
+    assert "cut off" not in said
+    assert "east" not in said  # it has not enrolled
+    gate.tick()
+    node("ca", "fetch", *north)
+    assert lined(invoke("keys", "status", *home).stdout).endswith("All nodes know the present key.")
+    assert json.loads(invoke("keys", "status", "--json", *home).stdout) == {
+        "key": done["new"],
+        "since": done["time"],
+        "earlier": [{"key": done["old"], "until": done["time"]}],
+        "cut_off": False,
+        "nodes": {"north": {"knows": "present", "key": done["new"]}},
+        "lacking": [],
+        "strange": [],
+    }
+    with gate.store.session() as session:
+        session.get_one(NodeRow, "north").known_key = "ab" * 32
+    said = lined(invoke("keys", "status", *home).stdout)
+    assert "This coordinator has not had the key that is shown of: north." in said
+    assert "ab" * 32 in said

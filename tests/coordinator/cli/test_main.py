@@ -56,7 +56,8 @@ COMMANDS = (
     "adapter+merge adapter+deploy adapter+choose adapter+combine adapter+carry adapter+ask adapter+serve "
     "adapter+evaluate adapter+routing "
     "space+build audit+log audit+verify audit+export audit+privacy "
-    "operator+add operator+list operator+renew operator+revoke operator+recover keys+seal keys+unseal keys+rotate demo"
+    "operator+add operator+list operator+renew operator+revoke operator+recover keys+seal keys+unseal keys+rotate "
+    "keys+status demo"
 )
 
 
