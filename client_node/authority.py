@@ -183,7 +183,7 @@ def fetch(home: Path) -> Trust:
     Raises:
         IdentityMissing, NotEnrolled, FileDamaged: a file of this node cannot be used.
         CoordinatorUnreachable, WrongCoordinator, CoordinatorRefused: it does not answer; or, where a CA is to be
-            dropped, not yet under one that stays. What is trusted is as before.
+            dropped, not yet under one that stays. What is trusted is as before, or only the confirmation was lost.
         StatementRefused: the answer is forged, older than the last one, or not about a CA that this node trusts.
         KeyNotFollowed: the coordinator signs with an older key than the one that this node knows, or with a second
             successor of one.

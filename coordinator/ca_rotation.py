@@ -192,7 +192,7 @@ def finish(store: Store, home: Path, *, without: Sequence[str] = ()) -> Standing
 
 
 def note_takeover(store: Store, pki: Pki) -> None:
-    """Notes a takeover that the audit log lacks, and voids the codes that name the CA before.
+    """Notes a takeover that the audit log lacks, and voids the codes that name the CA before; hold `Pki.changing`.
 
     That is so where `finish` was cut off when the files said it already, and the log did not yet.
     """

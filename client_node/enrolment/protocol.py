@@ -386,7 +386,8 @@ def _join(
         "coordinator": answer.coordinator, "party_address": party_address, "proxy": proxy,
         **_plain(answer.successions if before is None else _followed(before, answer.successions, answer.coordinator)),
     }  # fmt: skip
-    write_private(home / _FILE, json.dumps(kept, indent=2).encode())
+    with locked(home / _FILE):  # a daemon may follow to a new key of the coordinator's just now
+        write_private(home / _FILE, json.dumps(kept, indent=2).encode())
     if before is not None:
         take_next_key(home)  # last: until then, the same as a rotation that was cut short
     return Enrolment.load(home)

@@ -111,6 +111,7 @@ class SigningKeys:
     def held(self) -> Iterator[None]:
         """Keeps the key from being rotated meanwhile, by any process; `rotate` and `is_cut_off` hang in here."""
         with locked(self._folder / KEY):
+            self._read = self._look(is_held=True)  # a rotation that was killed meanwhile is completed before `now` asks
             yield
 
     def rotate(self, note: Callable[[str, str], object]) -> CoordinatorSuccession:

@@ -77,8 +77,9 @@ class Service:
             self._store.require_tables()  # else an emptied database would become a new federation's
             migrate(self._store.url)
             self._note_action("serve.start", version=__version__)
-            ca_rotation.note_takeover(self._store, self._pki)
             try:
+                with self._pki.changing():  # no command notes it at the same time
+                    ca_rotation.note_takeover(self._store, self._pki)
                 self._serve(stop, monitor, supervisor or Supervisor())
             finally:
                 self._note_end()

@@ -101,6 +101,20 @@ def test_a_rotation_that_is_under_way_is_not_taken_for_one_that_was_cut_off(fold
     assert seen == [False]
 
 
+def test_who_holds_the_key_finds_a_rotation_completed_that_was_killed_after_it_was_read(folder, monkeypatch):
+    keys = SigningKeys(folder)
+
+    def cut(*_):
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(signing_keys, "move_durably", cut)
+        with pytest.raises(Cut):
+            SigningKeys(folder).rotate(nobody)
+    with keys.held():
+        assert len(keys.now.all) == 2  # and does not wait for the lock that it holds
+
+
 def test_the_statement_of_a_rotation_that_was_cut_off_is_the_one_that_holds(folder, monkeypatch):
     times = iter(["2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"])
     monkeypatch.setattr(signing_keys.chain, "now", lambda: next(times))
