@@ -1,31 +1,21 @@
 """Listens for the service: on this machine alone by default, else with TLS and a token."""
 
-import asyncio
-import ipaddress
-import logging
 import secrets
-import signal
 import ssl
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp
 
+from ...listening import LOOPBACK_NAMES, Listening, PortTaken, is_loopback, listen, only_under, tls_context
 from ..errors import ServiceRefused
 from .app import Service, refused
 from .engine import Engine
 from .served import Served
 
 _LEAST_TOKEN, _MOST_TOKEN = 32, 1000  # characters
-_HEAD_S, _SEND_S = 20.0, 30.0  # for the head of a request to come, and for a part of an answer to be taken
 _MORE = 256  # connections beyond those that are served and wait: they are told to come again
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +31,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """True if only this machine reaches it."""
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,17 +41,6 @@ class Bounds:
     rows: int = 16  # texts that are written together
     waiting: int = 128  # requests that may wait
     seconds: float = 120.0  # after which a request is ended
-
-
-class Listening:
-    """A service whose port is open."""
-
-    def __init__(self, server: uvicorn.Server, port: int) -> None:
-        self._server, self.port = server, port
-
-    def stop(self) -> None:
-        """Takes no more requests, cuts all texts, and lets `run` return."""
-        self._server.should_exit = True
 
 
 def run(
@@ -93,20 +69,20 @@ def run(
     )  # fmt: skip
     try:
         service = Service(served, engine, token=token, seconds=bounds.seconds)
-        names = {address.host, *_LOOPBACK_NAMES} if address.is_loopback else None
-        for logger in map(logging.getLogger, ("uvicorn", "uvicorn.error")):  # its tracebacks may tell of requests
-            logger.addHandler(logging.NullHandler())
-            logger.propagate = False
-        config = uvicorn.Config(
-            _in_time(service.app if names is None else _only_under(service.app, names)), host=address.host,
-            port=address.port, http=_Hasty, ws="none", lifespan="off", log_config=None, log_level="error",
-            access_log=False, server_header=False, timeout_keep_alive=15, timeout_graceful_shutdown=3,
-            limit_concurrency=bounds.rows + bounds.waiting + _MORE, h11_max_incomplete_event_size=1 << 16,
-        )  # fmt: skip
+        app: ASGIApp = service.app
+        if address.is_loopback:
+            app = only_under(
+                app, {address.host, *LOOPBACK_NAMES}, refused("the service has another name", "unknown_name")
+            )
+        tls = None
         if address.certificate is not None and address.key is not None:
-            config.load()
-            config.ssl = _tls(address.certificate, address.key)
-        _Server(config, announce, engine).run()
+            tls = _tls(address.certificate, address.key)
+        listen(
+            app, address.host, address.port, announce, tls=tls, most=bounds.rows + bounds.waiting + _MORE,
+            ending=engine.end,  # whoever waits is told so, before connections are closed
+        )  # fmt: skip
+    except PortTaken as err:
+        raise ServiceRefused(f"the service cannot listen on {err}; choose another --port") from None
     finally:
         engine.stop()
         served.forms.close()
@@ -130,100 +106,6 @@ def require_closed(address: Address) -> None:
         )
 
 
-class _Hasty(H11Protocol):
-    """uvicorn's HTTP, that ends connections on which no whole head of a request comes."""
-
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._late is not None:
-            self._late.cancel()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        """Begins to count while no request is being answered."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if not is_idle and self._late is not None:
-            self._late.cancel()
-            self._late = None
-        elif is_idle and self._late is None:
-            self._late = self.loop.call_later(_HEAD_S, self._end_if_idle)
-
-    def _end_if_idle(self) -> None:
-        self._late = None
-        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
-            self.transport.close()
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, announce: Callable[[Listening], None], engine: Engine) -> None:
-        super().__init__(config)
-        self._announce, self._engine = announce, engine
-
-    async def shutdown(self, sockets: "list[object] | None" = None) -> None:  # type: ignore[override]
-        self._engine.end()  # whoever waits is told so, before connections are closed
-        await super().shutdown()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Ends on SIGINT and SIGTERM, as uvicorn does, and does not raise them once more behind that."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    async def startup(self, sockets: "list[object] | None" = None) -> None:  # type: ignore[override]
-        try:
-            await super().startup()
-        except SystemExit:  # uvicorn's own way of saying that the port is taken
-            raise ServiceRefused(
-                f"the service cannot listen on {self.config.host}:{self.config.port}; choose another --port"
-            ) from None
-        self._announce(Listening(self, self.servers[0].sockets[0].getsockname()[1]))
-
-
-def _in_time(app: ASGIApp) -> ASGIApp:
-    """Ends whoever does not take what is sent to them."""
-
-    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
-            async with asyncio.timeout(_SEND_S):
-                await send(message)
-
-        with suppress(TimeoutError):
-            await app(scope, receive, sent)
-
-    return bounded
-
-
-def _only_under(app: ASGIApp, names: Collection[str]) -> ASGIApp:
-    """Refuses requests under other names: a web page must not reach a loopback port under a name of its own."""
-
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            host = Headers(scope=scope).get("host", "")
-            name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-            if name.lower() not in names:
-                await refused("the service has another name", "unknown_name")(scope, receive, send)
-                return
-        await app(scope, receive, send)
-
-    return guarded
-
-
 def _token(address: Address) -> str | None:
     if address.token_file is None:
         return None
@@ -243,10 +125,7 @@ def _token(address: Address) -> str | None:
 
 
 def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_cert_chain(certificate, key)
+        return tls_context(certificate, key)
     except (OSError, ssl.SSLError) as err:
         raise ServiceRefused(f"{certificate} and {key} are no certificate and its key") from err
-    return context

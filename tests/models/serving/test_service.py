@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from starlette.responses import Response
 
+from confide.listening import LOOPBACK_NAMES, only_under
 from confide.models.adapters.composing import Spent
 from confide.models.decoding.forms import Forms
 from confide.models.errors import FormRefused, ServiceRefused
@@ -578,7 +579,7 @@ def test_an_epsilon_that_nothing_bounds_is_told_as_such(parts, tmp_path):
 
 
 def test_connections_that_ask_nothing_are_ended_and_others_are_answered(served, monkeypatch):
-    monkeypatch.setattr(server, "_HEAD_S", 0.5)
+    monkeypatch.setattr("confide.listening.HEAD_S", 0.5)
     with listening(served) as port:
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
         silent[0].sendall(b"GET /healthz HTTP/1.1\r\n")  # a head that does not end
@@ -645,7 +646,7 @@ def test_a_loopback_port_answers_under_its_own_names_alone(host, status):
         await Response("here")(scope, receive, send)
 
     async def ask():
-        transport = httpx.ASGITransport(server._only_under(app, server._LOOPBACK_NAMES))
+        transport = httpx.ASGITransport(only_under(app, LOOPBACK_NAMES, Response(status_code=400)))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/", headers={"host": host})
 
