@@ -29,6 +29,7 @@ __all__ = [
     "succession",
     "supervision",
     "training",
+    "web",
     "wire",
 ]
 

@@ -58,6 +58,7 @@ ClientNodeError
 ├── BackupInvalid            no whole backup, or no place to write or restore one
 ├── AlreadyRunning           another daemon holds the home folder
 ├── MonitorUnavailable       the port of the monitor cannot be opened, or nobody answers there
+├── PageUnavailable          the page cannot be served at that place
 └── ModelUnusable            the backbone here is not the study's
 """
 
@@ -370,6 +371,10 @@ class AlreadyRunning(ClientNodeError):
 
 class MonitorUnavailable(ClientNodeError):
     """A port of this machine at which no monitor can be opened, or none answers."""
+
+
+class PageUnavailable(ClientNodeError):
+    """An address at which the page cannot be served."""
 
 
 FINAL_REFUSALS = frozenset(

@@ -31,6 +31,7 @@ __all__ = [
     "fleet",
     "gateway",
     "oversight",
+    "page",
     "results",
     "run",
     "store",

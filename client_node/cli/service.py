@@ -11,8 +11,9 @@ from .console import tell
 from .options import DEFAULT_HOME, HomeOption
 
 if TYPE_CHECKING:
+    from ...listening import Listening
     from ...models.serving.served import Model
-    from ...models.serving.server import Address, Bounds, Listening
+    from ...models.serving.server import Address, Bounds
 
 
 class Format(StrEnum):

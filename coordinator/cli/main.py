@@ -19,8 +19,8 @@ from ..errors import CoordinatorError
 from . import adapter, audit, backbone, backup, budget, ca, certificate, doctor, keys, operator, run, site, space, study
 from .guard import guard, options
 from .options import DEFAULT_HOME, CaOption, CertificateKeyOption, CertificateOption, DatabaseOption, HomeOption
-from .serving import serve_federation
-from .tables import here, show_made, show_status
+from .serving import PAGE, page_place, serve_federation
+from .tables import here, show_link, show_made, show_status
 
 app = application(
     "Run a federation: invite sites, start studies, read what they cost.",
@@ -116,15 +116,43 @@ def init(
             invited = members.invite(store, home, guests)
         show_made(settings, home, as_json, steps=steps, files=members.write_invitations(invited, home, parcel))
     if then_serve:
-        serve_federation(home)
+        serve_federation(home, page=page_place(PAGE))
 
 
-@app.command(epilog=epilog("coordinator serve", "coordinator serve --monitor 9445"))
+@app.command(
+    epilog=epilog(
+        "coordinator serve --monitor 9445",
+        "coordinator serve --page 192.0.2.7:443 --page-cert c.pem --page-key k",
+    )
+)
 def serve(
-    home: HomeOption = DEFAULT_HOME, monitor: MonitorOption = None, log_format: LogFormOption = LogForm.TEXT
+    home: HomeOption = DEFAULT_HOME,
+    monitor: MonitorOption = None,
+    page: Annotated[
+        str,
+        typer.Option(
+            metavar="PORT", help="Port of the operator's page on this machine; ADDRESS:PORT with TLS; or none."
+        ),
+    ] = PAGE,
+    page_certificate: Annotated[
+        Path | None, typer.Option("--page-cert", help="Certificate of the page with its chain, PEM.")
+    ] = None,
+    page_key: Annotated[Path | None, typer.Option(help="Key of that certificate, PEM.")] = None,
+    log_format: LogFormOption = LogForm.TEXT,
 ) -> None:
-    """Serve the federation until stopped; runs that were going on go on."""
-    serve_federation(home, monitor=monitor, form=log_format)
+    """Serve the federation until stopped; runs that were going on go on. `coordinator page` opens its page."""
+    place = page_place(page, page_certificate, page_key)
+    serve_federation(home, monitor=monitor, form=log_format, page=place)
+
+
+@app.command(epilog=epilog("coordinator page", "coordinator page --json"))
+def page(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Print a link to the operator's page that lets one browser in, within five minutes."""
+    from ..federation import opened_store
+    from ..oversight import links
+
+    with opened_store(home) as store:
+        show_link(links.make(store, home), as_json)
 
 
 @app.command(epilog=epilog("coordinator status --json"))

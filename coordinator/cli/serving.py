@@ -1,14 +1,56 @@
 """Serves the federation from a command, until it is stopped."""
 
+import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
 
 from ...client_node.cli.application import LogForm, until_stopped
 
+if TYPE_CHECKING:
+    from ...client_node.web.serving import Place
 
-def serve_federation(home: Path, *, monitor: int | None = None, form: LogForm | None = None) -> None:
-    """Runs the gate, Flower's SuperLink and the drivers of runs until SIGTERM or Ctrl-C."""
+PAGE = "9446"  # of the operator's page
+NO_PAGE = "none"
+
+
+def serve_federation(
+    home: Path, *, monitor: int | None = None, form: LogForm | None = None, page: "Place | None" = None
+) -> None:
+    """Runs the gate, Flower's SuperLink, the drivers of runs, and the operator's page, until SIGTERM or Ctrl-C."""
     from ...client_node.supervision import Supervisor
     from ..gateway import Service
 
+    child = None
+    if page is not None:
+        from ...client_node.web.child import WebChild
+
+        page.require_closed()
+        child = WebChild(_command(home, page), home / "page.log", asked_for=page.port != int(PAGE))
     stop = until_stopped("httpx", "alembic", form=form)
-    Service(home).serve(stop, monitor=monitor, supervisor=Supervisor())
+    Service(home).serve(stop, monitor=monitor, supervisor=Supervisor(), page=child)
+
+
+def page_place(text: str, certificate: Path | None = None, key: Path | None = None) -> "Place | None":
+    """Reads where the page shall be served: a port, ADDRESS:PORT, or `none`.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    from ...client_node.web.serving import Place
+
+    if text == NO_PAGE:
+        return None
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise typer.BadParameter(f"{text!r} is neither a port, nor ADDRESS:PORT, nor none", param_hint="--page")
+    return Place(host=host.strip("[]") or "127.0.0.1", port=int(port), certificate=certificate, key=key)
+
+
+def _command(home: Path, page: "Place") -> list[str]:
+    files = {"certificate": page.certificate, "key": page.key}
+    told = {name: None if path is None else str(path.resolve()) for name, path in files.items()}
+    place = json.dumps({"home": str(home.resolve()), "host": page.host, "port": page.port, **told})
+    return [sys.executable, "-P", "-m", "confide.coordinator.page.process", place]

@@ -35,10 +35,12 @@ _SAMPLE_S = 1.0
 class DemoFederation:
     """One federation under one folder; `found` makes it, `bring_up` and `shut_down` start and end its processes."""
 
-    def __init__(self, folder: Path, sites: Sequence[str], aggregators: Sequence[str]) -> None:
+    def __init__(self, folder: Path, sites: Sequence[str], aggregators: Sequence[str], *, page: str = "none") -> None:
+        """Takes the folder, the nodes, and the port of the operator's page, if there shall be one."""
         self.folder, self.sites, self.aggregators = folder, tuple(sites), tuple(aggregators)
         self.home = folder / "coordinator"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._page = page
         self._memory = MemoryPeak()
 
     @property
@@ -110,7 +112,7 @@ class DemoFederation:
         """Starts `coordinator serve` and waits until its gate answers."""
         if "coordinator" in self._children:
             return
-        self._spawn("coordinator", "coordinator", "serve", "--home", str(self.home))
+        self._spawn("coordinator", "coordinator", "serve", "--home", str(self.home), "--page", self._page)
         port = json.loads((self.home / "settings.json").read_text())["port"]
         deadline = time.monotonic() + _START_S
         while not is_open(port):

@@ -45,6 +45,7 @@ class Serving:
     superlink: bool  # True if Flower's server answers
     worker: bool  # True if drivers can be started
     trouble: str = ""  # what it cannot do at this moment, and why
+    page: str = ""  # address of the operator's page; empty while there is none
     nodes: Mapping[str, SeenNode] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)  # nodes that are refused for their version, with the reason
 

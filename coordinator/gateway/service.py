@@ -14,6 +14,7 @@ from sqlalchemy import update
 from ... import __version__, log_lines
 from ...client_node.enrolment.protocol import RotateRequest
 from ...client_node.supervision import Monitor, Pulse, Supervisor
+from ...client_node.web.child import WebChild
 from ...privacy.ledger.chain import moment
 from .. import ca_rotation
 from ..errors import StateDamaged, StoreUnavailable, SuperLinkFailed
@@ -55,18 +56,27 @@ class Service:
         self._synced: tuple[object, ...] | None = None  # the register's mark when all of it was done
         self._rotations = 0  # of transport keys, of which the register's mark says nothing
         self._home, self._since = home, time.time()
-        self._noted = ("", 0.0)  # trouble, and when
+        self._noted = ("", "", 0.0)  # trouble, the page's address, and when
         self._was_up = False
         self._trouble = ("", 0.0)  # logged last, and when
         self._pulse = Pulse()
         self._logs_cut = 0.0
         self._sign_next = 0.0
+        self._page: WebChild | None = None
 
-    def serve(self, stop: threading.Event, *, monitor: int | None = None, supervisor: Supervisor | None = None) -> None:
+    def serve(
+        self,
+        stop: threading.Event,
+        *,
+        monitor: int | None = None,
+        supervisor: Supervisor | None = None,
+        page: WebChild | None = None,
+    ) -> None:
         """Serves until `stop` is set.
 
         Args:
             monitor: loopback port for health checks and metrics; None for none.
+            page: the process of the operator's page, not started yet; None for none.
             supervisor: told that the server is ready, lives, and ends.
 
         Raises:
@@ -76,6 +86,7 @@ class Service:
         with only_server(self._home):
             self._store.require_tables()  # else an emptied database would become a new federation's
             migrate(self._store.url)
+            self._page = page
             self._note_action("serve.start", version=__version__)
             try:
                 with self._pki.changing():  # no command notes it at the same time
@@ -120,9 +131,13 @@ class Service:
                         certificates.check(server)  # so that nobody is told to drop a CA whose certificate is shown
                     self._show_life(server, supervisor)
                     self._cut_logs_off()
+                    if self._page is not None:
+                        self._page.tick()
         finally:
             supervisor.stopping()
             server.stop()
+            if self._page is not None:
+                self._page.stop()
             self._drivers.stop()
             self._superlink.stop()
 
@@ -132,7 +147,8 @@ class Service:
         if port is None:
             yield
             return
-        from .service_metrics import Ledgers, ServiceMetrics
+        from ..ledger_standings import Ledgers
+        from .service_metrics import ServiceMetrics
 
         ledgers = Ledgers(self._store)
         metrics = ServiceMetrics(
@@ -187,11 +203,11 @@ class Service:
                 self._complain(f"{path} was emptied, and its older lines not kept ({err.strerror})")
 
     def _note(self, gate: FleetGate, trouble: str) -> None:
-        """Notes what `coordinator status` shows, every few seconds and when a trouble comes or goes."""
-        now = time.monotonic()
-        if trouble == self._noted[0] and now - self._noted[1] < _NOTE_S:
+        """Notes what `coordinator status` shows, every few seconds, and when a trouble or the page comes or goes."""
+        now, page = time.monotonic(), "" if self._page is None else self._page.address
+        if (trouble, page) == self._noted[:2] and now - self._noted[2] < _NOTE_S:
             return
-        self._noted = trouble, now
+        self._noted = trouble, page, now
         serving = Serving(
             since=self._since,
             noted=time.time(),
@@ -199,6 +215,7 @@ class Service:
             superlink=self._superlink.is_up,
             worker=self._drivers.is_ready,
             trouble=trouble,
+            page=page,
             nodes=dict(gate.seen),
             apart=gate.apart(),
         )

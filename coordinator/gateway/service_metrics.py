@@ -5,8 +5,6 @@ the gate sees. Nothing here is computed from an update, a total or a record.
 """
 
 import json
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from ...client_node.files import has_room
 from ...client_node.supervision import Answers, Pulse, Verdict, exposition
-from ...privacy.errors import PrivacyError
-from ..errors import CoordinatorError, ReplicaBroken
+from ..errors import CoordinatorError
 from ..federation import Pki
 from ..federation.members import members
 from ..federation.serving import ONLINE_S
-from ..store import LedgerReplica, Store
+from ..ledger_standings import Ledgers
+from ..store import Store
 from ..store.states import RunState
 from ..store.tables import Run, StudyRow
 from .drivers import Drivers
@@ -30,13 +28,6 @@ from .superlink import SuperLink
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
-
-    from ...privacy.ledger.standings import Standing
-
-logger = logging.getLogger(__name__)
-
-_STOP_S = 2.0
-_LEDGERS_S = 15.0  # how often ledgers are looked at; of one that has grown the new entries are read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +43,7 @@ class ServiceMetrics:
     server: GateServer
     pulse: Pulse
     trouble: Callable[[], str]  # what does not work at this moment; "" if all does
-    ledgers: "Ledgers"
+    ledgers: Ledgers
     started: float = field(default_factory=time.time)
 
     def answers(self) -> Answers:
@@ -185,58 +176,3 @@ class ServiceMetrics:
 def _planned(study: StudyRow) -> int:
     """Finds how many rounds a study has, in its text alone: the whole study takes seconds of imports."""
     return int(json.loads(study.canonical)["draft"]["rounds"]["rounds"])
-
-
-class Ledgers:
-    """The standings of all replicated ledgers, kept up to date by a thread: reading a long one takes a while."""
-
-    def __init__(self, store: Store) -> None:
-        self._store, self._replica = store, LedgerReplica(store)
-        self._lengths: dict[str, int] = {}
-        self._standings: dict[str, list[Standing]] = {}
-        self._readable: dict[str, bool] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="confide-standings", daemon=True)
-
-    def start(self) -> None:
-        """Starts to follow the ledgers."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends that; a long ledger that is being read is left to end with the process."""
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(_STOP_S)
-
-    def standings(self) -> "dict[str, list[Standing]]":
-        """The accounts of each site, as far as they are read."""
-        return dict(self._standings)
-
-    def readable(self) -> dict[str, bool]:
-        """Tells for each site with a ledger whether its replica holds together."""
-        return dict(self._readable)
-
-    def look(self) -> None:
-        """Reads what has come since the last look. Raises `StoreUnavailable`, `StateDamaged`."""
-        from ...privacy.ledger.standings import standings  # seconds, with all accountants
-
-        for node in self._store.nodes():
-            length = self._replica.length(node.name)
-            if length == self._lengths.get(node.name, 0):
-                continue
-            try:
-                self._standings[node.name] = standings(self._replica.books(node.name))
-                self._readable[node.name] = True
-            except (ReplicaBroken, PrivacyError) as err:
-                self._readable[node.name] = False
-                logger.warning("the budget of %s is not told by the monitor: %s", node.name, err)
-            self._lengths[node.name] = length  # a database that is away is asked again at the next look
-
-    def _follow(self) -> None:
-        while True:
-            try:
-                self.look()
-            except CoordinatorError as err:
-                logger.warning("ledgers are read again in %.0f s: %s", _LEDGERS_S, err)
-            if self._ended.wait(_LEDGERS_S):
-                return

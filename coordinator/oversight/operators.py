@@ -166,10 +166,13 @@ def recover(store: Store, home: Path, name: str, *, days: float | None = None) -
 def find(store: Store, token: str) -> Operator | None:
     """Finds the operator whom a token names; says nothing about its secret."""
     match = _TOKEN.fullmatch(token.strip()) if len(token) <= _MOST_TOKEN else None
-    if match is None:
-        return None
+    return None if match is None else named(store, match[1])
+
+
+def named(store: Store, name: str) -> Operator | None:
+    """Finds the operator of that name."""
     with store.session() as session:
-        row = session.get(OperatorRow, match[1])
+        row = session.get(OperatorRow, name)
         return None if row is None else _operator(row)
 
 

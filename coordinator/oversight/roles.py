@@ -5,7 +5,7 @@ A command that is not in the table is refused: a new one is decided upon before 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from ..errors import AccessRefused
 
@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, Access] = {
     "serve": Access(ANYONE, "serve.start"),
     "demo": Access(ANYONE),
     "status": Access("viewer"),
+    "page": Access("viewer"),  # a link by which the operator's browser is let in
     "health": Access(ANYONE),  # asks a port of this machine, and opens no home
     "backup": Access("admin", "federation.backup"),  # the file holds every private key
     "restore": Access(ANYONE),  # makes a home; whoever has the file has all that is in it
@@ -96,3 +97,9 @@ def least_role(command: str) -> Role | Literal["anyone"]:
     if command not in COMMANDS:
         raise AccessRefused(f"no role is known for `{command}`, so nobody may use it")
     return COMMANDS[command].role
+
+
+def is_enough(role: Role, least: Role) -> bool:
+    """True if a role has all rights of the least one."""
+    ranks = get_args(Role)
+    return ranks.index(role) >= ranks.index(least)

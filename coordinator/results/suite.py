@@ -25,11 +25,12 @@ from typing import IO, Any
 
 import yaml
 
+from ...listening import Listening
 from ...models.errors import AnswerRefused
 from ...models.evaluation import answers, metrics
 from ...models.records.kind import SHARE
 from ...models.serving.served import BACKBONE, MOST_SCORED, Served
-from ...models.serving.server import Address, Bounds, Listening, run
+from ...models.serving.server import Address, Bounds, run
 from ..errors import Conflict
 from ..store import Store
 from .export import copy_for_measuring

@@ -2,9 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,10 +18,11 @@ from ...models.rounding import rounded_up
 from ...privacy.accounting import Release, epsilon_pld
 from ..store import Store
 from ..store.states import RunState
-from ..store.tables import Run
+from ..store.tables import Round, Run
 from ..studies.catalogue import load_study
 
 _POLL_S = 0.25
+_RECENT = 10  # rounds by which the rest is estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def follow(
     study = load_study(store.study(store.run(run_id).study))
     told: Event | None = None
     while True:
-        event = _event(store, study, run_id)
+        event = event_of(store, study, run_id)
         if event != told:
             tell(event)
             told = event
@@ -73,7 +76,8 @@ def follow(
         time.sleep(_POLL_S)
 
 
-def _event(store: Store, study: Study, run_id: str) -> Event:
+def event_of(store: Store, study: Study, run_id: str) -> Event:
+    """Looks at a run of `study` as it stands."""
     run, rounds, privacy = store.run(run_id), store.rounds(run_id), study.draft.privacy
     epsilon = planned = None
     if privacy.mode != "none":
@@ -91,6 +95,15 @@ def _event(store: Store, study: Study, run_id: str) -> Event:
         bytes_per_site=sum(row.bytes_per_site for row in rounds),
         error=run.error,
     )
+
+
+def time_left(rounds: Sequence[Round], planned: int) -> float | None:
+    """Estimates the seconds that the missing rounds take, from the last ten; None before the second one."""
+    newest = [row.committed_at for row in rounds[-_RECENT - 1 :]]
+    if len(newest) < 2:
+        return None
+    each = median(later - earlier for earlier, later in pairwise(newest))
+    return max(0.0, each) * max(0, planned - len(rounds))
 
 
 @contextmanager

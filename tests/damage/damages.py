@@ -77,6 +77,7 @@ NODE_COMMANDS = (
 COORDINATOR_COMMANDS = (
     "init",
     "status",
+    "page",
     "site invite new",
     "site list",
     "site revoke east --yes",

@@ -47,7 +47,7 @@ __all__ = ["make_study", "write_draft"]  # fixtures
 FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
-    "init serve status health ca+rotate ca+status ca+finish ca+cancel ca+statement certificate+use "
+    "init serve page status health ca+rotate ca+status ca+finish ca+cancel ca+statement certificate+use "
     "doctor backup restore site+invite site+list site+leave site+revoke study+init study+check "
     "study+compare study+create study+list study+show run+start run+list "
     "run+rounds run+watch run+stop run+abandon run+resume run+metrics backbone+build backbone+import backbone+list "

@@ -15,7 +15,8 @@ from confide.client_node.supervision import Pulse
 from confide.client_node.supervision.exposition import of_certificates
 from confide.coordinator.errors import StoreUnavailable
 from confide.coordinator.federation.serving import SeenNode
-from confide.coordinator.gateway.service_metrics import Ledgers, ServiceMetrics
+from confide.coordinator.gateway.service_metrics import ServiceMetrics
+from confide.coordinator.ledger_standings import Ledgers
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.states import RunState
 from confide.coordinator.store.tables import LedgerRow, NodeRow, Run

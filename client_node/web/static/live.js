@@ -1,0 +1,60 @@
+// Keeps the parts of a page that are marked data-live up to date: asks for the page again, and puts in what has changed.
+"use strict";
+(() => {
+  const parts = () => document.querySelectorAll("[data-live][id]");
+  if (!parts().length) return;
+  const calm = 2000, most = 30000;
+  let pause = calm, tag = null;
+
+  const isInUse = (part) => {
+    const focused = document.activeElement;
+    return part.contains(focused) && focused.matches("input, select, textarea");
+  };
+
+  const put = (fresh) => {
+    for (const part of parts()) {
+      const other = fresh.getElementById(part.id);
+      if (!other || isInUse(part) || other.innerHTML === part.dataset.was) continue;
+      part.dataset.was = other.innerHTML;
+      const open = new Set([...part.querySelectorAll("details[open][id]")].map((each) => each.id));
+      const focused = part.contains(document.activeElement) ? document.activeElement.id : "";
+      const scrolled = new Map([...part.querySelectorAll(".scroll[id]")].map((each) => [each.id, each.scrollLeft]));
+      part.replaceChildren(...[...other.childNodes].map((node) => document.importNode(node, true)));
+      for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+      for (const [id, left] of scrolled) { const box = document.getElementById(id); if (box) box.scrollLeft = left; }
+      if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    }
+    document.title = fresh.title;
+  };
+
+  const tell = (isLost) => {
+    const lost = document.getElementById("lost");
+    if (lost) lost.hidden = !isLost;
+  };
+
+  const look = async () => {
+    if (!document.hidden) {
+      try {
+        const headers = { "X-Live": "1" };
+        if (tag) headers["If-None-Match"] = tag;
+        const answer = await fetch(location.href, { headers, redirect: "manual", cache: "no-store" });
+        if (answer.status === 200) {
+          tag = answer.headers.get("ETag");
+          put(new DOMParser().parseFromString(await answer.text(), "text/html"));
+        } else if (answer.type === "opaqueredirect" || answer.status === 401) {
+          location.reload(); // the session has ended
+          return;
+        }
+        const isWell = answer.status === 200 || answer.status === 304;
+        tell(!isWell);
+        pause = isWell ? calm : Math.min(2 * pause, most);
+      } catch {
+        tell(true);
+        pause = Math.min(2 * pause, most);
+      }
+    }
+    setTimeout(look, pause);
+  };
+  setTimeout(look, pause);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) pause = calm; });
+})();

@@ -1,0 +1,124 @@
+"""Puts the operator's page together: the routes of `views`, who may ask for which, and what an error looks like."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from ... import __version__
+from ...client_node.errors import ClientNodeError
+from ...client_node.web.entering import Session
+from ...client_node.web.forms import FormInvalid, read_form
+from ...client_node.web.rendering import Renderer
+from ...mpc.crash import TextLeftOut
+from ...privacy.errors import PrivacyError
+from ..errors import AccessRefused, Conflict, CoordinatorError, NotFound, StoreUnavailable
+from ..federation import load_settings
+from ..ledger_standings import Ledgers
+from ..oversight import access, roles
+from ..store import Store
+from ..store.actions import acting_as
+from .login import Login
+from .tones import tone
+from .views import VIEWS, Look, View
+from .visits import Federation, Visit
+
+logger = logging.getLogger(__name__)
+
+_TROUBLES = (CoordinatorError, ClientNodeError, PrivacyError, FormInvalid)
+_STATUS: Mapping[type[Exception], int] = {AccessRefused: 403, NotFound: 404, Conflict: 409, StoreUnavailable: 503}
+
+
+class PageApp:
+    """The operator's page over one home, as an ASGI app. `close` ends its threads."""
+
+    def __init__(self, home: Path, store: Store, *, is_https: bool) -> None:
+        renderer = Renderer(__name__, version=__version__, tone=tone)
+        self._federation = Federation(home, load_settings(home).federation, store, Ledgers(store), renderer)
+        self._login = Login(self._federation, is_https=is_https)
+        self._federation.ledgers.start()
+        self.app = Starlette(
+            routes=[*renderer.routes(), *self._login.routes(), *self._routes()],
+            exception_handlers={404: self._not_there, 405: self._not_there},
+        )
+
+    def close(self) -> None:
+        """Ends the thread that follows the ledgers."""
+        self._federation.ledgers.stop()
+
+    def _routes(self) -> list[Route]:
+        found = []
+        for path, view in VIEWS.items():
+            found.append(Route(path, self._shown(view.command, view.look), methods=["GET"]))
+            if view.carry_out is not None:
+                found.append(Route(path, self._carried_out(view, view.carry_out), methods=["POST"]))
+        return found
+
+    def _shown(self, command: str, look: Look) -> Callable[[Request], Awaitable[Response]]:
+        async def shown(request: Request) -> Response:
+            return await run_in_threadpool(self._answer, request, command, look, None)
+
+        return shown
+
+    def _carried_out(self, view: View, carry_out: Look) -> Callable[[Request], Awaitable[Response]]:
+        async def carried_out(request: Request) -> Response:
+            try:
+                form = await read_form(request)
+            except FormInvalid as err:
+                return self._refused(request, err, 400)
+            return await run_in_threadpool(self._answer, request, str(view.change), carry_out, form)
+
+        return carried_out
+
+    def _answer(self, request: Request, command: str, look: Look, form: Mapping[str, str] | None) -> Response:
+        session = self._login.session_of(request)
+        if session is None:
+            return self._to_login(request, form)
+        try:
+            operator = access.still(self._federation.store, session.who, session.proof, command=command)
+        except AccessRefused as err:
+            self._login.end(request)
+            return self._refused(request, err, 403)
+        except CoordinatorError as err:
+            return self._refused(request, err, 503)
+        visit = Visit(request, self._federation, session, operator, form or {})
+        try:
+            if form is not None:
+                visit.require_own_form()
+            least = roles.least_role(command)
+            if least != "anyone":
+                access.permit(self._federation.store, operator, least, command=command)
+            with acting_as(None if operator is None else operator.name):
+                return look(visit)
+        except _TROUBLES as err:
+            status = next((status for kind, status in _STATUS.items() if isinstance(err, kind)), 400)
+            return self._refused(request, err, status, visit)
+        except Exception as err:
+            logger.error("%s could not be shown", command, exc_info=TextLeftOut.of(err))
+            trouble = CoordinatorError("an error that should not happen; the page's log says where")
+            return self._refused(request, trouble, 500, visit)
+
+    def _to_login(self, request: Request, form: Mapping[str, str] | None) -> Response:
+        if form is not None or request.headers.get("x-live"):
+            return self._refused(request, AccessRefused("the session has ended; log in again"), 401)
+        return RedirectResponse("/login", status_code=303)
+
+    def _refused(self, request: Request, err: Exception, status: int, visit: Visit | None = None) -> Response:
+        if visit is not None:
+            return visit.render("trouble.html", status=status, problem=str(err), session=visit.session)
+        return self._bare(request, str(err), status)
+
+    def _bare(self, request: Request, problem: str, status: int, session: Session | None = None) -> Response:
+        return self._federation.renderer.page(
+            request, "outside.html", status=status, federation=self._federation.name, problem=problem,
+        )  # fmt: skip
+
+    async def _not_there(self, request: Request, err: Exception) -> Response:
+        status = err.status_code if isinstance(err, HTTPException) else 404
+        return self._bare(request, "there is no such page", status)

@@ -1,0 +1,47 @@
+"""The first page: whether all is well, what runs, who is there, what was spent, and what needs a person."""
+
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from ..run.glance import MemberStanding, look
+from .runs import live_run
+from .visits import Visit
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """One account of a site's ledger, beside its cap."""
+
+    site: str
+    dataset: str
+    unit: str
+    guaranteed: float
+    cap: float | None
+    filled: float  # 0 to 1
+
+
+def show(visit: Visit) -> Response:
+    """Shows the federation at a glance, as `coordinator status` does."""
+    found = look(visit.store, visit.home)
+    going = [live_run(visit.store, each.run) for each in found.runs if each.heartbeat is not None]
+    waiting = [each for each in found.runs if each.state == "pending" and each.heartbeat is None]
+    over = [each for each in found.runs if each.state not in ("pending", "running", "stopping", "abandoning")]
+    return visit.render(
+        "overview.html", found=found, going=going, waiting=waiting, over=over[-5:][::-1], spending=spending(visit),
+        counts=_counts(found.members),
+    )  # fmt: skip
+
+
+def spending(visit: Visit) -> list[Spending]:
+    """Lists every account of every ledger, as far as they are read."""
+    return [
+        Spending(site, each.dataset, each.unit, each.guaranteed, each.cap, each.filled)
+        for site, accounts in sorted(visit.federation.ledgers.standings().items())
+        for each in accounts
+    ]
+
+
+def _counts(members: list[MemberStanding]) -> dict[str, int]:
+    enrolled = [each for each in members if each.state == "enrolled"]
+    return {"enrolled": len(enrolled), "online": sum(bool(each.online) for each in enrolled)}
