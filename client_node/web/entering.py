@@ -62,15 +62,19 @@ class Sessions:
             self._by_digest[_digest(secret)] = Session(who, proof, secrets.token_urlsafe(32), now, now)
         return secret
 
-    def find(self, secret: str | None) -> Session | None:
-        """Finds the session of a cookie; None if there is none, or it has ended."""
+    def find(self, secret: str | None, *, by_itself: bool = False) -> Session | None:
+        """Finds the session of a cookie; None if there is none, or it has ended.
+
+        Args:
+            by_itself: True for a page that looks again by itself: nobody may sit before it, so the session idles on.
+        """
         if not secret:
             return None
         now = time.monotonic()
         with self._mutex:
             self._drop_ended(now)
             session = self._by_digest.get(_digest(secret))
-            if session is not None:
+            if session is not None and not by_itself:
                 session.seen = now
             return session
 

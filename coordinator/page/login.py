@@ -12,6 +12,7 @@ from ...client_node.web.forms import FormInvalid, read_form
 from ..errors import AccessRefused, CoordinatorError
 from ..oversight import access
 from ..oversight.operators import any_operator
+from ..store.actions import acting_as
 from .visits import Federation
 
 COMMAND = "page"  # under which the audit log has who was refused
@@ -37,7 +38,7 @@ class Login:
 
     def session_of(self, request: Request) -> Session | None:
         """Finds the session of a request."""
-        return self._sessions.find(request.cookies.get(self._cookie(request)))
+        return self._sessions.find(request.cookies.get(self._cookie(request)), by_itself="x-live" in request.headers)
 
     def end(self, request: Request) -> None:
         """Ends the session of a request."""
@@ -75,7 +76,7 @@ class Login:
             return self._page(request, str(err), 503)
         finally:
             self._one.release()
-        return self._let_in(request, operator.name, operator.token_hash)
+        return self._let_in(request, operator.name, operator.token_hash, by="token")
 
     async def _take_link(self, request: Request) -> Response:
         return await run_in_threadpool(self._open_link, request)
@@ -90,7 +91,7 @@ class Login:
             access.still(self._federation.store, *found, command=COMMAND)
         except CoordinatorError as err:
             return self._page(request, str(err), 403)
-        return self._let_in(request, *found)
+        return self._let_in(request, *found, by="link")
 
     async def _leave(self, request: Request) -> Response:
         session = self.session_of(request)
@@ -105,7 +106,13 @@ class Login:
         answer.delete_cookie(self._cookie(request), path="/", secure=self._is_https, httponly=True, samesite="strict")
         return answer
 
-    def _let_in(self, request: Request, who: str | None, proof: str) -> Response:
+    def _let_in(self, request: Request, who: str | None, proof: str, *, by: str) -> Response:
+        store = self._federation.store
+        try:
+            with acting_as(who), store.session() as session:
+                store.log_action(session, "page.enter", by=by)
+        except CoordinatorError as err:
+            return self._page(request, str(err), 503)
         self.end(request)  # who enters anew leaves no earlier session open
         secret = self._sessions.open(who, proof)
         answer = RedirectResponse("/", status_code=303)

@@ -82,6 +82,16 @@ def test_a_session_ends_when_nobody_asks_for_an_hour(clock):
     assert sessions.find(secret) is None  # for good
 
 
+def test_a_page_that_looks_by_itself_keeps_no_session_open(clock):
+    sessions = Sessions()
+    secret = sessions.open("anna")
+    for _ in range(3):
+        clock.now += IDLE_S / 4
+        assert sessions.find(secret, by_itself=True) is not None
+    clock.now += IDLE_S / 4 + 1
+    assert sessions.find(secret, by_itself=True) is None
+
+
 def test_a_session_ends_after_half_a_day_whoever_asks(clock):
     sessions = Sessions()
     secret = sessions.open("anna")

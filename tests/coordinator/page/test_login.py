@@ -5,6 +5,7 @@ from confide.client_node.web.entering import make_link
 from confide.coordinator.oversight import operators
 from confide.coordinator.page import login
 from confide.coordinator.page.app import PageApp
+from confide.coordinator.store import audit_log
 from confide.coordinator.store.tables import OperatorRow
 
 from ..conftest import SITES, logged
@@ -41,6 +42,14 @@ def test_a_token_lets_its_operator_in(stranger, named):
     answer = stranger.post("/login", data={"token": f" {named['viewer'].token}\n"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     assert "vera, viewer" in stranger.get("/").text
+
+
+def test_the_log_says_who_was_let_in_and_by_what(stranger, named, federation, page_app):
+    stranger.post("/login", data={"token": named["viewer"].token})
+    let_in(a_browser(page_app), federation, named["admin"])
+    with federation.store.session() as session:
+        found = [(each.actor, each.fields) for each in audit_log.entries(session, action="page.enter")]
+    assert found == [("operator:vera", {"by": "token"}), (f"operator:{named['admin'].name}", {"by": "link"})]
 
 
 def test_the_cookie_is_for_this_server_alone(stranger, named):
