@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from confide.client_node.cli.tables import study_facts
 from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdated
 from confide.client_node.study.study import Study, load_draft
 from confide.models.backbones.family import WeightFormat
@@ -249,7 +248,7 @@ def test_a_study_of_free_text_keeps_its_hash(make_study):
 def test_a_study_of_turns_or_conversations_says_so_and_has_one_form(make_study, changes, said):
     study = make_study(*changes)
     assert Study.parse(study.canonical()) == study
-    facts = study_facts(study)["Data"]
+    facts = study.facts()["Data"]
     assert {name: facts[name] for name in said} == said
 
 
@@ -282,7 +281,7 @@ def test_a_study_of_free_text_names_its_columns_and_needs_a_rate(make_study, wri
     study = make_study(*TEXT)
     assert study.draft.data.text.template().prompt_columns == ("note",)
     assert study.draft.optimizer.rates == (0.3, 0.3)
-    facts = study_facts(study)["Data"]
+    facts = study.facts()["Data"]
     assert facts["columns"] == ["note (free text, shown)", "finding (free text, learned)"]
     assert facts["prompt"] == "<|start|>{note}\n"
     assert Study.parse(study.canonical()) == study
@@ -357,14 +356,14 @@ def test_experts_are_held_as_all_frozen_layers_unless_said_otherwise(make_study)
     for terms in ("", 'frozen = "nf4"', 'frozen = "nf4"\nexperts = "int8"', 'experts = "int8"'):
         study = make_study(("[adapter]", f"{terms}\n[adapter]"))
         found[terms] = (study.draft.model.frozen, study.draft.model.experts)
-        shown = study_facts(study)["Study"]  # what a site approves
+        shown = study.facts()["Study"]  # what a site approves
         assert (shown["linear layers"], shown["routed experts"]) == found[terms]
     assert list(found.values()) == [("float32", "float32"), ("nf4", "nf4"), ("nf4", "int8"), ("float32", "int8")]
 
 
 def test_attention_in_segments_is_shown_to_those_who_approve(make_study):
     for terms, sizes in (("", None), ("segments = {}", {"window": 32, "top": 8}), ("[model.segments]\ntop = 3", None)):
-        shown = study_facts(make_study(("[adapter]", f"{terms}\n[adapter]")))["Study"]["attention in segments"]
+        shown = make_study(("[adapter]", f"{terms}\n[adapter]")).facts()["Study"]["attention in segments"]
         assert shown == (sizes or ({"window": 32, "top": 3} if terms else None))
     assert b"segments" not in make_study().canonical()
 
