@@ -58,7 +58,7 @@ class Field:
 
 FIELDS: Mapping[str, tuple[Field, ...]] = {
     "The study": (
-        Field("name", "Name", "text", instead="Small letters, digits, dots and dashes. Only the hash identifies a study."),
+        Field("name", "Name", "text", instead="Small letters, digits, dots, dashes. Only its hash identifies a study."),
         Field("description", "Description", "text", instead="For those who approve the study."),
     ),
     "Privacy": (
@@ -135,7 +135,7 @@ def _page(
 ) -> Response:
     known = [each for each in members(visit.store) if each.state == "enrolled"]
     return visit.render(
-        "study_new.html", status=400 if is_refused else 200, wish=wish, found=found, is_checked=is_checked,
+        "study_new.html", wish=wish, found=found, is_checked=is_checked,
         is_refused=is_refused, fields=FIELDS, studies=visit.store.studies()[::-1][:100],
         digest=_digest(found.questions) if found else "", home=visit.home,
         enrolled={role: _named(known, role) for role in ("train", "aggregate")},

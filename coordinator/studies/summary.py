@@ -41,7 +41,7 @@ def summary(study: Study) -> StudySummary:
 
 
 def expected(study: Study) -> Expectation | None:
-    """Says from public numbers what the study's noise leaves to be learned; None without privacy, or without a start."""
+    """Says from public numbers what the noise leaves to be learned; None without privacy, or without a start."""
     if study.start is None:
         return None
     return expectation(study.draft, trained=study.dim - study.draft.state_dim(0), head=study.start.head_size)
