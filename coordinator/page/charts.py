@@ -10,7 +10,7 @@ from ...privacy.report.plot import Plot, linear, nice_top, ticks, whole_ticks
 from ..run.overview import OpenedRound
 
 if TYPE_CHECKING:
-    from .comparing import Look
+    from .comparing import Point
 
 WIDE, NARROW = 760, 310  # units across on a wide page, and on a telephone
 
@@ -44,15 +44,14 @@ def rounds(found: Sequence[OpenedRound]) -> Markup:
     return twice(draw)
 
 
-def measured(looks: "Sequence[Look]") -> Markup:
+def measured(found: "Sequence[Point]") -> Markup:
     """Draws what runs measured, with its interval, over the epsilon that they have spent.
 
     Runs without privacy stand at the right border; empty unless something was measured, and the same of all.
     """
-    found = [each for each in looks if each.main is not None]
-    if not found or len({each.main_name for each in found}) > 1:
+    if not found or len({each.name for each in found}) > 1:
         return Markup("")
-    name, lowest = found[0].main_name, min(each.main.low for each in found if each.main is not None)
+    name, lowest = found[0].name, min(each.main.low for each in found)
 
     def draw(width: float) -> Markup:
         plot = Plot(width=width, height=220, left=42, right=16, top=26, bottom=40)
@@ -67,7 +66,6 @@ def measured(looks: "Sequence[Look]") -> Markup:
             plot.text("tick", plot.x_range[1] - 22, plot.y_range[0] + 17, "no privacy", "middle")
         places: dict[float, int] = {}
         for each in found:
-            assert each.main is not None
             at = plot.x_range[1] - 22 if each.epsilon is None else x(each.epsilon)
             near = round(at / 14)
             places[near] = places.get(near, 0) + 1
@@ -80,7 +78,6 @@ def measured(looks: "Sequence[Look]") -> Markup:
         story = "; ".join(
             f"{each.letter}, {each.run}: {each.main.value:.3f}, {each.main.low:.3f} to {each.main.high:.3f}"
             for each in found
-            if each.main is not None
         )
         return plot.svg("measured", f"{name} and ε of each run", story)
 

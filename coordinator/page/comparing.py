@@ -1,6 +1,6 @@
 """Runs side by side: terms that differ, rounds, cost and what was measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -10,9 +10,9 @@ from ...models.evaluation.metrics import Estimate
 from ...models.records.kind import Judged
 from ..errors import Conflict
 from ..results.metrics import Measurement, measurement
-from ..run.overview import RunStanding, opened_rounds
-from ..run.progress import event_of
+from ..run.progress import epsilon_of_rounds, planned_epsilon
 from ..store import Store
+from ..store.tables import Round, Run
 from ..studies.catalogue import load_study
 from . import charts, terms
 from .visits import Visit
@@ -26,10 +26,21 @@ SHARES: dict[Judged, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """A run in the chart of what was measured."""
+
+    letter: str  # by which tables and chart name it
+    run: str
+    name: str  # of what is shown of it
+    main: Estimate
+    epsilon: float | None  # that the run has cost, by PLD; None without privacy
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """One run as it is compared."""
 
-    letter: str  # by which tables and chart name it
+    letter: str
     run: str
     state: str
     study: Study
@@ -38,15 +49,15 @@ class Look:
     epsilon_planned: float | None
     seconds: float | None  # the middle round's
     bytes_per_site: int
-    found: Measurement | None
     problem: str  # why nothing was measured
-    metrics: dict[str, Estimate | None]  # by their names for people; None where noise hides them
-    main: Estimate | None  # the one that the chart shows
+    metrics: Mapping[str, Estimate | None]  # by their names for people; None where noise hides them
 
     @property
-    def main_name(self) -> str:
-        """Name of what the chart shows."""
-        return _main_name(self.study)
+    def points(self) -> Iterator[Point]:
+        """What the chart shows of it, if anything."""
+        main = self.metrics.get(main_name(self.study))
+        if main is not None:
+            yield Point(self.letter, self.run, main_name(self.study), main, self.epsilon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +75,23 @@ def show(visit: Visit) -> Response:
     if not FEWEST <= len(asked) <= MOST:
         told = f"{len(asked)} runs are chosen; two to four fit beside each other" if asked else ""
         return visit.render("compare_which.html", problem=told, runs=visit.store.runs()[::-1][:100], chosen=asked)
-    found = looks(visit.store, [visit.store.run(run[:64]).id for run in asked])
+    found = [_look(visit.store, at, visit.store.run(run[:64])) for at, run in enumerate(asked)]
     return visit.render(
-        "compare.html", looks=found, differences=list(differences(found)), chart=charts.measured(found),
+        "compare.html", looks=found, differences=list(differences(found)),
+        chart=charts.measured([point for each in found for point in each.points]),
         names=list(dict.fromkeys(name for each in found for name in each.metrics)),
         is_one_study=len({each.study.study_hash for each in found}) == 1,
     )  # fmt: skip
 
 
-def looks(store: Store, runs: Sequence[RunStanding | str]) -> list[Look]:
-    """Looks at runs, by their ids. Raises `NotFound`."""
-    return [_look(store, at, each if isinstance(each, str) else each.run) for at, each in enumerate(runs)]
+def points(store: Store, study: Study, runs: Sequence[str]) -> list[Point]:
+    """Lists what runs of a study have measured, those that are done; noise may hide it."""
+    found = []
+    for run in runs:
+        metrics, _ = _measured(store, study, run)
+        if (main := metrics.get(main_name(study))) is not None:
+            found.append(Point(_letter(len(found)), run, main_name(study), main, _planned(study)))
+    return found
 
 
 def differences(found: Sequence[Look]) -> Iterator[Difference]:
@@ -87,31 +104,45 @@ def differences(found: Sequence[Look]) -> Iterator[Difference]:
             yield Difference(*key, values)
 
 
-def _look(store: Store, at: int, run_id: str) -> Look:
-    run = store.run(run_id)
-    study = load_study(store.study(run.study))
-    event, seconds = (
-        event_of(store, study, run_id),
-        sorted(each.seconds for each in opened_rounds(store, run_id).rounds),
-    )
-    found, problem = None, "its study asks for no evaluation"
-    if study.draft.evaluation is not None:
-        try:
-            found = measurement(store, run_id)
-        except Conflict as err:
-            problem = str(err)
-    metrics = {} if found is None else _metrics(found)
+def main_name(study: Study) -> str:
+    """Names the metric of a study that the chart shows."""
+    judged = study.draft.data.judged
+    return "AUC" if judged == "labels" else SHARES[judged]
+
+
+def _look(store: Store, at: int, run: Run) -> Look:
+    study, rows = load_study(store.study(run.study)), store.opened(run.id)
+    privacy, seconds = study.draft.privacy, sorted(row.seconds for row in rows)
+    opened = [row.number for row in rows]
+    metrics, problem = _measured(store, study, run.id)
     return Look(
-        letter=chr(ord("A") + at), run=run_id, state=run.state, study=study, rounds=event.rounds,
-        epsilon=event.epsilon, epsilon_planned=event.epsilon_planned,
-        seconds=seconds[len(seconds) // 2] if seconds else None, bytes_per_site=event.bytes_per_site, found=found,
-        problem="" if found else problem, metrics=metrics, main=metrics.get(_main_name(study)),
+        letter=_letter(at), run=run.id, state=run.state, study=study,
+        rounds=sum(isinstance(row, Round) for row in rows),
+        epsilon=None if privacy.mode == "none" else epsilon_of_rounds(study, opened, colluding=privacy.collusion),
+        epsilon_planned=_planned(study), seconds=seconds[len(seconds) // 2] if seconds else None,
+        bytes_per_site=sum(row.bytes_per_site for row in rows), problem=problem, metrics=metrics,
     )  # fmt: skip
 
 
-def _main_name(study: Study) -> str:
-    judged = study.draft.data.judged
-    return "AUC" if judged == "labels" else SHARES[judged]
+def _letter(at: int) -> str:
+    return chr(ord("A") + at)
+
+
+def _planned(study: Study) -> float | None:
+    privacy = study.draft.privacy
+    if privacy.mode == "none":
+        return None
+    return planned_epsilon(study, study.last_round, colluding=privacy.collusion)
+
+
+def _measured(store: Store, study: Study, run: str) -> tuple[Mapping[str, Estimate | None], str]:
+    """Returns what a run's evaluation found, or why there is nothing."""
+    if study.draft.evaluation is None:
+        return {}, "its study asks for no evaluation"
+    try:
+        return _metrics(measurement(store, run)), ""
+    except Conflict as err:
+        return {}, str(err)
 
 
 def _metrics(found: Measurement) -> dict[str, Estimate | None]:

@@ -116,7 +116,8 @@ def answer(visit: Visit) -> Response:
     wish, do = _wish(visit), visit.form.get("do", "check")
     if do == "text":
         written = _toml(_changed(_table(visit, wish.base), wish.values)) if wish.text is None else wish.text
-        return _page(visit, replace(wish, text=written), None)
+        wish = replace(wish, text=written)
+        return _page(visit, wish, _priced(visit, wish))
     if do == "price":
         return _page(visit, wish, _priced(visit, wish))
     found = _examined(visit, wish)

@@ -62,8 +62,8 @@ def show(visit: Visit) -> Response:
     pages = max(1, -(-len(runs) // RUNS_A_PAGE))
     page = visit.page_of(pages)
     spelt = words(study.study_hash)
-    done = [each for each in runs if each.state == "done"][: comparing.MOST_MEASURED]
-    measured = [each for each in comparing.looks(visit.store, done if len(done) > 1 else ()) if each.main is not None]
+    done = [each.run for each in runs if each.state == "done"][: comparing.MOST_MEASURED]
+    measured = comparing.points(visit.store, study, done) if len(done) > 1 else []
     return visit.render(
         "study.html", study=study, row=row, sentences=list(terms.in_words(study)), tables=terms.tables(study),
         spelt=[" ".join(spelt[at : at + _WORDS_A_LINE]) for at in range(0, len(spelt), _WORDS_A_LINE)],
