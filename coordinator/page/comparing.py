@@ -86,7 +86,7 @@ def show(visit: Visit) -> Response:
 
 def points(store: Store, study: Study, runs: Sequence[str]) -> list[Point]:
     """Lists what runs of a study have measured, those that are done; noise may hide it."""
-    found = []
+    found: list[Point] = []
     for run in runs:
         metrics, _ = _measured(store, study, run)
         if (main := metrics.get(main_name(study))) is not None:

@@ -84,7 +84,9 @@ class Examination:
     @property
     def implied_units(self) -> int | None:
         """Persons at all sites together that the draft assumes; None if it cannot be read."""
-        return self.draft and round(self.draft.rounds.batch_units / self.draft.privacy.sample_rate)
+        if self.draft is None:
+            return None
+        return round(self.draft.rounds.batch_units / self.draft.privacy.sample_rate)
 
 
 def examine(

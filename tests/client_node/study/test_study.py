@@ -5,6 +5,7 @@ import json
 import math
 import re
 import ssl
+import tomllib
 import typing
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from pydantic import ValidationError
 
 from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdated
 from confide.client_node.study.study import Study, load_draft
+from confide.client_node.study.terms import parse_draft
 from confide.models.backbones.family import WeightFormat
 from confide.models.backbones.packing import PACK_OF
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
-from ..conftest import CHAT, EVALUATION, TEXT, TURNS
+from ..conftest import CHAT, EVALUATION, STUDY_TOML, TEXT, TURNS
 
 # One change to a good study.toml, and what the message must name: the key, the value, the rule.
 BAD_DRAFTS = {
@@ -657,3 +659,18 @@ def test_ring_too_small_for_the_check_is_told(make_study):
     text = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     with pytest.raises(StudyInvalid, match="can be checked: take 64 bits"):
         Study.parse(text)
+
+
+def test_a_text_and_a_table_make_the_draft_of_the_file(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY_TOML)
+    drafts = [parse_draft(STUDY_TOML, "text"), parse_draft(tomllib.loads(STUDY_TOML), "table"), load_draft(file)]
+    assert drafts[0] == drafts[1] == drafts[2]
+    both = STUDY_TOML.replace("delta = 1e-5", "delta = 1e-5\ntarget_epsilon = 3.0")
+    with pytest.raises(StudyInvalid, match=r"text: .*keep one"):
+        parse_draft(both, "text")
+
+
+def test_a_text_of_more_than_a_mebibyte_is_not_parsed():
+    with pytest.raises(StudyInvalid, match="longer than"):
+        parse_draft("# " + "é" * 2**19, "text")

@@ -4,8 +4,8 @@ import pytest
 
 from confide.coordinator.errors import NotFound
 from confide.coordinator.run.overview import consents, opened_rounds, run_standings, waiting_for
-from confide.coordinator.studies.catalogue import load_study
 from confide.coordinator.store.tables import Evaluation, Run
+from confide.coordinator.studies.catalogue import load_study
 
 from ...client_node.conftest import EVALUATION
 from ..conftest import SITES, committed_round, put_in_state
