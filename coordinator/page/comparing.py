@@ -54,7 +54,7 @@ class Look:
 
     @property
     def points(self) -> Iterator[Point]:
-        """What the chart shows of it, if anything."""
+        """Yields the point that the chart has of it; none if nothing was measured."""
         main = self.metrics.get(main_name(self.study))
         if main is not None:
             yield Point(self.letter, self.run, main_name(self.study), main, self.epsilon)

@@ -667,7 +667,7 @@ def test_a_text_and_a_table_make_the_draft_of_the_file(tmp_path):
     drafts = [parse_draft(STUDY_TOML, "text"), parse_draft(tomllib.loads(STUDY_TOML), "table"), load_draft(file)]
     assert drafts[0] == drafts[1] == drafts[2]
     both = STUDY_TOML.replace("delta = 1e-5", "delta = 1e-5\ntarget_epsilon = 3.0")
-    with pytest.raises(StudyInvalid, match=r"text: .*keep one"):
+    with pytest.raises(StudyInvalid, match=r"text: 1 problem\n.*keep one"):
         parse_draft(both, "text")
 
 
