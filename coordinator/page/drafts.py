@@ -8,7 +8,6 @@ somebody types opens no other file of the coordinator's machine.
 import hashlib
 import re
 import threading
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from .visits import Visit
 SOURCE = "study.toml"  # as messages name the draft
 _PATIENCE_S = 5.0
 _MOST_UNITS = 10**9
-_LIST = re.compile(r"\[\n((?:    .*\n)+)\]")
+_LIST = re.compile(r"\[\n((?:    [^ \[\]{}\n][^\[\]{}\n]*\n)+)\]")  # as tomli_w writes one: strings hold no line end
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _ONE = threading.Lock()  # a backbone is large, and to solve for noise takes a core
 
@@ -179,10 +178,9 @@ def _table(visit: Visit, base: Study | None) -> dict[str, Any]:
 
 
 def _toml(table: Mapping[str, Any]) -> str:
-    """Writes a table as TOML, each list on one line."""
-    text = tomli_w.dumps(table)
-    short = _LIST.sub(lambda found: "[" + ", ".join(each.strip(" ,") for each in found[1].splitlines()) + "]", text)
-    return short if tomllib.loads(short) == tomllib.loads(text) else text  # a text may look like a list
+    """Writes a table as TOML, each list of plain values on one line."""
+    return _LIST.sub(lambda found: "[" + ", ".join(line.strip(" ,") for line in found[1].splitlines()) + "]",
+                     tomli_w.dumps(table))  # fmt: skip
 
 
 def _values(table: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from confide.client_node.study.terms import parse_draft
 from confide.coordinator.page import drafts
 from confide.models.rounding import rounded_up
 
-from ...client_node.conftest import EVALUATION, STUDY_TOML
+from ...client_node.conftest import CHAT, DOCUMENT, EVALUATION, STUDY_TOML, TEXT, TURNS, changed
 from ..conftest import logged
 from .conftest import key_of
 
@@ -204,3 +204,33 @@ def test_one_draft_at_a_time_is_examined(page, base, monkeypatch):
         answer = page.post("/studies/new", data=fields | {"do": "price"})
     assert answer.status_code == 409
     assert page.post("/studies/new", data=fields | {"do": "price"}).status_code == 200
+
+
+ODD = ('"Any diagnosis from laboratory values"', '"a [\\n    b, ]\\n] {x}, "')
+
+
+@pytest.mark.parametrize("changes", [(), TEXT, (*TEXT, TURNS), DOCUMENT, CHAT, (EVALUATION, ODD)])
+def test_a_draft_of_any_kind_is_written_as_the_text_of_itself(changes):
+    draft = parse_draft(changed(STUDY_TOML, changes), "first")
+    table = draft.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    assert parse_draft(drafts._toml(table), "written") == draft
+
+
+FAR = {
+    "many rounds": ("rounds = 40", "rounds = 100000"),
+    "hardly noise": ("noise_multiplier = 1.19", "noise_multiplier = 1e-300"),
+    "much noise": ("noise_multiplier = 1.19", "noise_multiplier = 1000.0"),
+    "large clip": ("clip_norm = 1.0", "clip_norm = 1e6"),
+    "rare units": ("sample_rate = 0.2", "sample_rate = 1e-12"),
+    "small delta": ("delta = 1e-5", "delta = 1e-300"),
+    "small target": ("noise_multiplier = 1.19", "target_epsilon = 1e-6"),
+}
+
+
+@pytest.mark.parametrize("change", FAR.values(), ids=FAR)
+def test_terms_at_the_edge_of_what_is_allowed_are_priced_or_refused_in_words(page, base, change):
+    text = changed(STUDY_TOML, (change,))
+    key = {"form_key": key_of(page.get("/studies/new"))}
+    answer = page.post("/studies/new", data=key | {"do": "price", "text": text})
+    assert answer.status_code == 200
+    assert "whole run" in findings(answer) or "study thyroid" in findings(answer) or "ring" in findings(answer)
