@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from . import overview, runs
+from . import adapters, budgets, overview, runs
 from .visits import Visit
 
 Look = Callable[[Visit], Response]
@@ -32,4 +32,11 @@ VIEWS: Mapping[str, View] = {
     "/runs/{run}/stop": View("run rounds", runs.ask("stop"), "run stop", runs.stop),
     "/runs/{run}/resume": View("run rounds", runs.ask("resume"), "run resume", runs.resume),
     "/runs/{run}/abandon": View("run rounds", runs.ask("abandon"), "run abandon", runs.abandon),
+    "/budgets": View("budget report", budgets.show_all),
+    "/budgets/report.json": View("budget report", budgets.send_json),
+    "/budgets/report.html": View("budget report", budgets.send_html),
+    "/budgets/{site}": View("budget report", budgets.show),
+    "/adapters": View("run metrics", adapters.show_all),
+    "/adapters/{run}": View("run metrics", adapters.show),
+    "/adapters/{run}/export": View("adapter export", adapters.ask, "adapter export", adapters.send),
 }

@@ -17,6 +17,9 @@ from ..ledger_standings import Ledgers
 from ..oversight import roles
 from ..oversight.operators import Operator
 from ..store import Store
+from .downloads import Exports, Reports
+from .statements import Statements
+from .trained import Trained
 
 NAV = (
     ("/", "Overview"), ("/runs", "Runs"), ("/studies", "Studies"), ("/sites", "Sites"), ("/budgets", "Budgets"),
@@ -33,6 +36,10 @@ class Federation:
     store: Store
     ledgers: Ledgers
     renderer: Renderer
+    statements: Statements = field(default_factory=Statements)
+    reports: Reports = field(default_factory=Reports)
+    exports: Exports = field(default_factory=Exports)
+    trained: dict[str, Trained] = field(default_factory=dict)  # by run
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,11 @@ class Visit:
     def asked(self, name: str, default: str = "") -> str:
         """Returns what stands behind the address's question mark under a name, at most 200 characters of it."""
         return self.request.query_params.get(name, default)[:200]
+
+    def page_of(self, pages: int) -> int:
+        """Returns which page of a list is asked for, from 1 to `pages`."""
+        asked = self.asked("page", "1")
+        return min(max(1, int(asked) if asked.isdecimal() else 1), pages)
 
     def may(self, command: str) -> bool:
         """True if this person may use the command."""
