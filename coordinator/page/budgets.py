@@ -13,7 +13,7 @@ from .visits import Visit
 
 ACCOUNTS_A_PAGE = 25
 _MOST_BARS = 30
-_WAIT_S = 0.25  # for a ledger that is being read; the page asks again by itself
+_WAIT_S = 0.6  # for a ledger that is being read; the page asks again by itself
 _NEAR = 0.9
 
 
