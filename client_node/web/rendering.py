@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from ...models.rounding import rounded_up
+from ...models.rounding import rounded_down, rounded_up
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 _FOR_GOOD = "public, max-age=31536000, immutable"
@@ -115,6 +115,11 @@ def epsilon(bound: float | None) -> str:
     return "–" if bound is None else rounded_up(bound)
 
 
+def lower_bound(bound: float) -> str:
+    """Writes a lower bound of epsilon, rounded down."""
+    return rounded_down(bound)
+
+
 def short(text: str) -> Markup:
     """Writes the beginning of a hash or key in groups of four, and all of it for who points at it."""
     groups = " ".join(text[start : start + 4] for start in range(0, 16, 4))
@@ -122,6 +127,7 @@ def short(text: str) -> Markup:
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
-    "ago": ago, "when": when, "iso": iso, "duration": duration, "amount": amount, "epsilon": epsilon, "short": short,
+    "ago": ago, "when": when, "iso": iso, "duration": duration, "amount": amount, "epsilon": epsilon,
+    "lower_bound": lower_bound, "short": short,
     "number": lambda value: f"{value:,}",
 }  # fmt: skip

@@ -1,11 +1,14 @@
 """Charts of the operator's page, as SVG; each stands above a table with the same figures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from ...privacy.report.figures import Sheet
+from ...privacy.report.language import DEFAULT, load
 from ...privacy.report.plot import Plot, linear, nice_top, ticks, whole_ticks
 from ..run.overview import OpenedRound
 
@@ -13,11 +16,49 @@ if TYPE_CHECKING:
     from .comparing import Point
 
 WIDE, NARROW = 760, 310  # units across on a wide page, and on a telephone
+_LETTER = 7.0  # width of a letter, on the safe side
 
 
 def twice(draw: Callable[[float], Markup]) -> Markup:
     """Draws a chart for a wide page and for a narrow one; the style shows one of them."""
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(draw(WIDE), draw(NARROW))
+
+
+def of_report(draw: Callable[..., Markup], *facts: object) -> Markup:
+    """Draws a chart of the budget report, for a wide page and for a narrow one; empty where it is."""
+    language = load(DEFAULT)
+    wide, narrow = draw(*facts, Sheet(language)), draw(*facts, Sheet(language, is_narrow=True))
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow) if wide else wide
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar of a chart: its name, how long it is, and what stands at its end."""
+
+    name: str
+    part: float  # 0 to 1
+    text: str
+    kind: str  # whole, part or over: a class of the style
+
+
+def bars(found: Sequence[Bar], title: str, story: str) -> Markup:
+    """Draws horizontal bars from 0 to 100 %, each below its name; empty without any."""
+    if not found:
+        return Markup("")
+
+    def draw(width: float) -> Markup:
+        plot = Plot(width=width, height=14 + 34 * len(found), left=2, right=46, top=4, bottom=10)
+        x = linear(0, 1, *plot.x_range)
+        for row, each in enumerate(found):
+            y = plot.y_range[1] + 34 * row + 12
+            most = int(width / _LETTER)
+            plot.text("label", x(0), y, each.name if len(each.name) <= most else each.name[: most - 1] + "…")
+            plot.bar("rail", x(0), x(1), y + 11, 7)
+            plot.bar(each.kind, x(0), x(each.part), y + 11, 7)
+            plot.text("label", width, y + 15, each.text, "end")
+        return plot.svg("bars", title, story)
+
+    return twice(draw)
 
 
 def rounds(found: Sequence[OpenedRound]) -> Markup:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from . import comparing, drafts, overview, runs, studies
+from . import adapters, budgets, comparing, drafts, overview, runs, studies
 from .visits import Visit
 
 Look = Callable[[Visit], Response]
@@ -38,4 +38,11 @@ VIEWS: Mapping[str, View] = {
     "/studies/{study}": View("study show", studies.show),
     "/studies/{study}/study.json": View("study show", studies.download),
     "/studies/{study}/start": View("run start", studies.ask_start, "run start", studies.start),
+    "/budgets": View("budget report", budgets.show_all),
+    "/budgets/report.json": View("budget report", budgets.send_json),
+    "/budgets/report.html": View("budget report", budgets.send_html),
+    "/budgets/{site}": View("budget report", budgets.show),
+    "/adapters": View("run metrics", adapters.show_all),
+    "/adapters/{run}": View("run metrics", adapters.show),
+    "/adapters/{run}/export": View("adapter export", adapters.ask, "adapter export", adapters.send),
 }

@@ -17,6 +17,9 @@ from ..ledger_standings import Ledgers
 from ..oversight import roles
 from ..oversight.operators import Operator
 from ..store import Store
+from .downloads import Exports, Reports
+from .statements import Statements
+from .trained import Trained
 
 NAV = (
     ("/", "Overview"), ("/runs", "Runs"), ("/studies", "Studies"), ("/sites", "Sites"), ("/budgets", "Budgets"),
@@ -33,6 +36,10 @@ class Federation:
     store: Store
     ledgers: Ledgers
     renderer: Renderer
+    statements: Statements = field(default_factory=Statements)
+    reports: Reports = field(default_factory=Reports)
+    exports: Exports = field(default_factory=Exports)
+    trained: dict[str, Trained] = field(default_factory=dict)  # by run
 
 
 @dataclass(frozen=True, slots=True)

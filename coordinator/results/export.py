@@ -29,13 +29,20 @@ from .trained import trained_model
 
 
 def export_adapter(
-    store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
+    store: Store,
+    home: Path,
+    run_id: str,
+    directory: Path,
+    *,
+    override_audit: str | None = None,
+    destination: str | None = None,
 ) -> ModelCard:
     """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica.
 
     Args:
         override_audit: a person's reason to export without an audit that passed, stored in the audit log; None to
             require such an audit.
+        destination: for the audit log, where the adapter goes in the end; None if it stays in `directory`.
 
     Raises:
         AuditMissing: the study claims privacy, and no reason is given where `require_audit` refuses.
@@ -47,7 +54,7 @@ def export_adapter(
     def write(model: StudyModel, backbone: Path, card: ModelCard) -> None:
         export(model.adapted, backbone, directory, card, prototype)
 
-    return publish(store, home, run_id, "adapter.export", directory, write, override_audit)
+    return publish(store, home, run_id, "adapter.export", directory, write, override_audit, destination)
 
 
 def merge_adapter(
@@ -73,6 +80,7 @@ def publish(
     directory: Path,
     write: Callable[[StudyModel, Path, ModelCard], None],
     override_audit: str | None,
+    destination: str | None = None,
 ) -> ModelCard:
     """Writes a run's model by `write`, after checking its charges and its audit, and returns its model card.
 
@@ -92,7 +100,8 @@ def publish(
     card = _card(store, study, run_id, standing.card)
     if not directory.exists():  # else `write` refuses
         with store.session() as session:
-            store.log_action(session, action, run=run_id, folder=plain(directory), override=standing.override)
+            went_to = plain(destination or directory)
+            store.log_action(session, action, run=run_id, folder=went_to, override=standing.override)
     write(model, study_start(home, study).backbone, card)
     return card
 

@@ -8,10 +8,11 @@ on epsilon.
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ... import __version__
 from ...client_node.study import Study
@@ -26,6 +27,8 @@ from ..studies.catalogue import load_study
 if TYPE_CHECKING:
     from ...privacy.audit.canaries import AuditResult
     from ...privacy.audit.engine_checks import Checked, Engine
+
+Verdict = Literal["passed", "failed", "missing", "not needed"]
 
 _ROWS = 256  # of one microbatch
 
@@ -122,10 +125,20 @@ def audits(store: Store, run_id: str) -> list[AuditFacts]:
     return [audit_facts(text) for text in store.privacy_tests(run_id, "audit")]
 
 
-def require_audit(store: Store, study: Study, run_id: str, override: str | None) -> Standing:
-    """Checks that the run's audits allow an export, and returns its lines for model card and audit log.
+def audit_verdict(study: Study, last_round: int, found: Sequence[AuditFacts]) -> Verdict:
+    """Judges a run's audits, given its last committed round: a failed one counts for good, one that passed until then.
 
     A failed audit blocks every later export: its finding was in the code that trained the run.
+    """
+    if study.draft.privacy.mode == "none":
+        return "not needed"
+    if any(not facts.passed for facts in found):
+        return "failed"
+    return "passed" if any(facts.round == last_round for facts in found) else "missing"
+
+
+def require_audit(store: Store, study: Study, run_id: str, override: str | None) -> Standing:
+    """Checks that the run's audits allow an export, and returns its lines for model card and audit log.
 
     Args:
         override: a person's reason to export nevertheless; None for no override.
@@ -133,14 +146,14 @@ def require_audit(store: Store, study: Study, run_id: str, override: str | None)
     Raises:
         AuditMissing: the study claims privacy, nobody overrides, and the last round was not audited or an audit failed.
     """
-    if study.draft.privacy.mode == "none":
-        return Standing("none, since the adapter claims no privacy")
     last, found = store.last_round(run_id).number, audits(store, run_id)
+    verdict = audit_verdict(study, last, found)
+    if verdict == "not needed":
+        return Standing("none, since the adapter claims no privacy")
+    if verdict == "passed":
+        return Standing(summary([facts for facts in found if facts.round == last][-1]))
     failed = [facts for facts in found if not facts.passed]
-    current = [facts for facts in found if facts.round == last]
-    if current and not failed:
-        return Standing(summary(current[-1]))
-    if failed:
+    if verdict == "failed":
         problem = f"failed: {summary(failed[-1])}"
     else:
         problem = f"is missing: {_what_there_is(found)}, and round {last} would be exported"

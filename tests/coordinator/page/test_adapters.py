@@ -1,0 +1,229 @@
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from confide.client_node.web.entering import make_link
+from confide.client_node.web.framing import framed
+from confide.coordinator.errors import AuditMissing
+from confide.coordinator.federation import Settings, create_home
+from confide.coordinator.oversight import operators
+from confide.coordinator.page import downloads
+from confide.coordinator.page.app import PageApp
+from confide.coordinator.page.downloads import FOLDER
+from confide.coordinator.results.export import export_adapter
+from confide.coordinator.results.metrics import measurement
+from confide.coordinator.store import audit_log
+from confide.coordinator.store.tables import PrivacyTest, Round
+from confide.listening import LOOPBACK_NAMES
+from confide.privacy.report.schema import AuditFinding, dump
+
+from ...client_node.conftest import EVALUATION
+from ..audits import audit_facts, keep_audit, membership_facts
+from ..conftest import Federation, logged, put_in_state
+from ..results.test_export import RUN, spend, with_run
+from ..results.test_metrics import evaluation
+
+SETTINGS = Settings(federation="Four hospitals", address="fed.example:1", listen="127.0.0.1", port=1, superlink_port=2)
+PLAIN = (('mode = "distributed"', 'mode = "none"'), ("noise_multiplier = 1.19\n", ""), ("delta = 1e-5\n", ""))
+
+
+@pytest.fixture
+def app(federation: Federation) -> Iterator[PageApp]:
+    create_home(federation.home, SETTINGS)
+    app = PageApp(federation.home, federation.store, is_https=False)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def browser(app: PageApp, federation: Federation) -> TestClient:
+    """A browser that was let in as the home's account."""
+    return entered(app, federation)
+
+
+def entered(app: PageApp, federation: Federation, *who: str) -> TestClient:
+    client = TestClient(
+        framed(app.app, LOOPBACK_NAMES, is_https=False), base_url="http://localhost", follow_redirects=False
+    )
+    link = make_link(federation.home, *(who or (None,)))
+    assert client.get("/enter", params={"link": link}).status_code == 303
+    return client
+
+
+def send(browser: TestClient, **fields: str):
+    page = browser.get(f"/adapters/{RUN}/export")
+    assert page.status_code == 200
+    key = re.search(r'name="form_key" value="([^"]+)"', page.text)[1]
+    return browser.post(f"/adapters/{RUN}/export", data={"form_key": key, **fields})
+
+
+def test_only_runs_that_have_trained_something_are_listed(browser, federation):
+    assert "No run has trained one yet" in browser.get("/adapters").text
+    with_run(federation, rounds=0)
+    assert "No run has trained one yet" in browser.get("/adapters").text
+    assert browser.get(f"/adapters/{RUN}").status_code == 409
+    assert browser.get("/adapters/nothing").status_code == 404
+
+
+def test_an_adapter_is_listed_once_its_run_has_ended(browser, federation):
+    with_run(federation)
+    for state, is_listed in (("running", False), ("stopped", True), ("failed", True), ("done", True)):
+        put_in_state(federation.store, RUN, state)
+        assert (RUN in browser.get("/adapters").text) is is_listed, state
+        assert "2 of 40" in browser.get(f"/adapters/{RUN}").text
+
+
+def test_the_measured_figures_come_with_their_interval(browser, federation):
+    with_run(federation, EVALUATION)
+    put_in_state(federation.store, RUN, "running")
+    assert "is not evaluated yet" in browser.get(f"/adapters/{RUN}").text
+    federation.store.commit_round(evaluation(federation.store.acquire_lease(RUN), number=41))
+    put_in_state(federation.store, RUN, "done")
+    auc = measurement(federation.store, RUN).metrics.auc
+    shown = f"AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"
+    for path in ("/adapters", f"/adapters/{RUN}"):
+        assert shown in browser.get(path).text, path
+
+
+@pytest.mark.parametrize("state", ["passed", "failed", "missing", "not needed"])
+def test_the_page_and_the_gate_of_an_export_judge_alike(browser, federation, state, tmp_path):
+    study = with_run(federation, *(PLAIN if state == "not needed" else ()), audited=state == "passed")
+    if state == "failed":
+        finding = AuditFinding(check="clipping", detail="<b>a norm of 2</b>")
+        for number, findings in ((1, [finding]), (2, [])):
+            keep_audit(federation.store, audit_facts(run=RUN, study=study.study_hash, round=number, findings=findings))
+    page = browser.get(f"/adapters/{RUN}")
+    assert page.status_code == 200
+    assert f">{state}<" in page.text or "claims no privacy" in page.text
+    assert f">{state}<" in browser.get("/adapters").text
+    assert "<b>a norm" not in page.text
+    export = browser.get(f"/adapters/{RUN}/export").text
+    is_blocked = state in ("failed", "missing")
+    assert ('name="reason"' in export) is is_blocked
+    if is_blocked:
+        with pytest.raises(AuditMissing):
+            export_adapter(federation.store, federation.home, RUN, tmp_path / "adapter")
+        for reason in ("", "   "):
+            assert "no reason was typed" in send(browser, reason=reason).text
+    else:
+        export_adapter(federation.store, federation.home, RUN, tmp_path / "adapter")
+    assert sum(action == "adapter.export" for action, _ in logged(federation.store)) == (not is_blocked)
+
+
+def test_attacks_are_shown_beside_what_the_guarantee_rules_out(browser, federation):
+    study = with_run(federation)
+    facts = membership_facts(run=RUN, study=study.study_hash, attacked="<i>it</i>")
+    federation.store.add_privacy_test(PrivacyTest(run=RUN, kind="membership", facts=json.dumps(dump(facts))), "x")
+    page = browser.get(f"/adapters/{RUN}").text
+    assert page.count('<svg class="roc"') == 2
+    assert "<i>it" not in page
+    assert "ruled out" not in page  # no ledger says yet what is guaranteed
+
+
+@pytest.mark.process
+def test_a_download_is_what_the_command_writes_and_leaves_nothing_behind(app, federation, tmp_path):
+    study = with_run(federation, audited=False)
+    spend(federation, study, "svi", rounds=2)
+    before = {path.name for path in federation.home.iterdir()}
+    operators.add(federation.store, "anna", "admin")
+    operators.add(federation.store, "oscar", "operator")
+    [proof] = [each.token_hash for each in operators.operators(federation.store) if each.name == "oscar"]
+    answer = send(entered(app, federation, "oscar", proof), reason="a paper | of ours")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-disposition"] == f'attachment; filename="{RUN}-adapter.zip"'
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    export_adapter(federation.store, federation.home, RUN, tmp_path / "same", override_audit="a paper | of ours")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found == {f"{RUN}/{path.name}": path.read_bytes() for path in (tmp_path / "same").iterdir()}
+    with federation.store.session() as session:
+        first = next(each for each in audit_log.entries(session) if each.action == "adapter.export")
+    assert first.actor == "operator:oscar"
+    assert first.fields["folder"] == "browser of the operator oscar"
+    assert "a paper | of ours" in first.fields["override"]
+    assert {path.name for path in federation.home.iterdir()} - before <= {"page-links", "same"}
+
+
+@pytest.mark.process
+def test_what_the_command_refuses_is_told_and_leaves_nothing_behind(browser, federation):
+    with_run(federation)
+    with federation.store.session() as session:
+        session.get(Round, (RUN, 2)).sites = '["svi"]'  # whose ledger has no charge of it
+    answer = send(browser)
+    assert answer.status_code == 409
+    assert "no charge of svi for round 2" in answer.text
+    assert not (federation.home / FOLDER).exists()
+    assert "adapter.export" not in [action for action, _ in logged(federation.store)]
+
+
+def test_one_adapter_is_written_at_a_time(browser, federation, app, monkeypatch):
+    with_run(federation)
+    monkeypatch.setattr(downloads, "_PATIENCE_S", 0.01)
+    with app._federation.exports._one:
+        answer = send(browser)
+    assert answer.status_code == 409
+    assert "Another adapter is being written" in answer.text
+
+
+def test_a_viewer_sees_adapters_and_takes_none(app, federation):
+    with_run(federation)
+    operators.add(federation.store, "anna", "admin")
+    operators.add(federation.store, "vera", "viewer")
+    [proof] = [each.token_hash for each in operators.operators(federation.store) if each.name == "vera"]
+    viewer = entered(app, federation, "vera", proof)
+    page = viewer.get(f"/adapters/{RUN}")
+    assert page.status_code == 200
+    assert "/export" not in page.text
+    assert viewer.get(f"/adapters/{RUN}/export").status_code == 403
+    key = re.search(r'name="form_key" value="([^"]+)"', page.text)[1]
+    assert viewer.post(f"/adapters/{RUN}/export", data={"form_key": key}).status_code == 403
+    assert ("access.refused", "vera") in [(action, each.get("operator")) for action, each in logged(federation.store)]
+
+
+def test_a_form_of_another_page_takes_nothing(browser, federation):
+    with_run(federation)
+    assert browser.post(f"/adapters/{RUN}/export", data={"form_key": "x"}).status_code == 403
+    assert "adapter.export" not in [action for action, _ in logged(federation.store)]
+
+
+SHOWN = """
+import sys
+from pathlib import Path
+from starlette.testclient import TestClient
+from confide.client_node.web.entering import make_link
+from confide.coordinator.page.app import PageApp
+from confide.coordinator.page.views import VIEWS
+from confide.coordinator.store import Store
+
+home, parts = Path(sys.argv[1]), dict(run=sys.argv[2], site="svi", name="svi", study="thyroid")
+store = Store.open(home)
+app = PageApp(home, store, is_https=False)
+client = TestClient(app.app, base_url="http://localhost")
+client.get("/enter", params={"link": make_link(home, None)})
+for path in VIEWS:
+    answer = client.get(path.format_map(parts))
+    print(path, answer.status_code)
+app.close()
+store.close()
+print("heavy", sorted({"torch", "transformers", "opacus"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.process
+def test_the_page_s_process_never_loads_a_model_s_libraries(federation):
+    create_home(federation.home, SETTINGS)
+    study = with_run(federation)
+    spend(federation, study, "svi", rounds=2)
+    script = [sys.executable, "-W", "ignore", "-c", SHOWN, str(federation.home), RUN]
+    found = subprocess.run(script, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
+    statuses = dict(line.rsplit(" ", 1) for line in found[:-1])
+    own = ("/budgets", "/budgets/{site}", "/budgets/report.html", "/adapters/{run}", "/adapters/{run}/export")
+    assert {statuses[path] for path in own} == {"200"}
+    assert found[-1] == "heavy []"
