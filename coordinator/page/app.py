@@ -22,6 +22,7 @@ from ..errors import AccessRefused, Conflict, CoordinatorError, NotFound, StoreU
 from ..federation import load_settings
 from ..ledger_standings import Ledgers
 from ..oversight import access, roles
+from ..oversight.tokens import Tokens
 from ..store import Store
 from ..store.actions import acting_as
 from .login import Login
@@ -41,7 +42,8 @@ class PageApp:
     def __init__(self, home: Path, store: Store, *, is_https: bool) -> None:
         renderer = Renderer(__name__, version=__version__, tone=tone)
         self._federation = Federation(home, load_settings(home).federation, store, Ledgers(store), renderer)
-        self._login = Login(self._federation, is_https=is_https)
+        tokens = Tokens(store)
+        self._login = Login(self._federation, tokens, is_https=is_https)
         self._federation.ledgers.start()
         self.app = Starlette(
             routes=[*renderer.routes(), *self._login.routes(), *self._routes()],

@@ -61,13 +61,19 @@ class Examination:
 
 
 def examine(
-    store: Store, draft_file: Path, *, units: int | None = None, accept_unused_experts: bool = False
+    store: Store,
+    draft_file: Path,
+    *,
+    units: int | None = None,
+    accept_unused_experts: bool = False,
+    backbones: Path | None = None,
 ) -> Examination:
     """Examines the draft in `draft_file`, and solves for its noise and rates. Nothing is stored.
 
     Args:
         units: persons at all sites together, as the sites have told; None if they were not asked.
         accept_unused_experts: True to put adapters also on routed experts that no public token is sent to.
+        backbones: folder from which the draft's backbone is named; None for that of the draft.
     """
     try:
         draft = load_draft(draft_file)
@@ -76,7 +82,7 @@ def examine(
             draft=None, problems=(err,), questions=(), epsilon=None, dim=0, is_dim_assumed=True, parts=None
         )
     problems: list[Exception] = []
-    folder = (draft_file.parent / draft.model.backbone).resolve()
+    folder = ((backbones or draft_file.parent) / draft.model.backbone).resolve()
     sites, not_there = _enrolled(store, draft.participants.sites, "train")
     aggregators, also_not_there = _enrolled(store, draft.participants.aggregators, "aggregate")
     if missing := [*not_there, *also_not_there]:
