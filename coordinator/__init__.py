@@ -24,6 +24,7 @@ A federation is founded in a folder, with keys, certificates and an empty store:
 """
 
 __all__ = [
+    "api",
     "cli",
     "comparison",
     "demo",

@@ -21,6 +21,7 @@ CoordinatorError
 ├── ReplicaBroken            a site's ledger entries do not continue those it sent before
 ├── TrailInvalid             a file is no exported audit log
 ├── AccessRefused            the command needs an operator's token, or another one
+│   └── AttemptsExceeded     too many wrong tokens of late, so that none is looked at
 ├── DemoFailed               a process or command of the demo failed
 ├── RunStopped               an operator stopped the run
 └── RunFailed                a run cannot continue by itself
@@ -125,6 +126,14 @@ class TrailInvalid(CoordinatorError):
 
 class AccessRefused(CoordinatorError):
     """A command without a token of an operator whose role it takes; nothing was done."""
+
+
+class AttemptsExceeded(AccessRefused):
+    """A token that was not looked at, because too many were wrong of late. `wait_s` is when to try again."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = max(1.0, wait_s)
+        super().__init__(f"too many wrong tokens; try again in {self.wait_s:.0f} s")
 
 
 class DemoFailed(CoordinatorError):

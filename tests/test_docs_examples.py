@@ -58,7 +58,13 @@ def run(page):
 
 
 def test_every_page_with_an_example_has_a_test():
-    assert {*BLOCKS} == {"docs/backbones.md", "docs/kernels.md", "docs/ml-engineer.md", "docs/serving.md"}
+    assert {*BLOCKS} == {
+        "docs/api-http.md",
+        "docs/backbones.md",
+        "docs/kernels.md",
+        "docs/ml-engineer.md",
+        "docs/serving.md",
+    }
     assert {*COMMANDS} == {"docs/operator.md"}
 
 

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...listening import host_of
@@ -30,6 +31,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), interest-cohort=()",
 }
+_FOR_PROGRAMS = "/api/"  # where a refusal is a problem of RFC 9457, as all others there
 _YEAR = "max-age=31536000"
 _LAST = {"Connection": "close"}  # the rest of the request is not read
 _TOO_LONG = f"a request has at most {MOST_BODY >> 10} KiB"
@@ -109,4 +111,11 @@ def _is_own(headers: Headers, *, is_https: bool) -> bool:
 
 
 def _said(status: int, text: str, headers: Mapping[str, str] | None = None) -> ASGIApp:
-    return PlainTextResponse(text + "\n", status, headers)
+    async def said(scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = PlainTextResponse(text + "\n", status, headers)
+        if scope["path"].startswith(_FOR_PROGRAMS):
+            body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": text}
+            answer = JSONResponse(body, status, headers, media_type="application/problem+json")
+        await answer(scope, receive, send)
+
+    return said

@@ -1,7 +1,7 @@
 """The commands `coordinator operator`: add, list, renew, revoke and recover those who may use commands."""
 
 import datetime as dt
-import time
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated
 
@@ -59,12 +59,8 @@ def operator_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) 
     from ..federation import opened_store
     from ..oversight import operators
 
-    now = time.time()
     with opened_store(home) as store:
-        rows = [
-            {"name": each.name, "role": each.role, "state": each.state(now), "expires": _day(each.expires_at)}
-            for each in operators.operators(store)
-        ]
+        rows = [asdict(each) | {"expires": _day(each.expires)} for each in operators.standings(store)]
     show("Operators", rows, as_json)
 
 

@@ -1,8 +1,8 @@
 """Oversight of a federation: who may do what, by operators' roles, and who did what, by the audit log.
 
-`access.require` lets an operator through, by the table in `roles`; `operators` adds, renews and revokes them, and
-`links` lets their browsers in. `checkpoints` signs heads of the audit log and takes what nodes countersign; `trail`
-verifies the log, here or from an exported file.
+`access.require` lets an operator through, by the table in `roles`; `operators` adds, renews and revokes them, `tokens`
+bounds wrong ones where anybody may try, and `links` lets browsers in. `checkpoints` signs heads of the audit log and
+takes what nodes countersign; `trail` verifies the log, here or from an exported file.
 
 Once there is an admin, nothing goes without a token:
 
@@ -20,4 +20,4 @@ Once there is an admin, nothing goes without a token:
 (True, 'anna')
 """
 
-__all__ = ["access", "checkpoints", "links", "operators", "roles", "trail"]
+__all__ = ["access", "checkpoints", "links", "operators", "roles", "tokens", "trail"]

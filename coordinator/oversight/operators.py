@@ -56,6 +56,16 @@ class Operator:
         return "revoked" if self.revoked_at is not None else "valid" if self.is_valid(now) else "expired"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorStanding:
+    """An operator for others to see: nothing of the token."""
+
+    name: str
+    role: Role
+    state: Literal["valid", "expired", "revoked"]
+    expires: float | None  # seconds since 1970; None for no end
+
+
 def any_operator(store: Store) -> bool:
     """True once an operator was added, also if all are revoked: nothing opens a federation by itself."""
     with store.session() as session:
@@ -66,6 +76,15 @@ def operators(store: Store) -> list[Operator]:
     """Lists every operator, by name."""
     with store.session() as session:
         return [_operator(row) for row in session.scalars(select(OperatorRow).order_by(OperatorRow.name))]
+
+
+def standings(store: Store) -> list[OperatorStanding]:
+    """Lists every operator as others may see it, by name."""
+    now = time.time()
+    return [
+        OperatorStanding(name=each.name, role=each.role, state=each.state(now), expires=each.expires_at)
+        for each in operators(store)
+    ]
 
 
 def add(store: Store, name: str, role: Role, *, days: float | None = None) -> str:

@@ -105,7 +105,13 @@ class Verified:
 
 
 def actions(
-    store: Store, *, since: str | None = None, actor: str | None = None, action: str | None = None
+    store: Store,
+    *,
+    since: str | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    after: int = -1,
+    most: int | None = None,
 ) -> list[Action]:
     """Lists entries of the log, oldest first; arguments are those of `audit_log.entries`.
 
@@ -121,7 +127,8 @@ def actions(
         nouns = sorted({name.partition(".")[0] for name in ACTIONS})
         raise Conflict(f"no action is called {action!r}; the log has those of {', '.join(nouns)}")
     with store.session() as session:
-        return list(audit_log.entries(session, since=since, actor=actor, action=action))
+        found = audit_log.entries(session, since=since, actor=actor, action=action, after=after, most=most)
+        return list(found)
 
 
 def known_keys(pairs: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from ... import __version__
 from ...client_node.errors import ClientNodeError
@@ -18,10 +18,12 @@ from ...client_node.web.forms import FormInvalid, read_form
 from ...client_node.web.rendering import Renderer
 from ...mpc.crash import TextLeftOut
 from ...privacy.errors import PrivacyError
+from ..api.app import PREFIX, make_api
 from ..errors import AccessRefused, Conflict, CoordinatorError, NotFound, StoreUnavailable
 from ..federation import load_settings
 from ..ledger_standings import Ledgers
 from ..oversight import access, roles
+from ..oversight.tokens import Tokens
 from ..store import Store
 from ..store.actions import acting_as
 from .login import Login
@@ -41,10 +43,12 @@ class PageApp:
     def __init__(self, home: Path, store: Store, *, is_https: bool) -> None:
         renderer = Renderer(__name__, version=__version__, tone=tone)
         self._federation = Federation(home, load_settings(home).federation, store, Ledgers(store), renderer)
-        self._login = Login(self._federation, is_https=is_https)
+        tokens = Tokens(store)  # wrong ones are counted together, of the form and of the API
+        self._login = Login(self._federation, tokens, is_https=is_https)
+        api = make_api(home, store, self._federation.ledgers, tokens)
         self._federation.ledgers.start()
         self.app = Starlette(
-            routes=[*renderer.routes(), *self._login.routes(), *self._routes()],
+            routes=[*renderer.routes(), *self._login.routes(), Mount(PREFIX, api), *self._routes()],
             exception_handlers={404: self._not_there, 405: self._not_there},
         )
         self.app.router.redirect_slashes = False  # it would lead to the name that the request gives itself

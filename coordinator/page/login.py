@@ -1,31 +1,28 @@
 """The door of the operator's page: a form for an operator's token, and links that `coordinator page` prints."""
 
-import threading
-
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from ...client_node.web.entering import Attempts, Session, Sessions, cookie_name, is_led_here, open_link
+from ...client_node.web.entering import Session, Sessions, cookie_name, is_led_here, open_link
 from ...client_node.web.forms import FormInvalid, read_form
-from ..errors import AccessRefused, CoordinatorError
+from ..errors import AccessRefused, AttemptsExceeded, CoordinatorError
 from ..oversight import access
 from ..oversight.operators import any_operator
+from ..oversight.tokens import Tokens
 from ..store.actions import acting_as
 from .visits import Federation
 
 COMMAND = "page"  # under which the audit log has who was refused
-_AT_ONCE_S = 10.0  # argon2id takes 64 MiB, so one token is looked at at a time
 
 
 class Login:
     """Sessions of one page, and the routes by which they begin and end."""
 
-    def __init__(self, federation: Federation, *, is_https: bool) -> None:
-        self._federation, self._is_https = federation, is_https
-        self._sessions, self._attempts = Sessions(), Attempts()
-        self._one = threading.Lock()
+    def __init__(self, federation: Federation, tokens: Tokens, *, is_https: bool) -> None:
+        self._federation, self._tokens, self._is_https = federation, tokens, is_https
+        self._sessions = Sessions()
 
     def routes(self) -> list[Route]:
         """Lists the routes of the door."""
@@ -58,24 +55,18 @@ class Login:
         return await run_in_threadpool(self._try, request, token)
 
     def _try(self, request: Request, token: str) -> Response:
-        if wait_s := self._attempts.wait_s():
-            return self._busy(request, wait_s)
-        if not self._one.acquire(timeout=_AT_ONCE_S):
-            return self._busy(request, 5.0)
         try:
-            if wait_s := self._attempts.wait_s():  # while this one waited
-                return self._busy(request, wait_s)
             if not any_operator(self._federation.store):
                 return self._page(request, "there are no operators yet, so no token opens this page", 403)
-            try:
-                operator = access.recognise(self._federation.store, token, command=COMMAND)
-            except AccessRefused as err:
-                self._attempts.note_failure()
-                return self._page(request, str(err), 403)
+            operator = self._tokens.recognise(token, command=COMMAND)
+        except AttemptsExceeded as err:
+            answer = self._page(request, f"{err}, or use a link", 429)
+            answer.headers["Retry-After"] = f"{err.wait_s:.0f}"
+            return answer
+        except AccessRefused as err:
+            return self._page(request, str(err), 403)
         except CoordinatorError as err:
             return self._page(request, str(err), 503)
-        finally:
-            self._one.release()
         return self._let_in(request, operator.name, operator.token_hash, by="token")
 
     async def _take_link(self, request: Request) -> Response:
@@ -119,11 +110,6 @@ class Login:
         answer.set_cookie(
             self._cookie(request), secret, path="/", secure=self._is_https, httponly=True, samesite="strict",
         )  # fmt: skip
-        return answer
-
-    def _busy(self, request: Request, wait_s: float) -> Response:
-        answer = self._page(request, f"too many wrong tokens; try again in {wait_s:.0f} s, or use a link", 429)
-        answer.headers["Retry-After"] = f"{max(1.0, wait_s):.0f}"
         return answer
 
     def _page(self, request: Request, problem: str = "", status: int = 200) -> Response:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from ..run.glance import MemberStanding, look
-from .runs import live_run
+from ..run.progress import live_run
 from .visits import Visit
 
 

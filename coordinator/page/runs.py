@@ -1,59 +1,23 @@
 """Runs: the list, one run with its rounds, and the orders that a person may give."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from ...client_node.study import Study
 from ..errors import Conflict, TransitionRefused
 from ..results.metrics import Measurement, measurement
 from ..run import control
 from ..run.driver import LOG_FILE
-from ..run.overview import OpenedRound, is_silent, opened_rounds, run_standings
-from ..run.progress import Event, event_of, time_left
+from ..run.overview import OpenedRound, opened_rounds, run_standings
+from ..run.progress import LiveRun, live_run
 from ..store import Store
 from ..store.run_folder import RunFolder
-from ..store.states import ABANDON, RESUME, STOP, RunState
-from ..store.tables import Run
-from ..studies.catalogue import load_study
+from ..store.states import RunState
 from . import charts
 from .visits import Visit
 
 ROUNDS_A_PAGE = 25
 _LOG_BYTES = 32 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class LiveRun:
-    """A run as it stands, for people who look at it."""
-
-    run: Run
-    study: Study
-    event: Event
-    seconds_left: float | None  # None if nobody can tell yet, or if it is over
-    is_silent: bool  # its driver shows no sign of life
-
-    @property
-    def share(self) -> float:
-        """Part of the updates that are committed, 0 to 1."""
-        return self.event.rounds / self.event.rounds_planned
-
-    @property
-    def orders(self) -> list[str]:
-        """Names what a person may do with it now."""
-        able = {"stop": STOP.allows(self.run.state), "resume": RESUME.allows(self.run.state)}
-        able |= {"abandon": ABANDON.allows(self.run.state)}
-        return [name for name, is_able in able.items() if is_able]
-
-
-def live_run(store: Store, run_id: str) -> LiveRun:
-    """Looks at a run. Raises `NotFound`."""
-    run = store.run(run_id)
-    study = load_study(store.study(run.study))
-    event = event_of(store, study, run_id)
-    left = None if run.state.is_over else time_left(store.rounds(run_id), event.rounds_planned)
-    return LiveRun(run, study, event, left, run.state == RunState.RUNNING and is_silent(run))
 
 
 def show_all(visit: Visit) -> Response:

@@ -53,8 +53,7 @@ class Glance:
 def look(store: Store, home: Path) -> Glance:
     """Looks at the federation under `home`."""
     serving = read_serving(home)
-    seen: Mapping[str, SeenNode] = {} if serving is None else serving.nodes
-    standings = [_standing(member, serving, seen.get(member.name)) for member in members.members(store)]
+    standings = member_standings(store, serving)
     worries = [*_of_server(store, serving, home), *_of_runs(store, serving, standings), *of_versions(serving)]
     worries += [*access.warnings(store), *_of_witnesses(store)]
     return Glance(
@@ -65,6 +64,12 @@ def look(store: Store, home: Path) -> Glance:
         worries=worries,
         keys=standing(home),
     )
+
+
+def member_standings(store: Store, serving: Serving | None) -> list[MemberStanding]:
+    """Lists all members, by name, with what the running server sees of them; None for no server."""
+    seen: Mapping[str, SeenNode] = {} if serving is None else serving.nodes
+    return [_standing(member, serving, seen.get(member.name)) for member in members.members(store)]
 
 
 def _standing(member: Member, serving: Serving | None, seen: SeenNode | None) -> MemberStanding:

@@ -106,7 +106,19 @@ def _awaited(run: Run) -> tuple[str, ...]:
 
 def run_standings(store: Store) -> list[RunStanding]:
     """Lists every run with its progress, oldest first."""
-    return [_standing(store, run) for run in store.runs()]
+    return [run_standing(store, run) for run in store.runs()]
+
+
+def run_standing(store: Store, run: Run) -> RunStanding:
+    """Looks at a run's progress."""
+    return RunStanding(
+        run=run.id,
+        state=run.state,
+        rounds=store.last_round(run.id).number,
+        step=(run.error or "") if run.state.is_over else run.step,
+        started=run.created_at,
+        heartbeat=None if run.state.is_over or not run.heartbeat else run.heartbeat,
+    )
 
 
 def is_silent(run: Run) -> bool:
@@ -138,14 +150,3 @@ def opened_rounds(store: Store, run_id: str) -> OpenedRounds:
             )
         )
     return OpenedRounds(tuple(found), left_out)
-
-
-def _standing(store: Store, run: Run) -> RunStanding:
-    return RunStanding(
-        run=run.id,
-        state=run.state,
-        rounds=store.last_round(run.id).number,
-        step=(run.error or "") if run.state.is_over else run.step,
-        started=run.created_at,
-        heartbeat=None if run.state.is_over or not run.heartbeat else run.heartbeat,
-    )

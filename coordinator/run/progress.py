@@ -17,9 +17,10 @@ from ...client_node.study.cost import planned_releases
 from ...models.rounding import rounded_up
 from ...privacy.accounting import Release, epsilon_pld
 from ..store import Store
-from ..store.states import RunState
+from ..store.states import ABANDON, RESUME, STOP, RunState
 from ..store.tables import Round, Run
 from ..studies.catalogue import load_study
+from .overview import is_silent
 
 _POLL_S = 0.25
 _RECENT = 10  # rounds by which the rest is estimated
@@ -47,6 +48,38 @@ class Event:
     epsilon_planned: float | None  # of all rounds
     bytes_per_site: int  # sealed bytes that one site has sent
     error: str | None  # that ended it
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """A run as it stands, for people who look at it."""
+
+    run: Run
+    study: Study
+    event: Event
+    seconds_left: float | None  # None if nobody can tell yet, or if it is over
+    is_silent: bool  # its driver shows no sign of life
+
+    @property
+    def share(self) -> float:
+        """Part of the updates that are committed, 0 to 1."""
+        return self.event.rounds / self.event.rounds_planned
+
+    @property
+    def orders(self) -> list[str]:
+        """Names what a person may do with it now."""
+        able = {"stop": STOP.allows(self.run.state), "resume": RESUME.allows(self.run.state)}
+        able |= {"abandon": ABANDON.allows(self.run.state)}
+        return [name for name, is_able in able.items() if is_able]
+
+
+def live_run(store: Store, run_id: str) -> LiveRun:
+    """Looks at a run. Raises `NotFound`."""
+    run = store.run(run_id)
+    study = load_study(store.study(run.study))
+    event = event_of(store, study, run_id)
+    left = None if run.state.is_over else time_left(store.rounds(run_id), event.rounds_planned)
+    return LiveRun(run, study, event, left, run.state == RunState.RUNNING and is_silent(run))
 
 
 def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], None] | None = None) -> Ended:

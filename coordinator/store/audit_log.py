@@ -95,7 +95,13 @@ def digests(session: Session, since: int, most: int) -> list[str]:
 
 
 def entries(
-    session: Session, *, since: str | None = None, actor: str | None = None, action: str | None = None
+    session: Session,
+    *,
+    since: str | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    after: int = START.seq,
+    most: int | None = None,
 ) -> Iterator[Action]:
     """Yields entries, oldest first.
 
@@ -103,8 +109,12 @@ def entries(
         since: only those of this time or later, UTC, as 2026-02-28T00:00:00Z.
         actor: only those of this actor, whole or the name behind the colon.
         action: only this action, or all of a noun, as `run`.
+        after: only those behind entry number `after`.
+        most: at most so many; None for all.
     """
-    wanted = select(ActionRow).order_by(ActionRow.seq)
+    wanted = select(ActionRow).order_by(ActionRow.seq).limit(most)
+    if after > START.seq:
+        wanted = wanted.where(ActionRow.seq > after)
     if since is not None:
         wanted = wanted.where(ActionRow.time >= since)
     if actor is not None:

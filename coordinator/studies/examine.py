@@ -90,7 +90,11 @@ class Examination:
 
 
 def examine(
-    store: Store, draft_file: Path, *, units: int | None = None, accept_unused_experts: bool = False
+    store: Store,
+    draft_file: Path,
+    *,
+    units: int | None = None,
+    accept_unused_experts: bool = False,
 ) -> Examination:
     """Examines the draft in `draft_file`, and solves for its noise and rates. Nothing is stored.
 
