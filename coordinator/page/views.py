@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from . import overview, runs
+from . import log, overview, runs, settings, sites
 from .visits import Visit
 
 Look = Callable[[Visit], Response]
@@ -32,4 +32,20 @@ VIEWS: Mapping[str, View] = {
     "/runs/{run}/stop": View("run rounds", runs.ask("stop"), "run stop", runs.stop),
     "/runs/{run}/resume": View("run rounds", runs.ask("resume"), "run resume", runs.resume),
     "/runs/{run}/abandon": View("run rounds", runs.ask("abandon"), "run abandon", runs.abandon),
+    "/sites": View("site list", sites.show_all),
+    # Deeper than a site's page, because a site may be called "invite".
+    "/sites/invite/new": View("site invite", sites.ask_guests, "site invite", sites.invite),
+    "/sites/{site}": View("site list", sites.show),
+    "/sites/{site}/leave": View("site leave", sites.ask_leave, "site leave", sites.leave),
+    "/sites/{site}/revoke": View("site revoke", sites.ask_revoke, "site revoke", sites.revoke),
+    "/sites/{site}/ledger": View("budget export", sites.ask_ledger, "budget export", sites.download_ledger),
+    "/log": View("audit log", log.show, "audit verify", log.verify),
+    "/settings": View("operator list", settings.show),
+    "/settings/operators/add": View("operator add", settings.ask_operator, "operator add", settings.add_operator),
+    "/settings/operators/{operator}/renew": View(
+        "operator renew", settings.ask_renewal, "operator renew", settings.renew_operator
+    ),
+    "/settings/operators/{operator}/revoke": View(
+        "operator revoke", settings.ask_revocation, "operator revoke", settings.revoke_operator
+    ),
 }
