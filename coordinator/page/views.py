@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from . import log, overview, runs, settings, sites
+from . import log, overview, rotations, runs, settings, sites
 from .visits import Visit
 
 Look = Callable[[Visit], Response]
@@ -41,6 +41,10 @@ VIEWS: Mapping[str, View] = {
     "/sites/{site}/ledger": View("budget export", sites.ask_ledger, "budget export", sites.download_ledger),
     "/log": View("audit log", log.show, "audit verify", log.verify),
     "/settings": View("operator list", settings.show),
+    "/settings/ca/rotate": View("ca rotate", rotations.ask("ca-rotate"), "ca rotate", rotations.begin_ca),
+    "/settings/ca/cancel": View("ca cancel", rotations.ask("ca-cancel"), "ca cancel", rotations.cancel_ca),
+    "/settings/ca/finish": View("ca finish", rotations.ask("ca-finish"), "ca finish", rotations.finish_ca),
+    "/settings/keys/rotate": View("keys rotate", rotations.ask("keys-rotate"), "keys rotate", rotations.rotate_key),
     "/settings/operators/add": View("operator add", settings.ask_operator, "operator add", settings.add_operator),
     "/settings/operators/{operator}/renew": View(
         "operator renew", settings.ask_renewal, "operator renew", settings.renew_operator
