@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from ...client_node.approval.confirmed_sites import fingerprint
 from ...client_node.errors import ClientNodeError
+from ...client_node.spoken_hash import fingerprint
 from .. import ca_rotation, key_rotation
 from ..errors import Conflict, CoordinatorError, StateDamaged
 from ..federation import members, serving

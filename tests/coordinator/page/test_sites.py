@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.enrolment import InvitationCode, join_file
+from confide.client_node.spoken_hash import fingerprint
 from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import digest_of
 from confide.coordinator.store import LedgerReplica
