@@ -16,7 +16,9 @@ from ..store.audit_log import Action
 from .visits import Visit
 
 ENTRIES_A_PAGE = 50
-MOST_VERIFIED = 25_000  # entries, 3 to 7 s: a longer log is verified by the command, which nobody waits for here
+MOST_VERIFIED = (
+    25_000  # entries and signatures, 3 to 7 s: a longer log is verified by the command, which nobody waits for here
+)
 _MOST_NUMBER = 15  # digits of an entry's number
 _PAGES: Mapping[str, str] = {"run": "runs", "site": "sites", "hash": "studies"}  # by the names of fields
 _HASH = re.compile(r"[0-9a-f]{32,64}")
@@ -45,10 +47,10 @@ def show(visit: Visit) -> Response:
 def verify(visit: Visit) -> Response:
     """Verifies the log, as `coordinator audit verify` does, and shows what was found."""
     with visit.store.session() as session:
-        length = audit_log.head(session).seq + 1
-    if length > MOST_VERIFIED:
+        work = audit_log.work(session)
+    if work > MOST_VERIFIED:
         raise Conflict(
-            f"the log has {length:,} entries, and this page verifies at most {MOST_VERIFIED:,}: run "
+            f"the log has {work:,} entries and signatures, and this page verifies at most {MOST_VERIFIED:,}: run "
             "`coordinator audit verify` on the coordinator's machine"
         )
     if not _VERIFYING.acquire(blocking=False):
@@ -73,13 +75,13 @@ def _render(visit: Visit, verified: trail.Verified | None = None) -> Response:
     except Conflict as err:  # of the filter, which stays on the page to be mended
         problem = str(err)
     with visit.store.session() as session:
-        head, signed = audit_log.head(session), audit_log.newest_checkpoint(session)
+        head, signed, work = audit_log.head(session), audit_log.newest_checkpoint(session), audit_log.work(session)
     shown = found[:ENTRIES_A_PAGE]
     return visit.render(
         "log.html", status=400 if problem else 200, entries=list(map(_Shown.of, shown)), chosen=chosen,
         problem=problem, older=shown[-1].seq if len(found) > len(shown) else None, is_newest=before is None,
         nouns=trail.nouns(), head=head, signed=signed, witnesses=witnesses(visit.store), verified=verified,
-        can_verify=head.seq < MOST_VERIFIED, at=shlex.quote(str(visit.home)),
+        can_verify=work <= MOST_VERIFIED, at=shlex.quote(str(visit.home)),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ..errors import StateDamaged
 from .actions import fields_of
 from .tables import ActionRow, AuditHead, CheckpointRow, CountersignatureRow
 
+_SIGNED = CheckpointRow, CountersignatureRow
 _LACKS = "the audit log in the database has no head. Restore the newest backup"
 
 
@@ -177,6 +178,12 @@ def all_countersigned(session: Session) -> dict[str, int]:
     """Finds the number of the newest entry that each node has countersigned; without those that never did."""
     newest = select(CountersignatureRow.site, func.max(CountersignatureRow.seq)).group_by(CountersignatureRow.site)
     return {row[0]: row[1] for row in session.execute(newest)}
+
+
+def work(session: Session) -> int:
+    """Counts what a verification looks at: entries, checkpoints and countersignatures."""
+    signatures = [session.scalars(select(func.count()).select_from(table)).one() for table in _SIGNED]
+    return head(session).seq + 1 + sum(signatures)
 
 
 def links_of(actions: Iterable[Action]) -> Iterator[tuple[Action, str | None]]:

@@ -212,6 +212,18 @@ def test_an_invitation_is_withdrawn_without_a_name_to_type(page, federation):
     assert federation.store.node("north").invite_digest is None
 
 
+def test_a_site_that_has_left_is_let_back_or_its_new_code_withdrawn(page, federation):
+    assert "Let svi leave?" in page.get("/sites/svi/leave").text
+    form(page, "/sites/svi/leave")
+    assert page.get("/sites/svi/leave").status_code == 409
+    form(page, "/sites/invite/new", names="svi", train="1")
+    assert federation.store.node("svi").invite_digest is not None
+    assert "Withdraw the invitation of svi?" in page.get("/sites/svi/leave").text
+    assert form(page, "/sites/svi/leave").status_code == 303
+    assert federation.store.node("svi").invite_digest is None
+    assert "Type the site's name" in page.get("/sites/svi/revoke").text
+
+
 def test_a_site_shows_its_keys_and_what_it_says_that_it_trusts(page, federation, pki_here):
     old, new = key_of("svi"), key_of("another")
     stated = Succession.make("svi", pki_here.identity_hex, old, new, chain.now())
