@@ -16,9 +16,7 @@ from ..store.audit_log import Action
 from .visits import Visit
 
 ENTRIES_A_PAGE = 50
-MOST_VERIFIED = (
-    25_000  # entries and signatures, 3 to 7 s: a longer log is verified by the command, which nobody waits for here
-)
+MOST_VERIFIED = 25_000  # entries and signatures, 3 to 7 s; a longer log is left to the command
 _MOST_NUMBER = 15  # digits of an entry's number
 _PAGES: Mapping[str, str] = {"run": "runs", "site": "sites", "hash": "studies"}  # by the names of fields
 _HASH = re.compile(r"[0-9a-f]{32,64}")

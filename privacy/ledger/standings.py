@@ -48,7 +48,8 @@ def courses(books: Books, *, points: int = 24) -> list[Course]:
     By the filter alone, with the cap of today: quick, however long the ledger is.
 
     Args:
-        points: at most so many of each account, at equal counts of releases.
+        points: at most so many of each account, closer together at the start, where the curve bends. The first release
+            and the last have one.
     """
     return [_course(books, dataset, unit, points) for dataset, unit in books.accounts()]
 
@@ -60,7 +61,7 @@ def _course(books: Books, dataset: str, unit: str, most: int) -> Course:
         delta, collusion = (budget.delta, budget.collusion) if budget else (None, None)
         return Course(dataset, unit, delta, collusion, [], runs)
     total, order, recovery = len(tally), books.order(budget), books.recoveries.get((dataset, unit))
-    ends = sorted({-(-total * step // most) for step in range(1, most + 1)}) if total else []
+    ends = sorted({max(1, round(total * (step / (most - 1)) ** 1.5)) for step in range(most)}) if total else []
     found = []
     for end in ends:
         spent = guaranteed(
