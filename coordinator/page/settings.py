@@ -28,6 +28,7 @@ class Keys:
     ca: ca_rotation.Standing
     signing: key_rotation.Standing
     warnings: list[str]
+    sealed: str  # whether the secret keys are
 
 
 def show(visit: Visit) -> Response:
@@ -40,7 +41,7 @@ def show(visit: Visit) -> Response:
     return visit.render(
         "settings.html", settings=load_settings(visit.home), serving=serving.read_serving(visit.home),
         home=visit.home, at=shlex.quote(str(visit.home)), operators=operators.operators(visit.store), now=time.time(),
-        warnings=access.warnings(visit.store), keys=keys, trouble=trouble, sealed=secret_files.standing(visit.home),
+        warnings=access.warnings(visit.store), keys=keys, trouble=trouble,
         database=visit.store.name, size=visit.store.size_bytes(),
     )  # fmt: skip
 
@@ -147,4 +148,5 @@ def _keys(visit: Visit) -> Keys:
         ca=ca_rotation.standing(visit.store, visit.home),
         signing=key_rotation.standing(visit.store, visit.home),
         warnings=pki.warnings(),
+        sealed=secret_files.standing(visit.home),
     )

@@ -71,13 +71,10 @@ class LedgerAccount:
 
 def show_all(visit: Visit) -> Response:
     """Shows every member, by name."""
-    rows = {row.name: row for row in visit.store.nodes()}
+    standings = member_standings(visit.store, serving.read_serving(visit.home))
+    rows = {row.name: row for row in visit.store.nodes()}  # after them: names are added, and never taken away
     state, name = visit.asked("state"), visit.asked("name").strip().lower()
-    found = [
-        each
-        for each in member_standings(visit.store, serving.read_serving(visit.home))
-        if name in each.name and state in ("", each.state)
-    ]
+    found = [each for each in standings if name in each.name and state in ("", each.state)]
     pages = max(1, -(-len(found) // SITES_A_PAGE))
     asked = visit.asked("page", "1")
     page = min(max(1, int(asked) if asked.isdecimal() else 1), pages)
@@ -128,7 +125,7 @@ def invite(visit: Visit) -> Response:
     except Conflict as err:
         return visit.render("invite.html", status=409, names=names[:4000], roles=roles, problem=str(err))
     texts = [(each, members.join_text(each, visit.home)) for each in invited]
-    return visit.render("invited.html", texts=texts, has_aggregator="aggregate" in roles)
+    return visit.render("invited.html", texts=texts)
 
 
 def orders(row: NodeRow) -> list[str]:

@@ -172,3 +172,12 @@ def test_many_nodes_are_folded_away(page, federation):
         )
     text = page.get("/settings").text
     assert text.index("<summary>Which nodes trust it") < text.index('href="/sites/n0"')
+
+
+def test_a_damaged_file_of_sealing_is_told_and_breaks_no_page(page, federation):
+    (federation.home / "sealing.json").write_text("{")
+    (federation.home / "sealing.json").chmod(0o600)
+    answer = page.get("/settings")
+    assert answer.status_code == 200
+    assert "sealing.json" in answer.text
+    assert page.get("/sites/svi").status_code == 200
