@@ -175,6 +175,9 @@ def demo(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Two rounds on a few records, no audit: only shows that it runs.")
     ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep it running until Ctrl-C, with its page to look around in.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a whole federation on this machine: real processes, keys, TLS, privacy, secret sharing."""
@@ -183,7 +186,7 @@ def demo(
     if directory is None:
         own = "" if example == _FIRST_EXAMPLE and not smoke else f"{example}{'-smoke' if smoke else ''}"
         directory = Path("confide-demo", own)
-    raise typer.Exit(run_demo(example, directory.resolve(), rounds=rounds, is_smoke=smoke, as_json=as_json))
+    raise typer.Exit(run_demo(example, directory.resolve(), rounds=rounds, is_smoke=smoke, as_json=as_json, keep=keep))
 
 
 guard(app)  # the last line: commands that come after it would be open to everybody

@@ -42,6 +42,7 @@ _ALONE = "demonstrate.py"  # of an example without a study
 _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
 _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
+_ANY_PORT = "0"  # of the operator's page
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
 _SMOKE_WRITTEN = 12  # tokens
@@ -64,12 +65,16 @@ class Workbench:
         return self.root / "backbone"
 
 
-def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: bool, as_json: bool) -> int:
+def run_demo(
+    example: str, directory: Path, *, rounds: int | None, is_smoke: bool, as_json: bool, keep: bool = False
+) -> int:
     """Runs the demo to its end and prints the results; an unfinished one under `directory` is continued.
 
     Args:
         is_smoke: two rounds unless `rounds` is given, on the first records of each site and without an audit. It shows
             that all parts run; its figures mean nothing.
+        keep: True to keep the federation and its page running until Ctrl-C, for people who look around; a demo that is
+            done already is not run again.
 
     Returns:
         The exit code: 0, or 130 after Ctrl-C.
@@ -78,32 +83,85 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: boo
     console = Console(stderr=True)
     console.rule(f"[bold]confide demo: {example}")
     if (script := _EXAMPLES / example / _ALONE).exists():
+        if keep:
+            raise DemoFailed(f"{example} trains nothing together, so it has no federation to keep; leave out --keep")
         return _demonstrate(script, directory, console, rounds=rounds, is_smoke=is_smoke, as_json=as_json)
     draft = _draft(example, _SMOKE_ROUNDS if is_smoke and rounds is None else rounds)
     draft = _shortened(draft) if is_smoke else draft
     bench = _workbench(example, draft, directory, console, is_smoke=is_smoke)
-    federation = _next_federation(directory, draft)
+    if keep and (done := _newest(directory, draft)) is not None and _outcome_file(done).exists():
+        return _keep(done, console)
+    federation = _next_federation(directory, draft, page=_ANY_PORT if keep else "none")
+    outcome: dict[str, Any] | None = None
     try:
         run_id = _bring_up(federation, bench, draft, console)
+        if keep:
+            console.print(f"Watch it in a browser: {federation.link()}", soft_wrap=True, highlight=False)
         _follow(federation, run_id, console)
         outcome = _harvest(federation, bench, run_id, console, is_smoke=is_smoke)
     except KeyboardInterrupt:
         again = f"coordinator demo {example} --dir {directory}" + ("" if rounds is None else f" --rounds {rounds}")
-        again += " --smoke" if is_smoke else ""
+        again += (" --smoke" if is_smoke else "") + (" --keep" if keep else "")
         console.print(f"\nStopped. Committed rounds, ledgers and keys are kept; go on with: {again}", soft_wrap=True)
         return 130
     finally:
-        federation.shut_down()
+        if not keep or outcome is None:
+            federation.shut_down()
     outcome |= {
         "peak_memory_gib": round(federation.peak_memory / 2**30, 2),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_private(federation.folder / "outcome.json", json.dumps(outcome, indent=2).encode())
+    write_private(_outcome_file(federation), json.dumps(outcome, indent=2).encode())
     if as_json:
         print(json.dumps(outcome, indent=2))
     else:
         _show(outcome, console)
+    if keep:
+        return _look_around(federation, console)
+    if not as_json:
+        console.print(f"Look around in it: {_command(example, directory, is_smoke=is_smoke)} --keep", soft_wrap=True)
     return 0
+
+
+def _keep(federation: DemoFederation, console: Console) -> int:
+    """Starts the processes of a demo that is done, for people who look around."""
+    federation.page = _ANY_PORT
+    try:
+        with console.status("Starting the federation that is done"):
+            federation.bring_up()
+    except BaseException:
+        federation.shut_down()
+        raise
+    return _look_around(federation, console)
+
+
+def _look_around(federation: DemoFederation, console: Console) -> int:
+    """Names the operator's page, and keeps the federation until Ctrl-C."""
+    try:
+        with console.status("Opening the operator's page"):
+            link = federation.link()
+        console.print(f"The operator's page, let in once within five minutes: {link}", soft_wrap=True, highlight=False)
+        console.print(
+            f"Another link: coordinator page --home {federation.home}. Ctrl-C ends the federation.", soft_wrap=True
+        )
+        while True:
+            federation.check()
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        console.print("\nThe federation is ended; it stays in its folder.")
+    finally:
+        federation.shut_down()
+    return 0
+
+
+def _command(example: str, directory: Path, *, is_smoke: bool) -> str:
+    """Writes the command that runs a demo again."""
+    where = "" if directory == Path("confide-demo").resolve() else f" --dir {directory}"
+    return f"coordinator demo {example}{where}" + (" --smoke" if is_smoke else "")
+
+
+def _outcome_file(federation: DemoFederation) -> Path:
+    return federation.folder / "outcome.json"
 
 
 def _demonstrate(
@@ -249,16 +307,25 @@ def _import_backbone(draft: StudyDraft, directory: Path, console: Console) -> No
     console.print("Backbone imported: SmolLM2-135M-Instruct (kept for the next time)")
 
 
-def _next_federation(directory: Path, draft: StudyDraft) -> DemoFederation:
+def _next_federation(directory: Path, draft: StudyDraft, page: str) -> DemoFederation:
     """Chooses the newest federation if it is unfinished, else a new one beside it: ledgers are never deleted."""
+    last = _newest(directory, draft)
+    if last is not None and last.is_founded and not _outcome_file(last).exists():
+        last.page = page
+        return last
+    number = 1 if last is None else int(last.folder.name.rpartition("-")[2]) + 1
+    sites, aggregators = draft.participants.sites, draft.participants.aggregators
+    return DemoFederation(directory / f"federation-{number}", sites, aggregators, page=page)
+
+
+def _newest(directory: Path, draft: StudyDraft) -> DemoFederation | None:
+    """Finds the newest federation of a demo."""
     folders = [path for path in directory.glob("federation-*") if re.fullmatch(r"federation-\d+", path.name)]
     newest = max((int(path.name.rpartition("-")[2]) for path in folders), default=0)
+    if not newest:
+        return None
     sites, aggregators = draft.participants.sites, draft.participants.aggregators
-    if newest:
-        last = DemoFederation(directory / f"federation-{newest}", sites, aggregators)
-        if last.is_founded and not (last.folder / "outcome.json").exists():
-            return last
-    return DemoFederation(directory / f"federation-{newest + 1}", sites, aggregators)
+    return DemoFederation(directory / f"federation-{newest}", sites, aggregators)
 
 
 def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, console: Console) -> str:

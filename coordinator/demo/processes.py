@@ -21,6 +21,7 @@ from ...client_node.enrolment import Role
 from ...client_node.files import write_private
 from ..errors import DemoFailed
 from ..federation import Pki, Register, load_settings
+from ..federation.serving import read_serving
 from ..gateway import die_with_parent
 from ..store import Store
 
@@ -40,7 +41,7 @@ class DemoFederation:
         self.folder, self.sites, self.aggregators = folder, tuple(sites), tuple(aggregators)
         self.home = folder / "coordinator"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._page = page
+        self.page = page
         self._memory = MemoryPeak()
 
     @property
@@ -112,7 +113,7 @@ class DemoFederation:
         """Starts `coordinator serve` and waits until its gate answers."""
         if "coordinator" in self._children:
             return
-        self._spawn("coordinator", "coordinator", "serve", "--home", str(self.home), "--page", self._page)
+        self._spawn("coordinator", "coordinator", "serve", "--home", str(self.home), "--page", self.page)
         port = json.loads((self.home / "settings.json").read_text())["port"]
         deadline = time.monotonic() + _START_S
         while not is_open(port):
@@ -140,6 +141,15 @@ class DemoFederation:
         for name, child in self._children.items():
             if child.poll() is not None:
                 raise DemoFailed(f"{name} ended with {child.returncode}; see {self.log(name)}")
+
+    def link(self) -> str:
+        """Makes a link to the operator's page, once it is there."""
+        deadline = time.monotonic() + _START_S
+        while not ((serving := read_serving(self.home)) and serving.page):
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"the page did not start; see {self.home / 'page.log'}")
+            time.sleep(0.2)
+        return self.operator("page").strip()
 
     def shut_down(self) -> None:
         """Ends every process that this federation started, nodes first."""

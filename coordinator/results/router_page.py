@@ -50,7 +50,7 @@ def heat_map(layers: Sequence[LayerRouting]) -> Markup:
     for name, shade in [*((name, shade) for shade, (_, name) in enumerate(_EDGES)), _DARKEST]:
         plot.bar(f"shade-{shade}", at, at + 18, 6, 11)
         plot.text("tick", at + 22, 10, name if shade in (0, _DARKEST[1]) else f"to {name}")
-        at += 66
+        at += 72
     worst = max(layers, key=lambda layer: layer.max_violation)
     story = (
         f"{len(layers)} layers of {experts} experts. The largest load is {worst.max_violation + 1:.2f} times an even "

@@ -194,12 +194,12 @@ def _legend(plot: Plot, attacks: Sequence[MembershipFacts], sheet: Sheet) -> Non
 
 
 def _spending_plot(sheet: Sheet) -> Plot:
-    return Plot(width=sheet.width(480), height=164, left=34, right=92 if sheet.is_narrow else 84, top=26, bottom=38)
+    return Plot(width=sheet.width(480), height=164, left=34, right=92, top=26, bottom=38)
 
 
 def _roc_plot(sheet: Sheet) -> Plot:
     if sheet.is_narrow:
-        return Plot(width=NARROW, height=340, left=50, right=18, top=28, bottom=82)
+        return Plot(width=NARROW, height=340, left=50, right=22, top=28, bottom=82)
     return Plot(width=600, height=380, left=54, right=150, top=28, bottom=40)
 
 

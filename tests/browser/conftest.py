@@ -1,0 +1,114 @@
+"""Chromium for the tests of a file, and the pages that it looks at."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from confide.coordinator.comparison import page as comparison_page
+from confide.coordinator.comparison.figures import Comparison, Point, Row
+from confide.coordinator.comparison.ladder import NONE, OWN, RUNGS
+from confide.coordinator.comparison.tried import Count
+from confide.coordinator.results import router_page
+from confide.coordinator.results.router_statistics import Routing
+from confide.models.evaluation.router_statistics import LayerRouting
+from confide.privacy.report import page as budget_report
+from confide.privacy.report.language import languages
+
+from ..privacy.ledgers import eventful_report
+from .looking import Pictures, Place
+
+NAME_NOBODY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # so that nothing leaves this machine
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, without a window.
+
+    One for each file: while it runs, asyncio.run fails in its thread, so servers of pages have threads of their own.
+    """
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.fail("no chromium on the PATH: apt-get install chromium fonts-dejavu-core")
+    with sync_playwright() as playwright:
+        # No sandbox: Chromium refuses one to root, and many containers allow none. The pages are our own.
+        chromium = playwright.chromium.launch(executable_path=found, chromium_sandbox=False, args=[NAME_NOBODY])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Whole pictures in the folder that CONFIDE_SHOTS names; else small ones in a folder that pytest removes."""
+    named = os.environ.get("CONFIDE_SHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("shots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Pictures(folder, is_whole=bool(named))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what each page took; figures of this machine at this moment, so nothing is asserted of them."""
+    took = [dict(report.user_properties) for report in terminalreporter.getreports("passed")]
+    for figures in took:
+        if "page" in figures:
+            terminalreporter.write_line(
+                "{page}: first paint after {first_paint_ms} ms, looked at in {seconds:.1f} s".format(**figures)
+            )
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    """A folder with an eventful budget report in every language, as a file that somebody was sent."""
+    folder, report = tmp_path_factory.mktemp("reports"), eventful_report()
+    for code in languages():
+        (folder / f"{code}.html").write_text(budget_report.render_html(report, language=code))
+    return Place(folder.as_uri() + "/")
+
+
+@pytest.fixture(scope="session")
+def routing(tmp_path_factory):
+    """The page of a backbone with many experts, some of them never chosen."""
+    layers = tuple(
+        LayerRouting(
+            layer, sum(choices) // 8, choices, tuple(count / sum(choices) for count in choices), 0.93 - layer / 100
+        )
+        for layer in range(1, 27)
+        for choices in [tuple((expert * layer * 37) % 401 * 8 * (expert % 13 != layer % 13) for expert in range(64))]
+    )
+    page = router_page.render_html("qwen3-moe-tiny", Routing("qwen3-moe-tiny", "ab" * 32, "LICENSE.md", layers))
+    return _file(tmp_path_factory, page)
+
+
+@pytest.fixture(scope="session")
+def ladder(tmp_path_factory):
+    """The page of a comparison with every rung at four epsilons; a rung is left out, and another has one seed."""
+    rows = tuple(
+        Row(rung, name, "records of fields have no words" if rung == "ngrams" else None, _points(rung, height))
+        for height, (rung, name) in enumerate(RUNGS.items())
+    )
+    found = Comparison(
+        study="readmission-within-30-days", unit="person", metric="area under the ROC curve", delta=1e-5, collusion=1,
+        rounds=40, held_out=4812, asked=(OWN, "1", "2", "8", NONE), rows=rows, tried=Count(88, len(RUNGS), 5, 5),
+    )  # fmt: skip
+    return _file(tmp_path_factory, comparison_page.render_html(found))
+
+
+def _points(rung: str, height: int) -> tuple[Point, ...]:
+    if rung == "ngrams":
+        return ()
+    seeds = 1 if rung == "site" else 5
+    points = []
+    for asked, epsilon in {OWN: 3.2, "1": 1.0, "2": 2.0, "8": 8.0, NONE: None}.items():
+        value = 0.5 if rung == "constant" else 0.6 + 0.05 * height + 0.02 * min(epsilon or 16.0, 16.0) ** 0.5
+        spread = None if seeds == 1 else (value - 0.012, value + 0.012)
+        site = "north-hospital" if rung == "site" else None
+        points.append(Point(asked, epsilon, 1.1, site, value, seeds, spread, (value - 0.03, value + 0.03), 2.0))
+    return tuple(points[-1:] if rung == "constant" else points)
+
+
+def _file(tmp_path_factory: pytest.TempPathFactory, page: str) -> Place:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(page)
+    return Place(path.as_uri())
