@@ -33,7 +33,7 @@ class Chosen:
 
     @property
     def query(self) -> dict[str, str]:
-        """What goes behind the address's question mark."""
+        """The part of the address behind its question mark, as names and values."""
         return {name: each for name in ("actor", "action", "since") if (each := getattr(self, name))}
 
 
