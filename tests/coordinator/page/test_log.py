@@ -41,7 +41,7 @@ def test_the_log_is_read_backwards_and_each_entry_once(page, federation):
         note(federation, 1)  # what comes meanwhile moves nothing
         older = re.search(r'<a rel="next" href="(/log\?[^"]+)">Older</a>', text)
         path = older[1].replace("&amp;", "&") if older else None
-    assert seen == list(range(119, -1, -1))
+    assert seen == list(range(120, -1, -1))  # entry 0 is the entrance
     assert "Newest" in text
     assert page.get("/log").text.count('scope="row" class="n"') == log.ENTRIES_A_PAGE
 
@@ -51,9 +51,9 @@ def test_entries_are_chosen_by_who_what_and_when(page, federation):
     note(federation, 1, actor="operator:bert")
     with federation.store.session() as session:
         federation.store.log_action(session, "serve.start", actor="operator:anna", version="1")
-    assert numbers(page.get("/log?actor=anna").text) == [2, 0]
-    assert numbers(page.get("/log?action=serve").text) == [2]
-    assert numbers(page.get("/log?actor=anna&action=site.leave&since=2020-01-01").text) == [0]
+    assert numbers(page.get("/log?actor=anna").text) == [3, 1]
+    assert numbers(page.get("/log?action=serve").text) == [3]
+    assert numbers(page.get("/log?actor=anna&action=site.leave&since=2020-01-01").text) == [1]
     assert "No such entry" in page.get("/log?since=2990-01-01").text
     assert "<option selected>serve</option>" in page.get("/log?action=serve").text
 
@@ -72,7 +72,7 @@ def test_a_filter_that_is_none_is_told_and_stays_to_be_mended(page, query, words
 @pytest.mark.parametrize("before", ["-1", "²", "x", "9" * 40, "1;--"])
 def test_an_address_that_names_no_entry_shows_the_newest(page, federation, before):
     note(federation, 2)
-    assert numbers(page.get("/log", params={"before": before}).text) == [1, 0]
+    assert numbers(page.get("/log", params={"before": before}).text) == [2, 1, 0]
 
 
 def test_what_people_typed_is_text_and_no_markup(page, federation):
@@ -93,7 +93,7 @@ def test_a_log_is_verified_here_and_a_changed_one_does_not_hold(page, federation
     note(federation, 3)
     text = verified(page).text
     assert "Everything holds" in text
-    assert "Four hospitals: 3 entries, not signed yet" in text
+    assert "Four hospitals: 4 entries, not signed yet" in text
     with federation.store.session() as session:
         session.execute(sa.text("UPDATE audit_entry SET actor = 'operator:eve' WHERE seq = 1"))
     text = verified(page).text
@@ -104,7 +104,7 @@ def test_a_log_is_verified_here_and_a_changed_one_does_not_hold(page, federation
 
 def test_a_long_log_is_left_to_the_command(page, federation, monkeypatch):
     monkeypatch.setattr(log, "MOST_VERIFIED", 2)
-    note(federation, 2)
+    note(federation, 1)
     assert verified(page).status_code == 200
     key = key_of(page.get("/log"))
     with federation.store.session() as session:  # a signature takes as long as an entry
@@ -132,13 +132,13 @@ def test_who_countersigned_and_who_refuses_is_shown(page, federation):
         session.add(CountersignatureRow(site="rest", seq=2, identity="0" * 64, **row))
         for site in ("rest", "svhc"):
             federation.store.log_action(session, "log.refused", actor="coordinator", site=site, reason="forked", held=2)
-        session.add(CountersignatureRow(site="svhc", seq=7, identity="0" * 64, **row))  # it has come round
+        session.add(CountersignatureRow(site="svhc", seq=8, identity="0" * 64, **row))  # it has come round
     text = page.get("/log").text
     table = re.sub(r"<[^>]+>", " ", text[text.index('id="witnesses-table"') : text.index('id="entries-table"')])
     rows = {line.split()[0]: " ".join(line.split()) for line in table.splitlines() if line.split()}
     table = " ".join(table.split())
-    assert re.search(r"svi 4 3 behind", table), rows
-    assert re.search(r"svhc 7 up to date", table)
+    assert re.search(r"svi 4 4 behind", table), rows
+    assert re.search(r"svhc 8 up to date", table)
     assert re.search(r"rest 2 refuses since \S+ \(forked\): it has signed entry 2 of another state", table)
     assert re.search(r"agg-a – not yet", table)
 

@@ -47,7 +47,8 @@ def test_a_ca_is_followed_by_another_once_all_nodes_trust_it(page, federation):
     assert order(page, "ca-finish").status_code == 303
     assert Pki.load(federation.home).ca_digest != before
     assert federation.store.node("north").invite_digest is None
-    assert [action for action, _ in logged(federation.store)] == ["ca.rotate", "ca.finish"]
+    rotated = [action for action, _ in logged(federation.store) if action.startswith("ca.")]
+    assert rotated == ["ca.rotate", "ca.finish"]
 
 
 def test_a_rotation_of_the_ca_is_cancelled(page, federation):
