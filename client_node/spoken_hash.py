@@ -1,6 +1,6 @@
-"""Spells a study's hash in words that people read to each other by telephone.
+"""Spells a study's hash, and a node's identity, as people read them to each other by telephone.
 
-The spelling is that of BIP-39 with its English list (words.txt, MIT licence in words-license.txt):
+The spelling of a hash is that of BIP-39 with its English list (words.txt, MIT licence in words-license.txt):
 the 256 bits of the hash and the first 8 bits of the SHA-256 of the hash make 24 words of 11 bits each. All 256 bits are
 there, because whoever writes studies may search for two with equal words: of half as many bits, 2**64 tries find some.
 The last word also checks the others: of 256 phrases with a wrong word, 255 are noticed.
@@ -8,6 +8,7 @@ The last word also checks the others: of 256 phrases with a wrong word, 255 are 
 No word is a secret, although wallets spell their keys in the same way.
 """
 
+import base64
 import difflib
 import hashlib
 import re
@@ -18,6 +19,7 @@ from importlib import resources
 COUNT = 24
 _BITS = 11  # of one word; the list has 2048
 _CHECK_BITS = 8
+_KEY_BYTES, _GROUP = 20, 4  # 160 bits: nobody finds a second key for a given fingerprint
 
 
 def words(study_hash: str) -> tuple[str, ...]:
@@ -26,6 +28,13 @@ def words(study_hash: str) -> tuple[str, ...]:
     number = int.from_bytes(data + hashlib.sha256(data).digest()[:1])
     listed = _list()
     return tuple(listed[number >> (_BITS * place) & (len(listed) - 1)] for place in reversed(range(COUNT)))
+
+
+def fingerprint(identity: str) -> str:
+    """Computes the fingerprint of an identity (hex Ed25519 key) for people: 160 bits of its SHA-256 in base32."""
+    digest = hashlib.sha256(b"confide/identity/1" + bytes.fromhex(identity)).digest()
+    letters = base64.b32encode(digest[:_KEY_BYTES]).decode()
+    return "-".join(letters[i : i + _GROUP] for i in range(0, len(letters), _GROUP))
 
 
 def parse(text: str) -> str:

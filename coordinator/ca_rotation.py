@@ -65,6 +65,21 @@ class Standing:
             else tuple(each.name for each in self.nodes if each.trusts in ("too few", "unknown"))
         )
 
+    @property
+    def next_step(self) -> str:
+        """The words for an operator: what is to be done, or waited for."""
+        if self.next is None:
+            return "No rotation is under way."
+        if self.is_early:
+            return (
+                f"The next CA is not valid before {self.next.begins:%Y-%m-%d %H:%M} UTC: the clock was ahead when it "
+                "was made, or is behind now. To make it anew: coordinator ca cancel, then coordinator ca rotate"
+            )
+        if self.lacking:
+            names = ", ".join(self.lacking)
+            return f"Not known to trust the next CA yet: {names}. Their daemons learn of it within a minute."
+        return "All nodes trust the next CA: coordinator ca finish"
+
 
 def standing(store: Store, home: Path) -> Standing:
     """Describes the federation's CA and who trusts it.

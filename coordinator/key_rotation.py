@@ -49,6 +49,25 @@ class Standing:
         """
         return self._who("strange")
 
+    @property
+    def next_step(self) -> str:
+        """The words for an operator: what is to be done, or waited for."""
+        if self.strange:
+            return (
+                f"This coordinator has not had the key that is shown of: {', '.join(self.strange)}. Somebody has made "
+                "a successor of a stolen key, or this home was put back to before a rotation: docs/key-rotation.md"
+            )
+        if not self.nodes:
+            return "No node is enrolled."
+        if not self.successions:
+            return "There was no rotation: nodes know this key from their enrolment, and do not name it."
+        if self.lacking:
+            return (
+                f"Not known to have heard of the present key: {', '.join(self.lacking)}. A daemon that is connected "
+                "follows within a minute; have the people of the others run: client-node ca fetch"
+            )
+        return "All nodes know the present key."
+
     def _who(self, *knows: Knows) -> tuple[str, ...]:
         return tuple(each.name for each in self.nodes if each.knows in knows)
 

@@ -9,7 +9,7 @@ from .errors import CoordinatorError, ReplicaBroken
 from .store import LedgerReplica, Store
 
 if TYPE_CHECKING:
-    from ..privacy.ledger.standings import Standing
+    from ..privacy.ledger.standings import Course, Standing
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ class Ledgers:
         self._store, self._replica = store, LedgerReplica(store)
         self._lengths: dict[str, int] = {}
         self._standings: dict[str, list[Standing]] = {}
+        self._courses: dict[str, list[Course]] = {}
         self._readable: dict[str, bool] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="confide-standings", daemon=True)
@@ -42,20 +43,25 @@ class Ledgers:
         """The accounts of each site, as far as they are read."""
         return dict(self._standings)
 
+    def courses(self) -> "dict[str, list[Course]]":
+        """The course of each account of each site, as far as they are read."""
+        return dict(self._courses)
+
     def readable(self) -> dict[str, bool]:
         """Tells for each site with a ledger whether its replica holds together."""
         return dict(self._readable)
 
     def look(self) -> None:
         """Reads what has come since the last look. Raises `StoreUnavailable`, `StateDamaged`."""
-        from ..privacy.ledger.standings import standings  # seconds, with all accountants
+        from ..privacy.ledger.standings import courses, standings  # seconds, with all accountants
 
         for node in self._store.nodes():
             length = self._replica.length(node.name)
             if length == self._lengths.get(node.name, 0):
                 continue
             try:
-                self._standings[node.name] = standings(self._replica.books(node.name))
+                books = self._replica.books(node.name)
+                self._standings[node.name], self._courses[node.name] = standings(books), courses(books)
                 self._readable[node.name] = True
             except (ReplicaBroken, PrivacyError) as err:
                 self._readable[node.name] = False

@@ -6,27 +6,18 @@ fingerprints that came from the sites' people and not through the coordinator. A
 successions lead to it from the confirmed one.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..enrolment import Enrolment
+from ..spoken_hash import fingerprint
 from ..succession import own_keys, partners
 
 if TYPE_CHECKING:
     from ..study import Study
 
-_BYTES = 20  # 160 bits: nobody finds a second key for a given fingerprint
-_GROUP = 4
-
-
-def fingerprint(identity: str) -> str:
-    """Computes the fingerprint of an identity (hex Ed25519 key) for people: 160 bits of its SHA-256 in base32."""
-    digest = hashlib.sha256(b"confide/identity/1" + bytes.fromhex(identity)).digest()
-    letters = base64.b32encode(digest[:_BYTES]).decode()
-    return "-".join(letters[i : i + _GROUP] for i in range(0, len(letters), _GROUP))
+__all__ = ["doubts", "fingerprint"]
 
 
 def doubts(home: Path, study: "Study") -> list[str]:

@@ -77,7 +77,12 @@ def make_join_file(name: str, roles: tuple[Role, ...], federation: str, code: st
 
 def write_join_file(path: Path, join: JoinFile) -> None:
     """Writes a join file that only its owner can read."""
-    write_private(path, join.model_dump_json(indent=2).encode() + b"\n")
+    write_private(path, text_of(join).encode())
+
+
+def text_of(join: JoinFile) -> str:
+    """Writes the text of a join file, which is as secret as the code in it."""
+    return join.model_dump_json(indent=2) + "\n"
 
 
 def read_join_file(path: Path) -> JoinFile:

@@ -94,21 +94,7 @@ def show_standing(found: "Standing", as_json: bool) -> None:
         )
     print_rows("CA", [{"": name} | _facts(each) for name, each in authorities.items() if each is not None])
     print_rows("Nodes", [{"node": each.name, "trusts": each.trusts} for each in found.nodes])
-    out.print(_next_step(found), highlight=False, markup=False, soft_wrap=True)
-
-
-def _next_step(found: "Standing") -> str:
-    if found.next is None:
-        return "No rotation is under way."
-    if found.is_early:
-        return (
-            f"The next CA is not valid before {found.next.begins:%Y-%m-%d %H:%M} UTC: the clock was ahead when it was "
-            "made, or is behind now. To make it anew: coordinator ca cancel, then coordinator ca rotate"
-        )
-    if found.lacking:
-        names = ", ".join(found.lacking)
-        return f"Not known to trust the next CA yet: {names}. Their daemons learn of it within a minute."
-    return "All nodes trust the next CA: coordinator ca finish"
+    out.print(found.next_step, highlight=False, markup=False, soft_wrap=True)
 
 
 def _facts(authority: "Authority") -> dict[str, Any]:

@@ -1,14 +1,9 @@
 """The commands `coordinator keys`: give the signing key a successor; seal and unseal the secret keys."""
 
-from typing import TYPE_CHECKING
-
 from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.console import agree, out, print_json, print_rows, show_change
 from ...client_node.cli.keys import KeysPassphraseOption, show_sealing
 from .options import DEFAULT_HOME, HomeOption, YesOption
-
-if TYPE_CHECKING:
-    from ..key_rotation import Standing
 
 app = group("The federation's own keys.", "coordinator keys seal --passphrase-file passphrase")
 
@@ -82,22 +77,4 @@ def keys_status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) ->
     if found.is_cut_off:
         said = "A rotation was cut off, and no node knows its key yet: coordinator keys rotate"
         out.print(said, highlight=False, markup=False, soft_wrap=True)
-    out.print(_next_step(found), highlight=False, markup=False, soft_wrap=True)
-
-
-def _next_step(found: "Standing") -> str:
-    if found.strange:
-        return (
-            f"This coordinator has not had the key that is shown of: {', '.join(found.strange)}. Somebody has made "
-            "a successor of a stolen key, or this home was put back to before a rotation: docs/key-rotation.md"
-        )
-    if not found.nodes:
-        return "No node is enrolled."
-    if not found.successions:
-        return "There was no rotation: nodes know this key from their enrolment, and do not name it."
-    if found.lacking:
-        return (
-            f"Not known to have heard of the present key: {', '.join(found.lacking)}. A daemon that is connected "
-            "follows within a minute; have the people of the others run: client-node ca fetch"
-        )
-    return "All nodes know the present key."
+    out.print(found.next_step, highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,5 @@
 """Prints sites, studies, runs and costs for the `coordinator` command: tables for people, JSON for programs."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -311,8 +310,7 @@ def show_actions(actions: "Sequence[Action]", as_json: bool) -> None:
     if not actions:
         tell("Audit log: no such entry")
     for each in actions:
-        said = " ".join(f"{name}={_plain(value)}" for name, value in each.fields.items() if value is not None)
-        line = f"{each.seq:>6}  {each.time}  {each.actor}  {each.action}  {said}"
+        line = f"{each.seq:>6}  {each.time}  {each.actor}  {each.action}  {each.said}"
         out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -320,23 +318,9 @@ def show_trail(found: "Verified", as_json: bool) -> None:
     """Prints what the verification of an audit log found."""
     if as_json:
         return print_json(asdict(found) | {"ok": found.ok})
-    signed = f"signed up to entry {found.signed}" if found.checkpoints else "not signed yet"
-    told = [f"{found.federation}: {found.entries} entries, {signed}; the coordinator's key is from {found.key_from}"]
-    told += [
-        f"{each.site} has countersigned up to entry {each.seq}, on {each.time}, with {each.decisions + 1} decisions"
-        for each in found.witnesses
-    ]
-    if not found.witnesses:
-        told.append("no node has countersigned yet: alone, the coordinator could still write another log")
-    for line in (*told, *(f"! {problem}" for problem in found.problems)):
+    for line in (*found.sentences(), *(f"! {problem}" for problem in found.problems)):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     out.print("Everything holds." if found.ok else "This log does not hold.")
-
-
-def _plain(value: Any) -> str:
-    """Writes a field's value as JSON, or as it is if that is one plain word."""
-    is_word = isinstance(value, str) and value.isascii() and value.isprintable() and not {*value} & set(' "')
-    return value if is_word else json.dumps(value)
 
 
 def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:

@@ -3,12 +3,14 @@
 import datetime as dt
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from cryptography import x509
+
 from ...client_node.enrolment import Role, join_file
-from ..errors import Conflict
+from ..errors import Conflict, StateDamaged
 from ..store import Store
 from ..store.tables import NodeRow
 from .home import load_settings
@@ -35,7 +37,7 @@ class Invitation:
 
     name: str
     roles: tuple[Role, ...]
-    code: str  # shown once and stored nowhere
+    code: str = field(repr=False)  # shown once and stored nowhere
 
 
 def members(store: Store) -> list[Member]:
@@ -95,13 +97,37 @@ def write_invitations(invitations: Sequence[Invitation], home: Path, path: Path)
     files = []
     for each in invitations:
         file = path / f"{each.name}{join_file.SUFFIX}" if is_folder else path
-        until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=VALID_S)
-        federation = load_settings(home).federation
-        join_file.write_join_file(
-            file, join_file.make_join_file(each.name, each.roles, federation, each.code, until.replace(microsecond=0))
-        )
+        join_file.write_join_file(file, _join_file(each, home))
         files.append(file)
     return files
+
+
+def join_text(invitation: Invitation, home: Path) -> str:
+    """Writes the text of an invitation's join file, as secret as the code in it."""
+    return join_file.text_of(_join_file(invitation, home))
+
+
+def _join_file(invitation: Invitation, home: Path) -> join_file.JoinFile:
+    until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=VALID_S)
+    return join_file.make_join_file(
+        invitation.name, invitation.roles, load_settings(home).federation, invitation.code, until.replace(microsecond=0)
+    )
+
+
+def party_certificate_ends(node: NodeRow) -> dt.datetime | None:
+    """Reads when an aggregator's certificate ends, by which the other two know it; None if the node has none.
+
+    Raises:
+        StateDamaged: what the database holds is no certificate.
+    """
+    if not node.party_certificate:
+        return None
+    try:
+        return x509.load_pem_x509_certificate(node.party_certificate.encode()).not_valid_after_utc
+    except (ValueError, x509.InvalidVersion) as err:
+        raise StateDamaged(
+            f"the party certificate of {node.name} in the database is damaged. Restore the newest backup"
+        ) from err
 
 
 def revoke(store: Store, home: Path, name: str) -> None:

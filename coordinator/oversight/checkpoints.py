@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
@@ -12,6 +13,7 @@ from ..errors import StateDamaged
 from ..federation import Pki
 from ..store import Store, audit_log
 from ..store.actions import SELF
+from ..store.audit_log import Action
 from ..store.tables import CheckpointRow, CountersignatureRow
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,35 @@ def _note_refusal(store: Store, session: Session, site: str, answer: AuditAnswer
         site, reason, held_words(at),
     )  # fmt: skip
     store.log_action(session, "log.refused", actor=SELF, **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessStanding:
+    """An enrolled node, or one that refuses, and how far it has countersigned the log."""
+
+    site: str
+    reached: int  # the newest entry that it has countersigned; -1 for none
+    refusal: Action | None  # the entry of its last refusal, if it has countersigned nothing after that
+
+    @property
+    def why(self) -> str:
+        """The reason of its refusal in words; empty if it does not refuse."""
+        if self.refusal is None:
+            return ""
+        fields = self.refusal.fields
+        return f"since {self.refusal.time} ({fields['reason']}): {held_words(fields['held'])}"
+
+
+def witnesses(store: Store) -> list[WitnessStanding]:
+    """Lists how far each node has countersigned the log, by name."""
+    enrolled = {node.name for node in store.nodes() if node.enrolled_at is not None and node.revoked_at is None}
+    with store.session() as session:
+        reached = audit_log.all_countersigned(session)
+        refused = {str(each.fields["site"]): each for each in audit_log.entries(session, action="log.refused")}
+    refusing = {name: each for name, each in refused.items() if each.seq > reached.get(name, -1)}
+    return [
+        WitnessStanding(name, reached.get(name, -1), refusing.get(name)) for name in sorted(enrolled | set(refusing))
+    ]
 
 
 def held_words(held: int) -> str:

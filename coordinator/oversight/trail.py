@@ -103,6 +103,16 @@ class Verified:
         """True if everything holds."""
         return not self.problems
 
+    def sentences(self) -> Iterator[str]:
+        """Tells in words what was verified, without the problems."""
+        signed = f"signed up to entry {self.signed}" if self.checkpoints else "not signed yet"
+        yield f"{self.federation}: {self.entries} entries, {signed}; the coordinator's key is from {self.key_from}"
+        for each in self.witnesses:
+            decisions = f"with {each.decisions + 1} decisions"
+            yield f"{each.site} has countersigned up to entry {each.seq}, on {each.time}, {decisions}"
+        if not self.witnesses:
+            yield "no node has countersigned yet: alone, the coordinator could still write another log"
+
 
 def actions(
     store: Store,
@@ -121,14 +131,35 @@ def actions(
     Raises:
         Conflict: `since` is neither, or there is no such action.
     """
+    with store.session() as session:
+        return list(audit_log.entries(session, after=after, most=most, **_filter(since, actor, action)))
+
+
+def newest(
+    store: Store, most: int, *, before: int | None = None,
+    since: str | None = None, actor: str | None = None, action: str | None = None,
+) -> list[Action]:  # fmt: skip
+    """Lists entries of the log, newest first, at most `most`; the other arguments and errors are those of `actions`.
+
+    Args:
+        before: only those of a smaller number; None for all.
+    """
+    with store.session() as session:
+        return audit_log.newest(session, most, before=before, **_filter(since, actor, action))
+
+
+def nouns() -> list[str]:
+    """Lists the nouns of all actions, by which entries are chosen, sorted."""
+    return sorted({name.partition(".")[0] for name in ACTIONS})
+
+
+def _filter(since: str | None, actor: str | None, action: str | None) -> dict[str, str | None]:
+    """Checks what entries are chosen by. Raises `Conflict`."""
     if since is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", since):
         raise Conflict(f"{since!r} is no time; write 2026-03-01, or 2026-03-01T12:00:00Z, in UTC")
     if action is not None and not any(name == action or name.startswith(f"{action}.") for name in ACTIONS):
-        nouns = sorted({name.partition(".")[0] for name in ACTIONS})
-        raise Conflict(f"no action is called {action!r}; the log has those of {', '.join(nouns)}")
-    with store.session() as session:
-        found = audit_log.entries(session, since=since, actor=actor, action=action, after=after, most=most)
-        return list(found)
+        raise Conflict(f"no action is called {action!r}; the log has those of {', '.join(nouns())}")
+    return {"since": since, "actor": actor, "action": action}
 
 
 def known_keys(pairs: Sequence[str]) -> dict[str, str]:

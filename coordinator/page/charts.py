@@ -1,7 +1,9 @@
 """Charts of the operator's page, as SVG; each stands above a table with the same figures."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from math import floor
 from typing import TYPE_CHECKING
 
@@ -9,10 +11,11 @@ from markupsafe import Markup
 
 from ...privacy.report.figures import Sheet
 from ...privacy.report.language import DEFAULT, load
-from ...privacy.report.plot import Plot, linear, nice_top, ticks, whole_ticks
+from ...privacy.report.plot import Plot, linear, nice_top, ticks, time_ticks, whole_ticks
 from ..run.overview import OpenedRound
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # accounting takes seconds to import
+    from ...privacy.ledger.standings import Course
     from .comparing import Point
 
 WIDE, NARROW = 760, 310  # units across on a wide page, and on a telephone
@@ -123,3 +126,38 @@ def measured(found: "Sequence[Point]") -> Markup:
         return plot.svg("measured", f"{name} and ε of each run", story)
 
     return twice(draw)
+
+
+def spending(course: "Course", cap: float | None) -> Markup:
+    """Draws the guaranteed epsilon of an account over the site's clock, and its cap; empty without one or a charge."""
+    points = [(_seconds(each.time), each.guaranteed) for each in course.points if math.isfinite(each.guaranteed)]
+    if cap is None or not points or len(points) < len(course.points):
+        return Markup("")
+    times = [time for time, _ in points]
+    margin = max(30.0, 0.03 * (max(times) - min(times)))
+    first, last = min(times) - margin, max(times) + margin
+
+    def draw(width: float) -> Markup:
+        plot = Plot(width=width, height=190, left=38, right=76, top=26, bottom=40)
+        top = nice_top(max(cap, *(epsilon for _, epsilon in points)))
+        x, y = linear(first, last, *plot.x_range), linear(0, top, *plot.y_range)
+        plot.y_axis("epsilon", y, ticks(top))
+        plot.x_axis("the site's clock, UTC", x, time_ticks(first, last, most=2 if width < WIDE else 5))
+        plot.level("cap", y(cap))
+        plot.name("cap-name", y(cap), "cap")
+        places, before = [(x(first), y(0))], 0.0
+        for time, epsilon in points:
+            places += [(x(time), y(before)), (x(time), y(epsilon))]
+            before = epsilon
+        places.append((x(last), y(before)))
+        plot.curve("wash", [*places, (x(last), y(0))], closed=True)
+        plot.curve("guaranteed", places)
+        plot.name("guaranteed-name", places[-1][1], "guaranteed")
+        story = f"Guaranteed epsilon {before:.3g} of a cap of {cap:g} after {course.points[-1].releases} releases."
+        return plot.svg("spending", f"Spending on {course.dataset} over time", story)
+
+    return twice(draw)
+
+
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp()

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from . import adapters, budgets, comparing, drafts, overview, runs, studies
+from . import (
+    adapters,
+    budgets,
+    comparing,
+    drafts,
+    log,
+    overview,
+    rotations,
+    runs,
+    settings,
+    sites,
+    studies,
+)
 from .visits import Visit
 
 Look = Callable[[Visit], Response]
@@ -45,4 +57,24 @@ VIEWS: Mapping[str, View] = {
     "/adapters": View("run metrics", adapters.show_all),
     "/adapters/{run}": View("run metrics", adapters.show),
     "/adapters/{run}/export": View("adapter export", adapters.ask, "adapter export", adapters.send),
+    "/sites": View("site list", sites.show_all),
+    # Deeper than a site's page, because a site may be called "invite".
+    "/sites/invite/new": View("site invite", sites.ask_guests, "site invite", sites.invite),
+    "/sites/{site}": View("site list", sites.show),
+    "/sites/{site}/leave": View("site leave", sites.ask_leave, "site leave", sites.leave),
+    "/sites/{site}/revoke": View("site revoke", sites.ask_revoke, "site revoke", sites.revoke),
+    "/sites/{site}/ledger": View("budget export", sites.ask_ledger, "budget export", sites.download_ledger),
+    "/log": View("audit log", log.show, "audit verify", log.verify),
+    "/settings": View("operator list", settings.show),
+    "/settings/ca/rotate": View("ca rotate", rotations.ask("ca-rotate"), "ca rotate", rotations.begin_ca),
+    "/settings/ca/cancel": View("ca cancel", rotations.ask("ca-cancel"), "ca cancel", rotations.cancel_ca),
+    "/settings/ca/finish": View("ca finish", rotations.ask("ca-finish"), "ca finish", rotations.finish_ca),
+    "/settings/keys/rotate": View("keys rotate", rotations.ask("keys-rotate"), "keys rotate", rotations.rotate_key),
+    "/settings/operators/add": View("operator add", settings.ask_operator, "operator add", settings.add_operator),
+    "/settings/operators/{operator}/renew": View(
+        "operator renew", settings.ask_renewal, "operator renew", settings.renew_operator
+    ),
+    "/settings/operators/{operator}/revoke": View(
+        "operator revoke", settings.ask_revocation, "operator revoke", settings.revoke_operator
+    ),
 }

@@ -40,8 +40,11 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
     )
 
 
-def export_ledger(store: Store, site: str, file: Path) -> Head:
+def export_ledger(store: Store, site: str, file: Path, *, named: str | None = None) -> Head:
     """Writes the replicated ledger of `site`, which has lost its own, to a new file; returns its last entry.
+
+    Args:
+        named: the file's name in the audit log, where people get it under another one; None for its path.
 
     Raises:
         NotFound: no entry of the site is replicated.
@@ -53,7 +56,7 @@ def export_ledger(store: Store, site: str, file: Path) -> Head:
         raise NotFound(f"no ledger of {site} is here; a site sends it when a run begins")
     if not os.path.lexists(file):  # else it is refused
         with store.session() as session:
-            store.log_action(session, "budget.export", site=site, file=plain(file))
+            store.log_action(session, "budget.export", site=site, file=plain(named or file))
     return backup.write(file, entries, _opening_key(store, site, entries))
 
 

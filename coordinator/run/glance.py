@@ -67,7 +67,7 @@ def look(store: Store, home: Path) -> Glance:
 
 
 def member_standings(store: Store, serving: Serving | None) -> list[MemberStanding]:
-    """Lists all members, by name, with what the running server sees of them; None for no server."""
+    """Lists all members by name, with what the running server sees of them."""
     seen: Mapping[str, SeenNode] = {} if serving is None else serving.nodes
     return [_standing(member, serving, seen.get(member.name)) for member in members.members(store)]
 
@@ -156,17 +156,13 @@ def of_versions(serving: Serving | None) -> Iterator[str]:
 
 def _of_witnesses(store: Store) -> Iterator[str]:
     """Names the nodes that have refused to countersign the audit log since they last did so, or lag behind it."""
-    enrolled = [node.name for node in store.nodes() if node.enrolled_at is not None and node.revoked_at is None]
     with store.session() as session:
-        head, reached = audit_log.head(session).seq, audit_log.all_countersigned(session)
-        refused = {each.fields["site"]: each for each in audit_log.entries(session, action="log.refused")}
-        for name, entry in sorted(refused.items()):
-            if entry.seq > audit_log.countersigned(session, name):
-                yield (
-                    f"{name} does not countersign the audit log since {entry.time} ({entry.fields['reason']}): "
-                    f"{checkpoints.held_words(entry.fields['held'])} (docs/operators.md)"
-                )
-    behind = {name: head - reached.get(name, -1) for name in enrolled if name not in refused}
+        head = audit_log.head(session).seq
+    found = checkpoints.witnesses(store)
+    for each in found:
+        if each.refusal is not None:
+            yield f"{each.site} does not countersign the audit log {each.why} (docs/operators.md)"
+    behind = {each.site: head - each.reached for each in found if each.refusal is None}
     if told := [f"{name} {count}" for name, count in behind.items() if count > DIGESTS_A_MESSAGE]:
         yield (
             f"entries of the audit log that nodes have not countersigned: {', '.join(told)}; "

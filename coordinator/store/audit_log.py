@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from ...privacy.ledger import chain, log_chain
@@ -21,6 +21,7 @@ from ..errors import StateDamaged
 from .actions import fields_of
 from .tables import ActionRow, AuditHead, CheckpointRow, CountersignatureRow
 
+_SIGNED = CheckpointRow, CountersignatureRow
 _LACKS = "the audit log in the database has no head. Restore the newest backup"
 
 
@@ -41,6 +42,11 @@ class Action:
     def digest(self) -> str:
         """The digest of its contents."""
         return contents(self.time, self.actor, self.action, self.fields, self.salt)
+
+    @property
+    def said(self) -> str:
+        """Its fields in one line, for people, without those that are empty."""
+        return " ".join(f"{name}={_plain(value)}" for name, value in self.fields.items() if value is not None)
 
 
 def contents(time: str, actor: str, action: str, fields: Mapping[str, Any], salt: str) -> str:
@@ -112,9 +118,30 @@ def entries(
         after: only those behind entry number `after`.
         most: at most so many; None for all.
     """
-    wanted = select(ActionRow).order_by(ActionRow.seq).limit(most)
+    wanted = _chosen(since, actor, action).order_by(ActionRow.seq).limit(most)
     if after > START.seq:
         wanted = wanted.where(ActionRow.seq > after)
+    for row in session.scalars(wanted.execution_options(yield_per=1000)):
+        yield _action(row)
+
+
+def newest(
+    session: Session, most: int, *, before: int | None = None,
+    since: str | None = None, actor: str | None = None, action: str | None = None,
+) -> list[Action]:  # fmt: skip
+    """Lists entries, newest first, at most `most`; the others are chosen as by `entries`.
+
+    Args:
+        before: only those of a smaller number; None for all.
+    """
+    wanted = _chosen(since, actor, action).order_by(ActionRow.seq.desc()).limit(most)
+    if before is not None:
+        wanted = wanted.where(ActionRow.seq < before)
+    return [_action(row) for row in session.scalars(wanted)]
+
+
+def _chosen(since: str | None, actor: str | None, action: str | None) -> Select[ActionRow]:
+    wanted = select(ActionRow)
     if since is not None:
         wanted = wanted.where(ActionRow.time >= since)
     if actor is not None:
@@ -123,8 +150,7 @@ def entries(
         )
     if action is not None:
         wanted = wanted.where((ActionRow.action == action) | ActionRow.action.startswith(f"{action}.", autoescape=True))
-    for row in session.scalars(wanted.execution_options(yield_per=1000)):
-        yield _action(row)
+    return wanted
 
 
 def count_of_hour(session: Session, action: str, actor: str) -> int:
@@ -164,6 +190,12 @@ def all_countersigned(session: Session) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(newest)}
 
 
+def work(session: Session) -> int:
+    """Counts what a verification looks at: entries, checkpoints and countersignatures."""
+    signatures = [session.scalars(select(func.count()).select_from(table)).one() for table in _SIGNED]
+    return head(session).seq + 1 + sum(signatures)
+
+
 def links_of(actions: Iterable[Action]) -> Iterator[tuple[Action, str | None]]:
     """Yields each entry with what is wrong about it: a number, a link or contents that do not fit; None if it fits."""
     before = START
@@ -190,6 +222,12 @@ def kept_wrongly(session: Session) -> Iterator[str]:
     for row in session.scalars(wanted):
         if row.contents != _action(row).digest:
             yield f"entry {row.seq} has another digest beside it than that of its contents: nodes refuse what follows"
+
+
+def _plain(value: Any) -> str:
+    """Writes a field's value as JSON, or as it is if that is one plain word."""
+    is_word = isinstance(value, str) and value.isascii() and value.isprintable() and not {*value} & set(' "')
+    return value if is_word else json.dumps(value)
 
 
 def _action(row: ActionRow) -> Action:

@@ -1,12 +1,23 @@
 import pytest
 
+from confide.client_node.enrolment.join_file import JoinFile, read_join_file
 from confide.client_node.enrolment.protocol import InvitationCode
-from confide.coordinator.errors import Conflict, NotFound
+from confide.coordinator.errors import Conflict, NotFound, StateDamaged
 from confide.coordinator.federation.home import create_home, opened_store
-from confide.coordinator.federation.members import Member, invite, members, parse_roles, revoke
+from confide.coordinator.federation.members import (
+    Member,
+    invite,
+    join_text,
+    members,
+    parse_roles,
+    party_certificate_ends,
+    revoke,
+    write_invitations,
+)
 from confide.coordinator.federation.pki import Pki
+from confide.coordinator.store.tables import NodeRow
 
-from ...client_node.conftest import identity_of
+from ...client_node.conftest import certificate_of, identity_of
 from ..conftest import PARTIES, SITES, enrolled_nodes
 from .test_home import SETTINGS
 
@@ -62,3 +73,26 @@ def test_a_site_that_was_never_invited_cannot_be_revoked(store, home):
 def test_roles_are_named_each_once_and_in_one_order():
     assert parse_roles(["aggregate", "train", "aggregate"]) == ("train", "aggregate")
     assert parse_roles([]) == ()
+
+
+def test_a_join_file_has_the_text_that_is_shown(store, home, tmp_path):
+    (invitation,) = invite(store, home, [("north", ["train"])])
+    text = join_text(invitation, home)
+    (file,) = write_invitations([invitation], home, tmp_path / "north.join")
+    shown, written = JoinFile.model_validate_json(text), read_join_file(file)
+    assert shown.model_copy(update={"expires": written.expires}) == written
+    assert text.endswith("}\n")
+
+
+def test_an_invitation_hides_its_code_from_logs(store, home):
+    (invitation,) = invite(store, home, [("north", ["train"])])
+    assert invitation.code not in repr(invitation)
+
+
+def test_the_end_of_a_party_certificate_is_read():
+    node = NodeRow(name="agg-a", roles="aggregate", party_certificate=certificate_of("agg-a"))
+    assert f"{party_certificate_ends(node):%Y-%m-%d}" == "2028-09-26"
+    assert party_certificate_ends(NodeRow(name="svi", roles="train")) is None
+    node.party_certificate = "none"
+    with pytest.raises(StateDamaged, match="the party certificate of agg-a"):
+        party_certificate_ends(node)

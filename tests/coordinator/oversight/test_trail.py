@@ -312,3 +312,23 @@ def test_a_log_in_which_no_key_was_followed_is_written_as_it_always_was(fed, tmp
     trail.export(fed.store, fed.home, tmp_path / "log.jsonl")
     header = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["header"]
     assert set(header) == {"format", "federation", "coordinator", "ca", "nodes"}
+
+
+def test_the_newest_entries_come_first_and_are_those_of_the_whole_list(fed):
+    fed.note(5, site="west")
+    every = trail.actions(fed.store)
+    assert trail.newest(fed.store, 100) == every[::-1]
+    assert trail.newest(fed.store, 3) == every[:-4:-1]
+    assert trail.newest(fed.store, 3, before=4) == every[1:4][::-1]
+    assert trail.newest(fed.store, 3, before=0) == []
+    chosen = {"actor": every[-1].actor.partition(":")[2], "action": "site", "since": every[2].time}
+    assert trail.newest(fed.store, 100, **chosen) == trail.actions(fed.store, **chosen)[::-1]
+    for wrong in ({"since": "now"}, {"action": "sites"}):
+        with pytest.raises(Conflict):
+            trail.newest(fed.store, 3, **wrong)
+
+
+def test_the_nouns_are_those_that_entries_are_chosen_by(fed):
+    assert {"site", "run", "operator"} <= set(trail.nouns())
+    for noun in trail.nouns():
+        trail.newest(fed.store, 1, action=noun)
