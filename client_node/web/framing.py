@@ -1,15 +1,22 @@
 """The frame around every answer to a browser: what it may load and send, how large a request is, under which name."""
 
-from collections.abc import Collection
-from urllib.parse import urlsplit
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...listening import host_of
+from ...mpc.crash import TextLeftOut
+
+logger = logging.getLogger(__name__)
 
 MOST_BODY = 256 << 10  # bytes
+BODY_S = 20.0  # for all of it to come
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -18,16 +25,14 @@ _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer a browser says of our own forms too that their origin is null
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), interest-cohort=()",
 }
 _YEAR = "max-age=31536000"
-
-
-class _TooLong(Exception):
-    pass
+_LAST = {"Connection": "close"}  # the rest of the request is not read
+_TOO_LONG = f"a request has at most {MOST_BODY >> 10} KiB"
 
 
 def framed(app: ASGIApp, names: Collection[str] | None, *, is_https: bool) -> ASGIApp:
@@ -43,14 +48,18 @@ def framed(app: ASGIApp, names: Collection[str] | None, *, is_https: bool) -> AS
         if scope["type"] != "http":
             return
         headers, begun = Headers(scope=scope), False
-        taken = 0
+        taken, is_whole, end = 0, False, asyncio.get_running_loop().time() + BODY_S
 
         async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
+            nonlocal taken, is_whole
+            try:
+                async with asyncio.timeout_at(None if is_whole else end):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"a request comes within {BODY_S:.0f} s", _LAST) from None
+            taken, is_whole = taken + len(message.get("body", b"")), not message.get("more_body", False)
             if taken > MOST_BODY:
-                raise _TooLong
+                raise HTTPException(413, _TOO_LONG, _LAST)
             return message
 
         async def sent(message: Message) -> None:
@@ -65,35 +74,39 @@ def framed(app: ASGIApp, names: Collection[str] | None, *, is_https: bool) -> AS
                     out["Strict-Transport-Security"] = _YEAR
             await send(message)
 
-        answer = _refusal(scope, headers, names) or app
         try:
+            answer = _refusal(scope, headers, names, is_https=is_https) or app
             await answer(scope, bounded, sent)
-        except _TooLong:
+        except TimeoutError:  # the answer is not taken: `listening` ends the connection
+            raise
+        except ClientDisconnect:
+            return  # who has gone waits for no answer
+        except Exception as err:
+            logger.error("a request could not be answered", exc_info=TextLeftOut.of(err))
             if not begun:
-                await _said(413, f"a request has at most {MOST_BODY >> 10} KiB")(scope, receive, sent)
+                await _said(500, "an error that should not happen; the page's log says where")(scope, receive, sent)
 
     return frame
 
 
-def _refusal(scope: Scope, headers: Headers, names: Collection[str] | None) -> ASGIApp | None:
+def _refusal(scope: Scope, headers: Headers, names: Collection[str] | None, *, is_https: bool) -> ASGIApp | None:
     """Finds what is wrong about a request before anybody looks at it."""
     if names is not None and host_of(headers.getlist("host")) not in names:
         return _said(421, "this page has another name")
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MOST_BODY:
-        return _said(413, f"a request has at most {MOST_BODY >> 10} KiB")
-    if scope["method"] not in ("GET", "HEAD") and not _is_own(headers):
+    if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > MOST_BODY:
+        return _said(413, _TOO_LONG, _LAST)
+    if scope["method"] not in ("GET", "HEAD") and not _is_own(headers, is_https=is_https):
         return _said(403, "a form of another site is not taken")
     return None
 
 
-def _is_own(headers: Headers) -> bool:
+def _is_own(headers: Headers, *, is_https: bool) -> bool:
     """True unless a browser says that a page of another site has sent it; programs say nothing of it."""
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is not None and site not in ("same-origin", "none"):
-        return False
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    sites, origins = headers.getlist("sec-fetch-site"), headers.getlist("origin")
+    own = f"{'https' if is_https else 'http'}://{headers.get('host')}"
+    return set(sites) <= {"same-origin", "none"} and set(origins) <= {own}
 
 
-def _said(status: int, text: str) -> ASGIApp:
-    return PlainTextResponse(text + "\n", status)
+def _said(status: int, text: str, headers: Mapping[str, str] | None = None) -> ASGIApp:
+    return PlainTextResponse(text + "\n", status, headers)

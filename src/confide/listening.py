@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import re
 import signal
 import ssl
 import threading
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S, SEND_S = 20.0, 30.0  # for the head of a request to come, and for a part of an answer to be taken
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 
 
 class PortTaken(Exception):
@@ -96,7 +98,7 @@ def listen(
         logger.propagate = False
     config = uvicorn.Config(
         in_time(app), host=host, port=port, http=Hasty, ws="none", lifespan="off", log_config=None, log_level="error",
-        access_log=False, server_header=False, timeout_keep_alive=15, timeout_graceful_shutdown=3,
+        access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=15, timeout_graceful_shutdown=3,
         limit_concurrency=most, h11_max_incomplete_event_size=1 << 16,
     )  # fmt: skip
     if tls is not None:
@@ -131,10 +133,8 @@ def only_under(app: ASGIApp, names: Collection[str], refusal: ASGIApp) -> ASGIAp
 
 def host_of(named: list[str]) -> str:
     """Reads the name in a request's Host headers, in lower case, without the port; "" if there is not exactly one."""
-    if len(named) != 1:
-        return ""
-    host = named[0]
-    return (host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]).lower()
+    found = _HOST.fullmatch(named[0]) if len(named) == 1 else None
+    return "" if found is None else (found[1] or found[2]).lower()
 
 
 def is_loopback(host: str) -> bool:
