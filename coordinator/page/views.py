@@ -29,7 +29,7 @@ VIEWS: Mapping[str, View] = {
     "/": View("status", overview.show),
     "/runs": View("run list", runs.show_all),
     "/runs/{run}": View("run rounds", runs.show),
-    "/runs/{run}/stop": View("run rounds", runs.ask("stop"), "run stop", runs.stop),
-    "/runs/{run}/resume": View("run rounds", runs.ask("resume"), "run resume", runs.resume),
-    "/runs/{run}/abandon": View("run rounds", runs.ask("abandon"), "run abandon", runs.abandon),
+    "/runs/{run}/stop": View("run stop", runs.ask("stop"), "run stop", runs.stop),
+    "/runs/{run}/resume": View("run resume", runs.ask("resume"), "run resume", runs.resume),
+    "/runs/{run}/abandon": View("run abandon", runs.ask("abandon"), "run abandon", runs.abandon),
 }
