@@ -135,6 +135,8 @@ def opened(browser: Browser, place: Place, seen: Seen, variant: str, **options: 
         page = context.new_page()
         _watch(context, page, place, faults)
         answer = page.goto(place.address)
+        while "refresh" in answer.headers:  # it is still being computed; a page that comes again cannot be looked at
+            answer = page.goto(place.address)
         if urlsplit(place.address).scheme != "file" and answer.status != place.status:
             faults.append(f"{place.address} answers {answer.status}, not {place.status}")
         page.evaluate(CHECKS)
