@@ -33,6 +33,7 @@ class WebChild:
     def __init__(self, command: Sequence[str], log_path: Path, *, asked_for: bool) -> None:
         self._command, self.log_path, self._asked_for = list(command), log_path, asked_for
         self._child: subprocess.Popen[bytes] | None = None
+        self._ear: threading.Thread | None = None
         self._started, self._not_before, self._failures = 0.0, 0.0, 0
         self.address = ""  # where it listens; "" while it does not
 
@@ -79,16 +80,19 @@ class WebChild:
             logger.warning("no page: its process cannot be started (%s)", err.strerror)
             return
         assert self._child.stdout is not None, "it was started with pipes"
-        threading.Thread(target=self._listen, args=(self._child.stdout,), name="page", daemon=True).start()
+        self._ear = threading.Thread(target=self._listen, args=(self._child.stdout,), name="page", daemon=True)
+        self._ear.start()
 
     def _listen(self, lines: IO[bytes]) -> None:
-        with suppress(ValueError, OSError):  # it has ended, or says what is none
+        with suppress(ValueError, OSError, KeyError, TypeError):  # it has ended, or says what is none
             told = json.loads(lines.readline(_MOST_LINE))
             self.address = str(told["address"])
             logger.info("the page is at %s", self.address)
 
     def _close(self) -> None:
         assert self._child is not None
+        if self._ear is not None:  # else it could note the address of a process that has ended
+            self._ear.join(_STOP_S)
         for stream in (self._child.stdin, self._child.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):

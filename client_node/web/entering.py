@@ -14,13 +14,16 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
 from ..errors import FileDamaged
-from ..files import read_json, write_private
+from ..files import read_json, stamp, write_private
+
+if TYPE_CHECKING:
+    from starlette.requests import Request  # commands make links, and do without it
 
 IDLE_S, LONGEST_S = 3600.0, 12 * 3600.0  # without a request, and from the entrance on
 LINK_S = 300.0
@@ -59,15 +62,19 @@ class Sessions:
             self._by_digest[_digest(secret)] = Session(who, proof, secrets.token_urlsafe(32), now, now)
         return secret
 
-    def find(self, secret: str | None) -> Session | None:
-        """Finds the session of a cookie; None if there is none, or it has ended."""
+    def find(self, secret: str | None, *, by_itself: bool = False) -> Session | None:
+        """Finds the session of a cookie; None if there is none, or it has ended.
+
+        Args:
+            by_itself: True for a page that looks again by itself: nobody may sit before it, so the session idles on.
+        """
         if not secret:
             return None
         now = time.monotonic()
         with self._mutex:
             self._drop_ended(now)
             session = self._by_digest.get(_digest(secret))
-            if session is not None:
+            if session is not None and not by_itself:
                 session.seen = now
             return session
 
@@ -84,6 +91,21 @@ class Sessions:
         ]
         for digest in ended:
             del self._by_digest[digest]
+
+
+def cookie_name(request: "Request", *, is_https: bool) -> str:
+    """Names the cookie of a session after the port, since browsers send cookies of a host to all its ports.
+
+    So pages of several homes on one machine leave each other's sessions alone. By TLS the name has a prefix that
+    browsers let only us set.
+    """
+    port = (request.scope.get("server") or ("", None))[1] or 0
+    return f"{'__Host-' if is_https else ''}confide-{port}"
+
+
+def is_led_here(request: "Request") -> bool:
+    """True if a page elsewhere has led a browser here: nobody is let in by a link that another person has placed."""
+    return request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 
 
 class Attempts:
@@ -124,8 +146,8 @@ def make_link(home: Path, who: str | None, proof: str = "") -> str:
     """Writes a link into `home` that works once within five minutes, and returns its secret."""
     folder = home / _FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    old = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    for path in old[: max(0, len(old) - _MOST_LINKS + 1)]:
+    old = sorted((found[1], path) for path in folder.iterdir() if (found := stamp(path)) is not None)
+    for _, path in old[: max(0, len(old) - _MOST_LINKS + 1)]:
         path.unlink(missing_ok=True)
     secret = secrets.token_urlsafe(32)
     link = _LINK_FORM.dump_json(_Link(time.time() + LINK_S, who, proof))

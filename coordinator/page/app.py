@@ -47,6 +47,7 @@ class PageApp:
             routes=[*renderer.routes(), *self._login.routes(), *self._routes()],
             exception_handlers={404: self._not_there, 405: self._not_there},
         )
+        self.app.router.redirect_slashes = False  # it would lead to the name that the request gives itself
 
     def close(self) -> None:
         """Ends the thread that follows the ledgers."""

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from ...client_node.web.entering import Attempts, Session, Sessions, open_link
+from ...client_node.web.entering import Attempts, Session, Sessions, cookie_name, is_led_here, open_link
 from ...client_node.web.forms import FormInvalid, read_form
 from ..errors import AccessRefused, CoordinatorError
 from ..oversight import access
@@ -24,8 +24,6 @@ class Login:
 
     def __init__(self, federation: Federation, *, is_https: bool) -> None:
         self._federation, self._is_https = federation, is_https
-        # A cookie of this name is taken by browsers from us alone, and by TLS.
-        self._cookie = "__Host-confide" if is_https else "confide"
         self._sessions, self._attempts = Sessions(), Attempts()
         self._one = threading.Lock()
 
@@ -40,11 +38,14 @@ class Login:
 
     def session_of(self, request: Request) -> Session | None:
         """Finds the session of a request."""
-        return self._sessions.find(request.cookies.get(self._cookie))
+        return self._sessions.find(request.cookies.get(self._cookie(request)), by_itself="x-live" in request.headers)
 
     def end(self, request: Request) -> None:
         """Ends the session of a request."""
-        self._sessions.close(request.cookies.get(self._cookie))
+        self._sessions.close(request.cookies.get(self._cookie(request)))
+
+    def _cookie(self, request: Request) -> str:
+        return cookie_name(request, is_https=self._is_https)
 
     async def _show(self, request: Request) -> Response:
         return self._page(request)
@@ -57,10 +58,12 @@ class Login:
         return await run_in_threadpool(self._try, request, token)
 
     def _try(self, request: Request, token: str) -> Response:
+        if wait_s := self._attempts.wait_s():
+            return self._busy(request, wait_s)
         if not self._one.acquire(timeout=_AT_ONCE_S):
             return self._busy(request, 5.0)
         try:
-            if wait_s := self._attempts.wait_s():
+            if wait_s := self._attempts.wait_s():  # while this one waited
                 return self._busy(request, wait_s)
             if not any_operator(self._federation.store):
                 return self._page(request, "there are no operators yet, so no token opens this page", 403)
@@ -73,12 +76,14 @@ class Login:
             return self._page(request, str(err), 503)
         finally:
             self._one.release()
-        return self._let_in(operator.name, operator.token_hash)
+        return self._let_in(request, operator.name, operator.token_hash, by="token")
 
     async def _take_link(self, request: Request) -> Response:
         return await run_in_threadpool(self._open_link, request)
 
     def _open_link(self, request: Request) -> Response:
+        if is_led_here(request):
+            return self._page(request, "another page has led here; paste the link into the address bar", 403)
         found = open_link(self._federation.home, request.query_params.get("link", "")[:100])
         if found is None:
             return self._page(request, "this link was used, or is older than five minutes; make another one", 403)
@@ -86,7 +91,7 @@ class Login:
             access.still(self._federation.store, *found, command=COMMAND)
         except CoordinatorError as err:
             return self._page(request, str(err), 403)
-        return self._let_in(*found)
+        return self._let_in(request, *found, by="link")
 
     async def _leave(self, request: Request) -> Response:
         session = self.session_of(request)
@@ -98,15 +103,21 @@ class Login:
             return self._page(request, "this form is of an earlier session; nothing was done", 403)
         self.end(request)
         answer = RedirectResponse("/login", status_code=303)
-        answer.delete_cookie(self._cookie, path="/", secure=self._is_https, httponly=True, samesite="strict")
+        answer.delete_cookie(self._cookie(request), path="/", secure=self._is_https, httponly=True, samesite="strict")
         return answer
 
-    def _let_in(self, who: str | None, proof: str) -> Response:
-        with acting_as(who):
-            secret = self._sessions.open(who, proof)
+    def _let_in(self, request: Request, who: str | None, proof: str, *, by: str) -> Response:
+        store = self._federation.store
+        try:
+            with acting_as(who), store.session() as session:
+                store.log_action(session, "page.enter", by=by)
+        except CoordinatorError as err:
+            return self._page(request, str(err), 503)
+        self.end(request)  # who enters anew leaves no earlier session open
+        secret = self._sessions.open(who, proof)
         answer = RedirectResponse("/", status_code=303)
         answer.set_cookie(
-            self._cookie, secret, path="/", secure=self._is_https, httponly=True, samesite="strict",
+            self._cookie(request), secret, path="/", secure=self._is_https, httponly=True, samesite="strict",
         )  # fmt: skip
         return answer
 

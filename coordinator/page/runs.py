@@ -71,7 +71,7 @@ def show(visit: Visit) -> Response:
     live, found = live_run(visit.store, run_id), opened_rounds(visit.store, run_id)
     newest, pages = found.rounds[::-1], max(1, -(-len(found.rounds) // ROUNDS_A_PAGE))
     asked = visit.asked("page", "1")
-    page = min(max(1, int(asked) if asked.isdigit() else 1), pages)
+    page = min(max(1, int(asked) if asked.isdecimal() else 1), pages)
     return visit.render(
         "run.html", live=live, rounds=newest[(page - 1) * ROUNDS_A_PAGE : page * ROUNDS_A_PAGE], page=page,
         pages=pages, unopened=found.unopened, too_long=found.too_long, chart=charts.rounds(found.rounds),

@@ -74,7 +74,9 @@ class Visit:
         """Answers with a page."""
         path = self.request.url.path
         here = max((to for to, _ in NAV if path == to or (to != "/" and path.startswith(to + "/"))), default="")
-        notice, self.session.notice = self.session.notice, ""
+        notice = ""
+        if "x-live" not in self.request.headers:  # else a page that looks by itself takes another one's notice
+            notice, self.session.notice = self.session.notice, ""
         return self.federation.renderer.page(
             self.request, template, status=status, visit=self, federation=self.federation.name, nav=NAV, here=here,
             notice=notice, **facts,

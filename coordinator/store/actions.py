@@ -74,6 +74,7 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "certificate.renew": {"until": Moment},
     "serve.start": {"version": Short},
     "serve.stop": {},
+    "page.enter": {"by": Short},  # token or link: a browser was let in to the operator's page
     "operator.add": _Operator,
     "operator.renew": _Operator,
     "operator.revoke": {"operator": Name},

@@ -1,0 +1,148 @@
+"""The process behind a page, started for real: a program that serves as `process` of a page does."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from confide.client_node.web import child as child_module
+from confide.client_node.web.child import WebChild
+
+pytestmark = pytest.mark.process
+
+PROGRAM = """
+import json, os, sys, threading
+from starlette.applications import Starlette
+from confide.client_node.errors import PageUnavailable
+from confide.client_node.web.serving import Place, serve_page
+def announce(address, listening):
+    print(json.dumps({"address": address}), flush=True)
+    def watch():
+        while os.read(0, 4096):
+            pass
+        listening.stop()
+    threading.Thread(target=watch, daemon=True).start()
+try:
+    serve_page(Starlette(), Place(port=int(sys.argv[1])), announce)
+except PageUnavailable as err:
+    sys.exit(str(err))
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts a page's process at a port, or another program."""
+    monkeypatch.setattr(child_module, "PAUSES_S", (0.01, 0.05))
+    made = []
+
+    def started(port: int = 0, program: str = PROGRAM, *, asked_for: bool = True) -> WebChild:
+        made.append(WebChild([sys.executable, "-c", program, str(port)], tmp_path / "page.log", asked_for=asked_for))
+        return made[-1]
+
+    yield started
+    for each in made:
+        each.stop()
+
+
+def until(holds, child: WebChild | None = None) -> None:
+    """Waits until something holds, with ticks as a server's loop makes them."""
+    for _ in range(1200):
+        if child is not None:
+            child.tick()
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came to hold")
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_page_tells_its_address_starts_again_after_a_kill_and_ends(start):
+    child = start()
+    until(lambda: child.address, child)
+    address, pid = child.address, child._child.pid
+    assert httpx.get(address).status_code == 404
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_gone(pid))
+    until(lambda: child.address and child._child.pid != pid, child)
+    assert httpx.get(child.address).status_code == 404
+    last = child._child.pid
+    child.stop()
+    assert (child.address, is_gone(last)) == ("", True)
+    child.stop()  # once more is no error
+
+
+def test_a_page_does_not_outlive_its_parent(tmp_path):
+    parent = (
+        "import sys, time; from pathlib import Path; from confide.client_node.web.child import WebChild\n"
+        "child = WebChild([sys.executable, '-c', sys.argv[1], '0'], Path(sys.argv[2]), asked_for=True)\n"
+        "child.tick()\n"
+        "while not child.address: time.sleep(0.01)\n"
+        "print(child._child.pid, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", parent, PROGRAM, str(tmp_path / "page.log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        pid = int(process.stdout.readline())
+        assert not is_gone(pid)
+        process.kill()
+    until(lambda: is_gone(pid))
+
+
+@pytest.mark.parametrize(("asked_for", "most"), [(False, 1), (True, 100)])
+def test_a_port_that_is_taken_is_told_once_unless_a_person_asked_for_it(start, caplog, asked_for, most):
+    first = start()
+    until(lambda: first.address, first)
+    port = int(first.address.rpartition(":")[2])
+    second = start(port, asked_for=asked_for)
+
+    def told() -> int:
+        return sum("no page: its process ended" in each.message for each in caplog.records)
+
+    with caplog.at_level(logging.WARNING):
+        log = Path(second.log_path)
+        until(lambda: log.read_text().count("another program does") >= 3, second)
+        until(lambda: second._child is None, second)
+    assert second.address == ""
+    assert 1 <= told() <= most
+    assert (told() > 1) == asked_for
+
+
+def test_pauses_between_starts_grow_to_a_bound_and_a_program_that_is_not_there_is_no_error(
+    tmp_path, monkeypatch, caplog
+):
+    child = WebChild([str(tmp_path / "none")], tmp_path / "page.log", asked_for=True)
+    child.tick()
+    child.tick()
+    child.stop()
+    assert sum("cannot be started" in each.message for each in caplog.records) == 1
+
+
+@pytest.mark.parametrize("said", ["", "no JSON", "[]", '{"other": 1}', '"' + "x" * 10_000])
+def test_a_process_that_tells_no_address_has_none(start, said):
+    child = start(program=f"import time; print({said!r}, flush=True); time.sleep(600)")
+    child.tick()
+    reader = next(each for each in child_module.threading.enumerate() if each.name == "page")
+    reader.join(30)
+    assert not reader.is_alive()
+    assert child.address == ""
+
+
+def test_an_address_of_a_process_that_has_ended_is_not_told(start):
+    child = start(program="""print('{"address": "http://127.0.0.1:1"}')""", asked_for=False)
+    for _ in range(5):
+        child.tick()
+        until(lambda: child._child is None or child._child.poll() is not None)
+        child.tick()
+        assert child.address == ""
+        until(lambda: not [each for each in child_module.threading.enumerate() if each.name == "page"])
+        assert child.address == ""
+        time.sleep(0.06)
