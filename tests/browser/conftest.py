@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from confide.client_node.study.terms import load_draft
+from confide.coordinator import ca_rotation
 from confide.coordinator.comparison import page as comparison_page
 from confide.coordinator.comparison.figures import Comparison, Point, Row
 from confide.coordinator.comparison.ladder import NONE, OWN, RUNGS
@@ -118,10 +119,11 @@ def running(tmp_path_factory, four):
 
 @pytest.fixture(scope="session")
 def stale(tmp_path_factory, four):
-    """The same, but sites are away, and the run's driver is silent."""
+    """The same, but sites are away, the run's driver is silent, and the CA is being rotated."""
     home, names = four
     copy = federations.copied(home, tmp_path_factory.mktemp("stale") / "home")
     with federations.served(copy, names) as here:
+        ca_rotation.begin(here.store, here.home)
         with here.store.session() as session:
             session.get(Run, names["run"]).heartbeat = time.time() - 400
         with federations.coordinating(here, away=SITES[:2], silent=[names["run"]]):
