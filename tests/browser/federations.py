@@ -91,7 +91,7 @@ class Served:
     def by(self, who: str) -> Visitor:
         """The page as somebody sees it: an operator's role, "" for the home's account, "nobody" for a stranger."""
         if who not in self._cookies:
-            self._cookies[who] = () if who == "nobody" else ({"name": "confide", "value": self._let_in(who)},)
+            self._cookies[who] = () if who == "nobody" else (self._let_in(who),)
         return Visitor(self.address, self._cookies[who], names=self.names)
 
     def link(self, who: str = "") -> str:
@@ -100,10 +100,11 @@ class Served:
         secret = make_link(self.home, *(() if operator is None else (operator.name, operator.token_hash)) or (None,))
         return f"{self.address}/enter?link={secret}"
 
-    def _let_in(self, who: str) -> str:
+    def _let_in(self, who: str) -> dict[str, str]:
         answer = httpx.get(self.link(who), trust_env=False)
         assert answer.status_code == 303, answer.text
-        return answer.cookies["confide"]
+        ((name, value),) = answer.cookies.items()
+        return {"name": name, "value": value}
 
     def commit(self, count: int, *, run: str = "", sites: Sequence[str] = SITES, seconds: float = 3.2) -> None:
         """Commits rounds behind those that are there, as a driver did."""

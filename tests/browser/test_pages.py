@@ -51,7 +51,7 @@ OPERATORS_PAGES = (
 FILES = ()  # paths of views that are downloaded
 
 PAGES = (
-    *(Page(f"budget-report-{code}", "reports", f"{code}.html") for code in languages()),
+    *(Page(f"budget-report-{code}", "reports", f"{code}.html", is_brief=code != "en") for code in languages()),
     Page("routing", "routing"),
     Page("ladder", "ladder"),
     *OPERATORS_PAGES,
