@@ -124,7 +124,7 @@ def show_study(study: "Study", outlook: "Outlook | None" = None) -> None:
         for line in outlook_lines(outlook):
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     show_hash(study.name, study.study_hash)
-    for title, facts in study_facts(study).items():
+    for title, facts in study.facts().items():
         show_facts(title, facts, as_json=False)
 
 
@@ -470,42 +470,6 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
         False,
     )
     show_facts("Plan", _rounded(facts), as_json=False)
-
-
-def study_facts(study: "Study") -> dict[str, dict[str, Any]]:
-    """Lists everything that a person approves with a study, under headings."""
-    draft = study.draft
-    facts = draft.data.kind.facts(draft.data.terms)
-    columns = facts.pop("columns")
-    return {
-        "Study": {
-            "name": study.name,
-            "description": draft.description or None,
-            "created": study.created.isoformat(),
-            "coordinator": study.coordinator,
-            "backbone": study.backbone_hash,
-            "linear layers": draft.model.frozen,
-            "routed experts": draft.model.experts,
-            "attention in segments": draft.model.segments and draft.model.segments.model_dump(),
-        },
-        "Data": {
-            **facts,
-            "unit": draft.data.unit,
-            "records a unit": draft.data.max_records_per_unit,
-            "columns": columns,
-        },
-        "Privacy": {**draft.privacy.model_dump(), "fewest sites in a sum": study.draft.fewest_told},
-        "Adapter": {**draft.adapter.model_dump(), "trained numbers": study.dim},
-        "Rounds": draft.rounds.model_dump(),
-        "Optimizer": draft.optimizer.model_dump(),
-        "Aggregation": {**draft.aggregation.model_dump(), "max_norm": draft.max_norm},
-        **({"Prototype of the records": draft.prototype.model_dump()} if draft.prototype else {}),
-        **({"Evaluation on held-out records": draft.evaluation.model_dump()} if draft.evaluation else {}),
-        "Sites (name: identity key)": {site.name: site.identity for site in study.sites},
-        "Aggregators (name: identity key, address)": {
-            party.name: f"{party.identity}, {party.address}" for party in study.aggregators
-        },
-    }
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -425,6 +425,41 @@ class Study(StrictModel):
         """Arguments for `models.adapters.AdapterConfig`."""
         return self.draft.adapter_config()
 
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Lists everything that a person approves with the study, under headings."""
+        draft = self.draft
+        facts = draft.data.kind.facts(draft.data.terms)
+        columns = facts.pop("columns")
+        return {
+            "Study": {
+                "name": self.name,
+                "description": draft.description or None,
+                "created": self.created.isoformat(),
+                "coordinator": self.coordinator,
+                "backbone": self.backbone_hash,
+                "linear layers": draft.model.frozen,
+                "routed experts": draft.model.experts,
+                "attention in segments": draft.model.segments and draft.model.segments.model_dump(),
+            },
+            "Data": {
+                **facts,
+                "unit": draft.data.unit,
+                "records a unit": draft.data.max_records_per_unit,
+                "columns": columns,
+            },
+            "Privacy": {**draft.privacy.model_dump(), "fewest sites in a sum": draft.fewest_told},
+            "Adapter": {**draft.adapter.model_dump(), "trained numbers": self.dim},
+            "Rounds": draft.rounds.model_dump(),
+            "Optimizer": draft.optimizer.model_dump(),
+            "Aggregation": {**draft.aggregation.model_dump(), "max_norm": draft.max_norm},
+            **({"Prototype of the records": draft.prototype.model_dump()} if draft.prototype else {}),
+            **({"Evaluation on held-out records": draft.evaluation.model_dump()} if draft.evaluation else {}),
+            "Sites (name: identity key)": {site.name: site.identity for site in self.sites},
+            "Aggregators (name: identity key, address)": {
+                party.name: f"{party.identity}, {party.address}" for party in self.aggregators
+            },
+        }
+
     def sign(self, key: Ed25519PrivateKey) -> str:
         """The coordinator's signature, hexadecimal; `is_signed` checks it."""
         return key.sign(_SIGNATURE_CONTEXT + self.canonical()).hex()

@@ -29,7 +29,7 @@ from ...mpc.sharing.hpke import KemName
 from ...privacy.mechanism import adaptive_clipping
 from ..errors import StudyInvalid
 from .state_format import StateFormat, StateKind
-from .toml import read_toml
+from .toml import parse_table, parse_toml, read_toml
 
 D = TypeVar("D", bound=StrictModel)
 NUM_AGGREGATORS = 3
@@ -511,11 +511,21 @@ def load_draft(path: Path) -> StudyDraft:
     Raises:
         StudyInvalid: every problem of the file, each with its key, value and remedy.
     """
-    draft = read_toml(path, StudyDraft, error=StudyInvalid)
+    return _of_one_noise(read_toml(path, StudyDraft, error=StudyInvalid), str(path))
+
+
+def parse_draft(draft: str | Mapping[str, Any], source: str) -> StudyDraft:
+    """Parses the text of a study.toml, or the table that it would hold; raises as `load_draft`."""
+    if isinstance(draft, str):
+        return _of_one_noise(parse_toml(draft, StudyDraft, error=StudyInvalid, source=source), source)
+    return _of_one_noise(parse_table(draft, StudyDraft, error=StudyInvalid, source=source), source)
+
+
+def _of_one_noise(draft: StudyDraft, source: str) -> StudyDraft:
+    """Returns a draft that states its noise or a target for it; a study has both, the noise solved for the target."""
     if draft.privacy.target_epsilon is not None and draft.privacy.noise_multiplier:
-        # A study has both: the target epsilon, and the noise that was solved for it.
         raise StudyInvalid(
-            str(path),
+            source,
             (
                 f"privacy.noise_multiplier is {draft.privacy.noise_multiplier:g} and privacy.target_epsilon is "
                 f"{draft.privacy.target_epsilon:g}; keep one: the noise is solved for a target",

@@ -46,8 +46,20 @@ def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
     Raises:
         SettingsInvalid: as `error`, with all problems; a missing or unreadable file included.
     """
+    return parse_table(_table(path, error), model, error=error, source=str(path))
+
+
+def parse_toml(text: str, model: type[S], *, error: type[SettingsInvalid], source: str) -> S:
+    """Parses the settings in a TOML text; raises as `read_toml`."""
+    if len(text.encode()) > MAX_BYTES:
+        raise error(source, (f"the text is longer than {MAX_BYTES} bytes",))
+    return parse_table(_parsed(text, error, source), model, error=error, source=source)
+
+
+def parse_table(table: Mapping[str, Any], model: type[S], *, error: type[SettingsInvalid], source: str) -> S:
+    """Checks settings that are a table already; raises as `read_toml`."""
     # By way of JSON, so that a file and a message from the network meet the same strict rules (lists for tuples).
-    return parse_json(json.dumps(_table(path, error), default=str), model, error=error, source=str(path))
+    return parse_json(json.dumps(table, default=str), model, error=error, source=source)
 
 
 def top_keys(path: Path, *, error: type[SettingsInvalid]) -> frozenset[str]:
@@ -95,11 +107,17 @@ def _table(path: Path, error: type[SettingsInvalid]) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise error(source, (f"the file is larger than {MAX_BYTES} bytes",))
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as err:
         raise error(source, (f"the file cannot be read: {err.strerror}",)) from err
     except UnicodeDecodeError as err:
         raise error(source, ("the file is not UTF-8 text; save it as UTF-8",)) from err
+    return _parsed(text, error, source)
+
+
+def _parsed(text: str, error: type[SettingsInvalid], source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:
         raise error(source, (f"not TOML: {err}",)) from err
     except ValueError as err:  # Python's own limit, of some thousand digits

@@ -82,21 +82,8 @@ def show_examination(file: Path, found: "Examination", as_json: bool) -> None:
     facts = examination_facts(found)
     if as_json:
         return print_json(facts)
-    if found.draft is not None and found.epsilon is not None:
-        from ...models.rounding import rounded_up
-
-        privacy, assumed = found.draft.privacy, " (assumed, as long as the backbone cannot be read)"
-        out.print(
-            f"A whole run of {found.draft.rounds.rounds} rounds is planned to cost epsilon "
-            f"{rounded_up(found.epsilon, 3)} at delta {privacy.delta:g} with {privacy.collusion} colluding: noise "
-            f"multiplier {privacy.noise_multiplier:g}, {found.dim:,} trained numbers"
-            f"{assumed if found.is_dim_assumed else ''}.",
-            highlight=False,
-        )
-    if found.draft is not None:
-        out.print(f"It assumes {facts['implied_units']:,} {found.draft.data.unit} units in all.", highlight=False)
-    if found.expected is not None:
-        out.print(found.expected.sentence(), highlight=False, markup=False, soft_wrap=True)
+    for sentence in found.sentences:
+        out.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for problem in found.problems:
         tell(f"Problem: {problem}")
     show_questions(found)
@@ -115,7 +102,7 @@ def examination_facts(found: "Examination") -> dict[str, object]:
         "delta": draft and draft.privacy.delta,
         "collusion": draft and draft.privacy.collusion,
         "rounds": draft and draft.rounds.rounds,
-        "implied_units": draft and round(draft.rounds.batch_units / draft.privacy.sample_rate),
+        "implied_units": found.implied_units,
         "trained_numbers": found.dim,
         "trained_numbers_are_assumed": found.is_dim_assumed,
         "noise_over_signal": found.expected and found.expected.whole,

@@ -1,11 +1,16 @@
 """Charts of the operator's page, as SVG; each stands above a table with the same figures."""
 
 from collections.abc import Callable, Sequence
+from math import floor
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from ...privacy.report.plot import Plot, linear, nice_top, ticks, whole_ticks
 from ..run.overview import OpenedRound
+
+if TYPE_CHECKING:
+    from .comparing import Point
 
 WIDE, NARROW = 760, 310  # units across on a wide page, and on a telephone
 
@@ -35,5 +40,45 @@ def rounds(found: Sequence[OpenedRound]) -> Markup:
         story = f"{len(found)} rounds, the slowest {max(each.seconds for each in found):.1f} s; "
         story += f"in {len(partial)} of them a site was missing or left out, marked by a dot."
         return plot.svg("rounds", "Seconds of each round", story)
+
+    return twice(draw)
+
+
+def measured(found: "Sequence[Point]") -> Markup:
+    """Draws what runs measured, with its interval, over the epsilon that they have spent.
+
+    Runs without privacy stand at the right border; empty unless something was measured, and the same of all.
+    """
+    if not found or len({each.name for each in found}) > 1:
+        return Markup("")
+    name, lowest = found[0].name, min(each.main.low for each in found)
+
+    def draw(width: float) -> Markup:
+        plot = Plot(width=width, height=220, left=42, right=16, top=26, bottom=40)
+        top = nice_top(max((each.epsilon or 0.0) for each in found))
+        is_bare = any(each.epsilon is None for each in found)
+        end = plot.x_range[1] - (70 if is_bare else 12)
+        low, high = min(floor(10 * lowest - 0.5), 9), 10  # in tenths
+        x, y = linear(0, top, plot.x_range[0], end), linear(max(0, low) / 10, high / 10, *plot.y_range)
+        plot.y_axis(name, y, [(each / 10, f"{each / 10:g}") for each in range(max(0, low), high + 1)])
+        plot.x_axis("ε spent, by PLD", x, ticks(top))
+        if is_bare:
+            plot.text("tick", plot.x_range[1] - 22, plot.y_range[0] + 17, "no privacy", "middle")
+        places: dict[float, int] = {}
+        for each in found:
+            at = plot.x_range[1] - 22 if each.epsilon is None else x(each.epsilon)
+            near = round(at / 14)
+            places[near] = places.get(near, 0) + 1
+            at += 14 * (places[near] - 1) * (-1 if at > width / 2 else 1)  # runs of one study cost the same
+            plot.line("series0", at, y(each.main.low), at, y(each.main.high))
+            for edge in (each.main.low, each.main.high):
+                plot.line("series0", at - 4, y(edge), at + 4, y(edge))
+            plot.dot("whole", at, y(each.main.value))
+            plot.text("label", at, y(each.main.high) - 6, each.letter, "middle")
+        story = "; ".join(
+            f"{each.letter}, {each.run}: {each.main.value:.3f}, {each.main.low:.3f} to {each.main.high:.3f}"
+            for each in found
+        )
+        return plot.svg("measured", f"{name} and ε of each run", story)
 
     return twice(draw)

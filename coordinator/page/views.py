@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from . import overview, runs
+from . import comparing, drafts, overview, runs, studies
 from .visits import Visit
 
 Look = Callable[[Visit], Response]
@@ -32,4 +32,10 @@ VIEWS: Mapping[str, View] = {
     "/runs/{run}/stop": View("run stop", runs.ask("stop"), "run stop", runs.stop),
     "/runs/{run}/resume": View("run resume", runs.ask("resume"), "run resume", runs.resume),
     "/runs/{run}/abandon": View("run abandon", runs.ask("abandon"), "run abandon", runs.abandon),
+    "/compare": View("run metrics", comparing.show),
+    "/studies": View("study list", studies.show_all),
+    "/studies/new": View("study create", drafts.show, "study create", drafts.answer),
+    "/studies/{study}": View("study show", studies.show),
+    "/studies/{study}/study.json": View("study show", studies.download),
+    "/studies/{study}/start": View("run start", studies.ask_start, "run start", studies.start),
 }

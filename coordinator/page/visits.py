@@ -63,6 +63,11 @@ class Visit:
         """Returns what stands behind the address's question mark under a name, at most 200 characters of it."""
         return self.request.query_params.get(name, default)[:200]
 
+    def page_of(self, pages: int) -> int:
+        """Returns which page of a list is asked for, from 1 to `pages`."""
+        asked = self.asked("page", "1")
+        return min(max(1, int(asked) if asked.isdecimal() else 1), pages)
+
     def may(self, command: str) -> bool:
         """True if this person may use the command."""
         if self.operator is None:

@@ -1,11 +1,16 @@
 """Lists all runs with their progress, and the rounds that a run has opened."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+from ..errors import RunRefused
 from ..store import Store
 from ..store.tables import Run
+
+if TYPE_CHECKING:  # imports numpy and all terms of a study, which `status` does not need
+    from ...client_node.study import Study
 
 SILENCE_S = 20.0  # without a heartbeat; a driver beats every second
 
@@ -47,6 +52,56 @@ class OpenedRounds:
     def unopened(self) -> list[int]:
         """Rounds from which sites were left out and which are not opened yet, in order."""
         return sorted(self.too_long.keys() - {each.round for each in self.rounds})
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """A party of a study, as far as the coordinator can know whether its people agree to it.
+
+    A node tells nobody of its people's decisions: it answers when a run asks it, or refuses.
+    """
+
+    name: str
+    role: Literal["site", "aggregator"]
+    standing: Literal["took part", "refuses", "awaited", "not known"]
+    run: str | None  # that tells: the newest of those that do
+    rounds: int  # of that run that it took part in
+
+
+def consents(store: Store, study: "Study") -> list[Consent]:
+    """Lists the parties of a study, sites first, each as the newest run that tells of it has it."""
+    runs = [run for run in store.runs() if run.study == study.study_hash][::-1]
+    sums = store.sums_of(study.study_hash)
+
+    def look(name: str, role: Literal["site", "aggregator"]) -> Consent:
+        for run in runs:
+            held = sum(n for of, sites, n in sums if of == run.id and (role == "aggregator" or name in sites))
+            if not run.state.is_over and name in _awaited(run):
+                return Consent(name, role, "awaited", run.id, held)
+            if (run.error or "").startswith(f"{RunRefused.__name__}: {refusal_of(name)}"):
+                return Consent(name, role, "refuses", run.id, held)
+            if held:
+                return Consent(name, role, "took part", run.id, held)
+        return Consent(name, role, "not known", None, 0)
+
+    sites = [look(name, "site") for name in study.site_names()]
+    return [*sites, *(look(party.name, "aggregator") for party in study.aggregators)]
+
+
+def waiting_for(kind: str, names: Iterable[str]) -> str:
+    """Says for whose answers to a question a driver waits: its step."""
+    return f"{kind}: waits for {', '.join(names)}"
+
+
+def refusal_of(name: str) -> str:
+    """Begins the sentence that says that a node refuses, with the error's name in brackets."""
+    return f"{name} refuses ("
+
+
+def _awaited(run: Run) -> tuple[str, ...]:
+    """Names whom a run waits for before its first round; a name that the column cut is none of a node."""
+    asked = waiting_for("prepare", ())
+    return tuple(run.step.removeprefix(asked).split(", ")) if run.step.startswith(asked) else ()
 
 
 def run_standings(store: Store) -> list[RunStanding]:

@@ -11,6 +11,7 @@ from ...client_node.wire.messages import Packet, Reply, verify
 from ..errors import LeaseForgotten, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
 from ..fleet import NodeFailure
 from .context import RunContext
+from .overview import refusal_of, waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def ask_until(
                 deadline = max(deadline, resting[name] + PATIENCE_S)
             return
         if failure.error in FINAL_REFUSALS:
-            refused[name] = f"{name} refuses ({failure.error}): {failure.message}"
+            refused[name] = f"{refusal_of(name)}{failure.error}): {failure.message}"
         if failure.error == StaleLease.__name__ and run.may_skip_leases:
             raise LeaseForgotten(LEASES_FORGOTTEN)
         if failure.error == SiteBehind.__name__:
@@ -97,10 +98,10 @@ def ask_until(
         found |= {name: accepted[name] for name in whole}
         if len(found) >= needed:
             return found
-        away = ", ".join(name for name in missing if name not in found)
+        away = [name for name in missing if name not in found]
         if time.monotonic() > deadline:
-            raise SitesMissing(f"{kind}: no good answer from {away} in time; what is committed is kept")
-        run.beat(f"{kind}: waits for {away}")
+            raise SitesMissing(f"{kind}: no good answer from {', '.join(away)} in time; what is committed is kept")
+        run.beat(waiting_for(kind, away))
         time.sleep(RETRY_S)
 
 

@@ -378,6 +378,13 @@ class Store:
         closing = (self.prototype(run_id), self.evaluation(run_id))
         return [*self.rounds(run_id), *(row for row in closing if row is not None and row.problem is None)]
 
+    def sums_of(self, study: str) -> list[tuple[str, tuple[str, ...], int]]:
+        """Lists the committed updates of the study of that hash: the run, whose updates a sum holds, and how often."""
+        each = select(Round.run, Round.sites, func.count()).join(Run, Run.id == Round.run).where(Run.study == study)
+        with self.session() as session:  # without the evidence, which is large
+            rows = session.execute(each.group_by(Round.run, Round.sites)).all()
+        return [(run, Round(run=run, sites=sites).summed, count) for run, sites, count in rows]
+
     def last_round(self, run_id: str) -> CommittedRound:
         """Finds the last committed round of a run."""
         with self.session() as session:

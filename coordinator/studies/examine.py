@@ -1,7 +1,9 @@
 """Examines an operator's draft from all sides before anything of it is stored: what is wrong, what is to be asked."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +11,8 @@ import numpy.typing as npt
 from ...client_node.errors import StudyInvalid
 from ...client_node.replay.following import start_state
 from ...client_node.study import StudyDraft, cost, load_draft
-from ...client_node.training.study_model import load_study_model, unused_experts
 from ...models.errors import BackboneMismatch, InvalidBackbone, InvalidPrompt, ModelError, TargetMissing
-from ...models.evaluation.router_statistics import describe_experts
+from ...models.rounding import rounded_up
 from ...mpc.errors import MpcError
 from ...privacy.accounting import epsilon_pld
 from ..errors import StudyRefused
@@ -20,6 +21,9 @@ from ..store.tables import NodeRow
 from .expectation import Expectation, expectation
 from .learning_rates import with_rates
 from .questions import Facts, questions
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from ...client_node.training.study_model import StudyModel
 
 ASSUMED_DIM = 100_000  # trained numbers where the backbone cannot be read; the cost hardly depends on them
 
@@ -59,6 +63,31 @@ class Examination:
         assert self.parts is not None, "a draft without problems has its parts"
         return self.draft, self.parts
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Says what a run would cost, what the draft assumes, and what its noise leaves to be learned."""
+        if self.draft is None:
+            return ()
+        privacy, said = self.draft.privacy, []
+        if self.epsilon is not None:
+            assumed = " (assumed, as long as the backbone cannot be read)" if self.is_dim_assumed else ""
+            said.append(
+                f"A whole run of {self.draft.rounds.rounds} rounds is planned to cost epsilon "
+                f"{rounded_up(self.epsilon, 3)} at delta {privacy.delta:g} with {privacy.collusion} colluding: noise "
+                f"multiplier {privacy.noise_multiplier:g}, {self.dim:,} trained numbers{assumed}."
+            )
+        said.append(f"It assumes {self.implied_units:,} {self.draft.data.unit} units in all.")
+        if self.expected is not None:
+            said.append(self.expected.sentence())
+        return tuple(said)
+
+    @property
+    def implied_units(self) -> int | None:
+        """Persons at all sites together that the draft assumes; None if it cannot be read."""
+        if self.draft is None:
+            return None
+        return round(self.draft.rounds.batch_units / self.draft.privacy.sample_rate)
+
 
 def examine(
     store: Store, draft_file: Path, *, units: int | None = None, accept_unused_experts: bool = False
@@ -72,70 +101,118 @@ def examine(
     try:
         draft = load_draft(draft_file)
     except StudyInvalid as err:
-        return Examination(
-            draft=None, problems=(err,), questions=(), epsilon=None, dim=0, is_dim_assumed=True, parts=None
-        )
-    problems: list[Exception] = []
+        return unreadable(err)
     folder = (draft_file.parent / draft.model.backbone).resolve()
+    return examine_draft(
+        store, draft, folder, str(draft_file), units=units, accept_unused_experts=accept_unused_experts
+    )
+
+
+def examine_draft(
+    store: Store,
+    draft: StudyDraft,
+    folder: Path,
+    source: str,
+    *,
+    units: int | None = None,
+    accept_unused_experts: bool = False,
+) -> Examination:
+    """Examines a draft that was read, see `examine`.
+
+    Args:
+        folder: of the backbone.
+        source: the draft's name in what is said of it: its file.
+    """
+    problems: list[Exception] = []
     sites, not_there = _enrolled(store, draft.participants.sites, "train")
     aggregators, also_not_there = _enrolled(store, draft.participants.aggregators, "aggregate")
     if missing := [*not_there, *also_not_there]:
         problems.append(StudyRefused("the study can't be created; nothing was stored:\n  " + "\n  ".join(missing)))
     model = None
     try:
-        if not folder.exists():
-            raise InvalidBackbone(f"{folder} cannot be listed: there is no such folder; {_remedy(draft, draft_file)}")
-        model = load_study_model(draft, folder)
+        model = _model(draft, folder, source)
     except (BackboneMismatch, InvalidPrompt, TargetMissing) as err:
-        problems.append(StudyRefused(f"{draft_file}: {err}"))
+        problems.append(StudyRefused(f"{source}: {err}"))
     except ModelError as err:
         problems.append(err)
-    if model and not accept_unused_experts and (unused := unused_experts(model, draft, folder)):
+    if model and not accept_unused_experts and (idle := _idle_experts(model, draft, folder)):
         problems.append(
             StudyRefused(
-                f"{draft_file}: the backbone's routers send no token to {describe_experts(unused)}, whose adapters "
+                f"{source}: the backbone's routers send no token to {idle}, whose adapters "
                 'would take noise and learn nothing; build the backbone anew, leave "experts" out of [adapter] '
                 "targets, or accept them: --accept-unused-experts"
             )
         )
     layout = model.adapted.layout if model else None
-    dim = draft.state_dim(layout.dim if layout else ASSUMED_DIM)
-    epsilon = None
+    found = examine_cost(draft, layout.dim if layout else None, units=units)
+    problems += found.problems
+    if model is None or layout is None or problems or found.draft is None:
+        return replace(found, problems=tuple(problems))
+    trained, head = layout.dim, layout.head_slice.stop
+    draft = with_rates(found.draft, trained - head)  # by the solved noise, among others
+    parts = StudyParts(
+        sites=tuple(sites),
+        aggregators=tuple(aggregators),
+        folder=folder,
+        backbone_hash=model.backbone_hash,
+        state=start_state(draft, model.adapted.state()),
+        head_size=head,
+    )
+    return replace(found, draft=draft, parts=parts, expected=expectation(found.draft, trained=trained, head=head))
+
+
+def examine_cost(draft: StudyDraft, trained: int | None = None, *, units: int | None = None) -> Examination:
+    """Examines the cost of a draft alone, and solves for its noise; neither register nor backbone is looked at.
+
+    Args:
+        trained: numbers that are trained; None to assume some, as the cost hardly depends on them.
+    """
+    problems: list[Exception] = []
+    dim, epsilon = draft.state_dim(ASSUMED_DIM if trained is None else trained), None
     try:
         draft = cost.solve_noise(draft, dim)
         if draft.privacy.mode != "none":
             epsilon = epsilon_pld(cost.releases_of_draft(draft, dim), draft.privacy.delta, draft.privacy.collusion)
     except (StudyInvalid, MpcError) as err:  # no noise reaches the target, or no ring holds the sum
         problems.append(err)
-    asked = questions(Facts(draft=draft, units=units, epsilon=epsilon))
-    parts = expected = None
-    if model and layout and not problems:
-        expected = expectation(draft, trained=layout.dim, head=layout.head_slice.stop)
-        draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others
-        parts = StudyParts(
-            sites=tuple(sites),
-            aggregators=tuple(aggregators),
-            folder=folder,
-            backbone_hash=model.backbone_hash,
-            state=start_state(draft, model.adapted.state()),
-            head_size=layout.head_slice.stop,
-        )
     return Examination(
         draft=draft,
         problems=tuple(problems),
-        questions=asked,
+        questions=questions(Facts(draft=draft, units=units, epsilon=epsilon)),
         epsilon=epsilon,
         dim=dim,
-        is_dim_assumed=layout is None,
-        parts=parts,
-        expected=expected,
+        is_dim_assumed=trained is None,
+        parts=None,
     )
 
 
-def _remedy(draft: StudyDraft, draft_file: Path) -> str:
+def unreadable(problem: Exception) -> Examination:
+    """Makes the findings on a draft that cannot be read."""
+    return Examination(
+        draft=None, problems=(problem,), questions=(), epsilon=None, dim=0, is_dim_assumed=True, parts=None
+    )
+
+
+def _model(draft: StudyDraft, folder: Path, source: str) -> "StudyModel":
+    from ...client_node.training.study_model import load_study_model
+
+    if not os.path.exists(folder):  # which is False too for a name that no system takes
+        raise InvalidBackbone(f"{folder} cannot be listed: there is no such folder; {_remedy(draft, source)}")
+    return load_study_model(draft, folder)
+
+
+def _idle_experts(model: "StudyModel", draft: StudyDraft, folder: Path) -> str:
+    from ...client_node.training.study_model import unused_experts
+    from ...models.evaluation.router_statistics import describe_experts
+
+    unused = unused_experts(model, draft, folder)
+    return describe_experts(unused) if unused else ""
+
+
+def _remedy(draft: StudyDraft, source: str) -> str:
     if draft.data.kind.reads == "text":
         return "import one: coordinator backbone import FOLDER-OF-A-CHECKPOINT DIRECTORY, or smollm2 for a small one"
-    return f"build one: coordinator backbone build {draft_file} {draft_file.parent / draft.model.backbone}"
+    return f"build one: coordinator backbone build {source} {Path(source).parent / draft.model.backbone}"
 
 
 def _enrolled(store: Store, names: tuple[str, ...], role: str) -> tuple[list[NodeRow], list[str]]:

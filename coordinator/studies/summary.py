@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ...client_node.study import Study, cost
+from .expectation import Expectation, expectation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,3 +38,10 @@ def summary(study: Study) -> StudySummary:
         collusion=privacy.collusion,
         epsilon=None if privacy.mode == "none" else cost.whole_cost(study),
     )
+
+
+def expected(study: Study) -> Expectation | None:
+    """Says from public numbers what the noise leaves to be learned; None without privacy, or without a start."""
+    if study.start is None:
+        return None
+    return expectation(study.draft, trained=study.dim - study.draft.state_dim(0), head=study.start.head_size)

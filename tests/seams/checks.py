@@ -22,7 +22,6 @@ import torch
 from peft import PeftModel
 from transformers import Olmo2ForCausalLM
 
-from confide.client_node.cli.tables import study_facts
 from confide.client_node.data import check, read
 from confide.client_node.errors import DataInvalid, StudyInvalid
 from confide.client_node.policy import load_policy
@@ -109,7 +108,7 @@ def test_a_study_declares_the_new_kind_and_keeps_its_form(home):
     assert study.draft.data.kind.name == "series"
     assert Study.parse(study.canonical()) == study
     assert json.loads(study.canonical())["draft"]["data"]["series"]["outcome"] == "died"
-    assert study_facts(study)["Data"]["columns"] == ["temperature (series)"]
+    assert study.facts()["Data"]["columns"] == ["temperature (series)"]
 
 
 def test_a_study_of_an_older_kind_keeps_its_hash(home):

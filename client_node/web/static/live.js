@@ -1,4 +1,5 @@
 // Keeps the parts of a page that are marked data-live up to date: asks for the page again, and puts in what has changed.
+// Where a form is marked data-check, they tell of what is typed there: each change sends it, with that word in `do`.
 "use strict";
 (() => {
   const parts = () => document.querySelectorAll("[data-live][id]");
@@ -55,6 +56,25 @@
     }
     setTimeout(look, pause);
   };
+  const form = document.querySelector("form[data-check]");
+  if (form) {
+    let waits = 0, asked = 0;
+    form.addEventListener("input", () => {
+      clearTimeout(waits);
+      waits = setTimeout(async () => {
+        const number = ++asked, body = new URLSearchParams(new FormData(form));
+        body.set("do", form.dataset.check);
+        try {
+          const answer = await fetch(form.action, { method: "POST", body, headers: { "X-Live": "1" }, redirect: "manual" });
+          if (number === asked && answer.ok) put(new DOMParser().parseFromString(await answer.text(), "text/html"));
+          tell(!answer.ok);
+        } catch {
+          tell(true);
+        }
+      }, 400);
+    });
+    return; // to ask for the page again would take away what was found
+  }
   setTimeout(look, pause);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) pause = calm; });
 })();

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import ssl
+import tomllib
 import typing
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from confide.client_node.cli.tables import study_facts
 from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdated
 from confide.client_node.study.study import Study, load_draft
+from confide.client_node.study.terms import parse_draft
 from confide.models.backbones.family import WeightFormat
 from confide.models.backbones.packing import PACK_OF
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
-from ..conftest import CHAT, EVALUATION, TEXT, TURNS
+from ..conftest import CHAT, EVALUATION, STUDY_TOML, TEXT, TURNS
 
 # One change to a good study.toml, and what the message must name: the key, the value, the rule.
 BAD_DRAFTS = {
@@ -249,7 +250,7 @@ def test_a_study_of_free_text_keeps_its_hash(make_study):
 def test_a_study_of_turns_or_conversations_says_so_and_has_one_form(make_study, changes, said):
     study = make_study(*changes)
     assert Study.parse(study.canonical()) == study
-    facts = study_facts(study)["Data"]
+    facts = study.facts()["Data"]
     assert {name: facts[name] for name in said} == said
 
 
@@ -282,7 +283,7 @@ def test_a_study_of_free_text_names_its_columns_and_needs_a_rate(make_study, wri
     study = make_study(*TEXT)
     assert study.draft.data.text.template().prompt_columns == ("note",)
     assert study.draft.optimizer.rates == (0.3, 0.3)
-    facts = study_facts(study)["Data"]
+    facts = study.facts()["Data"]
     assert facts["columns"] == ["note (free text, shown)", "finding (free text, learned)"]
     assert facts["prompt"] == "<|start|>{note}\n"
     assert Study.parse(study.canonical()) == study
@@ -357,14 +358,14 @@ def test_experts_are_held_as_all_frozen_layers_unless_said_otherwise(make_study)
     for terms in ("", 'frozen = "nf4"', 'frozen = "nf4"\nexperts = "int8"', 'experts = "int8"'):
         study = make_study(("[adapter]", f"{terms}\n[adapter]"))
         found[terms] = (study.draft.model.frozen, study.draft.model.experts)
-        shown = study_facts(study)["Study"]  # what a site approves
+        shown = study.facts()["Study"]  # what a site approves
         assert (shown["linear layers"], shown["routed experts"]) == found[terms]
     assert list(found.values()) == [("float32", "float32"), ("nf4", "nf4"), ("nf4", "int8"), ("float32", "int8")]
 
 
 def test_attention_in_segments_is_shown_to_those_who_approve(make_study):
     for terms, sizes in (("", None), ("segments = {}", {"window": 32, "top": 8}), ("[model.segments]\ntop = 3", None)):
-        shown = study_facts(make_study(("[adapter]", f"{terms}\n[adapter]")))["Study"]["attention in segments"]
+        shown = make_study(("[adapter]", f"{terms}\n[adapter]")).facts()["Study"]["attention in segments"]
         assert shown == (sizes or ({"window": 32, "top": 3} if terms else None))
     assert b"segments" not in make_study().canonical()
 
@@ -658,3 +659,18 @@ def test_ring_too_small_for_the_check_is_told(make_study):
     text = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     with pytest.raises(StudyInvalid, match="can be checked: take 64 bits"):
         Study.parse(text)
+
+
+def test_a_text_and_a_table_make_the_draft_of_the_file(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY_TOML)
+    drafts = [parse_draft(STUDY_TOML, "text"), parse_draft(tomllib.loads(STUDY_TOML), "table"), load_draft(file)]
+    assert drafts[0] == drafts[1] == drafts[2]
+    both = STUDY_TOML.replace("delta = 1e-5", "delta = 1e-5\ntarget_epsilon = 3.0")
+    with pytest.raises(StudyInvalid, match=r"text: 1 problem\n.*keep one"):
+        parse_draft(both, "text")
+
+
+def test_a_text_of_more_than_a_mebibyte_is_not_parsed():
+    with pytest.raises(StudyInvalid, match="longer than"):
+        parse_draft("# " + "é" * 2**19, "text")

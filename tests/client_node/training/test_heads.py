@@ -11,7 +11,7 @@ import torch
 
 from confide.client_node import step_audit
 from confide.client_node.cli.outlook import readers
-from confide.client_node.cli.tables import show_study, study_facts
+from confide.client_node.cli.tables import show_study
 from confide.client_node.data import Records, check, read
 from confide.client_node.data.kept_files import KeptStates
 from confide.client_node.data.site_draft import own_names, sketch
@@ -256,7 +256,7 @@ def test_what_is_learned_travels_to_workers(site: Site, outcome):
 
 
 def test_a_person_who_approves_sees_the_text_and_all_classes(site: Site):
-    facts = study_facts(document_desk(site, "classes", ALONE).study)
+    facts = document_desk(site, "classes", ALONE).study.facts()
     assert facts["Data"]["label"] == "finding, one of: low, none, high"
     assert facts["Data"]["text"] == "{note}"
     assert facts["Adapter"]["targets"] == ()
@@ -413,7 +413,7 @@ def test_every_task_is_measured_on_the_records_that_tell_it(site: Site):
 
 def test_a_person_who_approves_sees_every_task_and_where_it_is(site: Site, capsys):
     study = document_desk(site, "tasks", ALONE).study
-    facts = study_facts(study)["Data"]
+    facts = study.facts()["Data"]
     assert facts["task sepsis"] == "weight 0.5, at all sites: label sepsis"
     assert facts["task stay"] == "weight 1, at svi, svhc, other: number days, from 0 to 30, right within 3"
     show_study(study)
@@ -616,7 +616,7 @@ def test_braces_in_a_prompt_are_told_as_they_are_read(site: Site):
     asked = model.reader.tokenizer.of_template("\n{In short}:")
     assert examples.ids[0, examples.targets[0] == ASKED].tolist() == asked
     assert '"\\n{In short}:"' in model.adapted.head.objective.meaning
-    assert "'\\n{In short}:'" in study_facts(desk.study)["Data"]["task summary"]
+    assert "'\\n{In short}:'" in desk.study.facts()["Data"]["task summary"]
 
 
 def test_a_step_is_tried_on_a_record_that_tells_what_the_head_learns(site: Site):
@@ -724,7 +724,7 @@ def test_records_of_fields_cannot_have_a_text_behind_them(site: Site):
 
 def test_a_person_who_approves_sees_what_is_written(site: Site):
     study = document_desk(site, "written", TOP, table=with_summaries()).study
-    facts = study_facts(study)["Data"]
+    facts = study.facts()["Data"]
     assert facts["task summary"] == "weight 0.5, at all sites: text ' {summary}<|end|>' after '\\nIn short:'"
     assert "summary (free text, learned)" in facts["columns"]
     assert Study.parse(study.canonical()) == study

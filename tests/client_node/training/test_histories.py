@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 import torch
 
-from confide.client_node.cli.tables import study_facts
 from confide.client_node.data import check, read
 from confide.client_node.errors import DataInvalid, StudyInvalid
 from confide.client_node.policy import load_policy
@@ -180,7 +179,7 @@ def test_terms_that_make_no_sense_are_refused(site: Site, change, told):
 
 
 def test_those_who_approve_see_what_makes_a_record(site: Site):
-    facts = study_facts(history_desk(site).study)["Data"]
+    facts = history_desk(site).study.facts()["Data"]
     assert facts["record"] == "the last 3 rows of each unit, in the order of day"
 
 

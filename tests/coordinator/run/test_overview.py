@@ -3,8 +3,9 @@ import json
 import pytest
 
 from confide.coordinator.errors import NotFound
-from confide.coordinator.run.overview import opened_rounds, run_standings
+from confide.coordinator.run.overview import consents, opened_rounds, run_standings, waiting_for
 from confide.coordinator.store.tables import Evaluation, Run
+from confide.coordinator.studies.catalogue import load_study
 
 from ...client_node.conftest import EVALUATION
 from ..conftest import SITES, committed_round, put_in_state
@@ -66,3 +67,48 @@ def test_an_evaluation_is_the_last_round_that_is_opened(store):
 def test_a_run_that_is_not_there_has_opened_nothing(store):
     with pytest.raises(NotFound):
         opened_rounds(store, "nothing")
+
+
+def standings(store):
+    """What is known of each party of the study, by its name."""
+    (row,) = store.studies()
+    return {each.name: (each.standing, each.run, each.rounds) for each in consents(store, load_study(row))}
+
+
+def test_before_a_run_has_asked_nothing_is_known_of_anybodys_consent(store):
+    assert set(standings(store).values()) == {("not known", None, 0)}
+
+
+def test_a_site_in_a_sum_took_part_and_so_did_the_aggregators(store):
+    lease = store.acquire_lease("run-1")
+    for number, sites in enumerate((SITES, SITES[:3]), start=1):
+        row = committed_round(number, lease=lease)
+        row.sites = json.dumps(sites)
+        store.commit_round(row)
+    found = standings(store)
+    assert [found[name] for name in SITES] == [("took part", "run-1", 2)] * 3 + [("took part", "run-1", 1)]
+    assert found["agg-b"] == ("took part", "run-1", 2)
+
+
+def test_whom_a_run_waits_for_is_awaited_until_it_is_over(store):
+    lease = store.acquire_lease("run-1")
+    store.begin_driving("run-1", lease)
+    store.beat("run-1", lease, waiting_for("prepare", ["svi", "agg-c"]))
+    found = standings(store)
+    assert {name for name, (standing, _, _) in found.items() if standing == "awaited"} == {"svi", "agg-c"}
+    put_in_state(store, "run-1", "stopped")
+    assert {standing for standing, _, _ in standings(store).values()} == {"not known"}
+
+
+@pytest.mark.parametrize(
+    ("error", "refusing"),
+    [
+        ("RunRefused: svi refuses (StudyNotApproved): no", {"svi"}),
+        ("RunRefused: rest refuses (X): svi refuses (StudyNotApproved): no", {"rest"}),  # which rest alone has written
+        ("not evaluated: svi refuses (NothingHeldOut): no", set()),
+        ("SitesMissing: prepare: no good answer from svi in time", set()),
+    ],
+)
+def test_only_the_node_that_ended_a_run_refuses(store, error, refusing):
+    put_in_state(store, "run-1", "failed", error)
+    assert {name for name, (standing, _, _) in standings(store).items() if standing == "refuses"} == refusing

@@ -1,0 +1,157 @@
+"""Studies: the list, one study with its terms, its cost and who takes part, and the start of its runs."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from ...client_node.spoken_hash import words
+from ...client_node.study import Study, cost
+from ...privacy.accounting import Release, epsilon_pld
+from ..errors import StateDamaged
+from ..federation.serving import read_serving
+from ..run import control
+from ..run.overview import RunStanding, consents, run_standings
+from ..store import Store
+from ..store.tables import Run, StudyRow
+from ..studies.catalogue import load_study
+from ..studies.summary import expected
+from . import charts, comparing, terms
+from .visits import Visit
+
+STUDIES_A_PAGE = RUNS_A_PAGE = 25
+_WORDS_A_LINE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A study in the list."""
+
+    row: StudyRow
+    study: Study | None  # None if it cannot be read
+    problem: str
+    epsilon: float | None  # of a whole run; None without privacy
+    runs: int
+    newest: Run | None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """The cost of a part of a run, or of a whole one for other colluders."""
+
+    part: str
+    epsilon: float
+
+
+def show_all(visit: Visit) -> Response:
+    """Shows every study, the newest first."""
+    rows = visit.store.studies()[::-1]
+    pages = max(1, -(-len(rows) // STUDIES_A_PAGE))
+    page = visit.page_of(pages)
+    runs = visit.store.runs()
+    shown = [_listed(row, runs) for row in rows[(page - 1) * STUDIES_A_PAGE : page * STUDIES_A_PAGE]]
+    return visit.render("studies.html", studies=shown, page=page, pages=pages)
+
+
+def show(visit: Visit) -> Response:
+    """Shows one study: what it does, what it costs, who takes part, its runs, and every term."""
+    row = visit.store.study(visit.part("study"))
+    study = load_study(row)
+    runs = runs_of(visit.store, study)
+    pages = max(1, -(-len(runs) // RUNS_A_PAGE))
+    page = visit.page_of(pages)
+    spelt = words(study.study_hash)
+    done = [each.run for each in runs if each.state == "done"][: comparing.MOST_MEASURED]
+    measured = comparing.points(visit.store, study, done) if len(done) > 1 else []
+    return visit.render(
+        "study.html", study=study, row=row, sentences=list(terms.in_words(study)), tables=terms.tables(study),
+        spelt=[" ".join(spelt[at : at + _WORDS_A_LINE]) for at in range(0, len(spelt), _WORDS_A_LINE)],
+        epsilon=planned(study), parts=list(_parts(study)), colluding=list(_by_colluders(study)),
+        expected=expected(study), consents=consents(visit.store, study), measured=measured, page=page, pages=pages,
+        chart=charts.measured(measured) if len(measured) > 1 else "", refusal=_refusal(visit.store, runs),
+        runs=runs[(page - 1) * RUNS_A_PAGE : page * RUNS_A_PAGE],
+    )  # fmt: skip
+
+
+def download(visit: Visit) -> Response:
+    """Sends a study's canonical form, whose SHA-256 is its hash."""
+    row = visit.store.study(visit.part("study"))
+    name = f'attachment; filename="{row.name}-{row.hash[:12]}.json"'
+    return Response(row.canonical, media_type="application/json", headers={"Content-Disposition": name})
+
+
+def ask_start(visit: Visit) -> Response:
+    """Asks whether a run of a study shall be started, and says what it costs."""
+    study = load_study(visit.store.study(visit.part("study")))
+    study.require_start()
+    unsettled = [run for run in _rows(visit.store, study) if not run.state.is_settled]
+    return visit.render(
+        "start.html", study=study, epsilon=planned(study), unsettled=unsettled[::-1],
+        is_served=read_serving(visit.home) is not None,
+    )  # fmt: skip
+
+
+def start(visit: Visit) -> Response:
+    """Starts a run, as `coordinator run start` does."""
+    row = visit.store.study(visit.part("study"))
+    run = control.start_run(visit.store, row.hash, again=visit.form.get("again") == "yes")
+    return visit.go("runs", run, notice="The run is started.")
+
+
+def planned(study: Study) -> float | None:
+    """Computes the epsilon of a whole run, as `study create` prints it; None without privacy."""
+    return None if study.draft.privacy.mode == "none" else cost.whole_cost(study)
+
+
+def runs_of(store: Store, study: Study) -> list[RunStanding]:
+    """Lists the runs of a study, the newest first."""
+    own = {run.id for run in _rows(store, study)}
+    return [each for each in run_standings(store)[::-1] if each.run in own]
+
+
+def _rows(store: Store, study: Study) -> list[Run]:
+    return [run for run in store.runs() if run.study == study.study_hash]
+
+
+def _listed(row: StudyRow, runs: Sequence[Run]) -> Listed:
+    own = [run for run in runs if run.study == row.hash]
+    newest = own[-1] if own else None
+    try:
+        study = load_study(row)
+    except StateDamaged as err:
+        return Listed(row, None, str(err), None, len(own), newest)
+    return Listed(row, study, "", planned(study), len(own), newest)
+
+
+def _parts(study: Study) -> Iterator[Price]:
+    """Prices a run that is stopped after a part of its rounds, then all of it, then what follows the last round."""
+    privacy, rounds = study.draft.privacy, study.draft.rounds.rounds
+    if privacy.mode == "none":
+        return
+    (update, _), *closing = cost.planned_releases(study)
+    opened: Counter[Release] = Counter()
+    for done in sorted({max(1, rounds * quarter // 4) for quarter in (1, 2, 3, 4)}):
+        opened[update] = done
+        part = f"all {rounds} rounds" if done == rounds else f"{done} of {rounds} rounds"
+        yield Price(part, epsilon_pld(opened, privacy.delta, privacy.collusion))
+    for purpose, (release, _) in zip(study.draft.closing, closing, strict=True):
+        opened[release] += 1
+        yield Price(f"and the {purpose}", epsilon_pld(opened, privacy.delta, privacy.collusion))
+
+
+def _by_colluders(study: Study) -> Iterator[Price]:
+    """Prices a whole run for who knows the noise of fewer sites than the study allows for, or of one more."""
+    privacy = study.draft.privacy
+    if privacy.mode != "distributed":
+        return
+    releases = cost.releases_of_run(study)
+    for colluding in range(max(0, privacy.collusion - 1), min(privacy.collusion + 2, study.quorum)):
+        yield Price(str(colluding), epsilon_pld(releases, privacy.delta, colluding))
+
+
+def _refusal(store: Store, runs: Sequence[RunStanding]) -> str:
+    """Returns the words with which the newest run failed, if it has no round: a node's refusal as a rule."""
+    if not runs or runs[0].state != "failed" or runs[0].rounds:
+        return ""
+    return store.run(runs[0].run).error or ""

@@ -1,0 +1,96 @@
+import json
+import re
+
+import pytest
+
+from confide.coordinator.results.metrics import measurement
+from confide.coordinator.store.tables import Run
+
+from ...client_node.conftest import EVALUATION
+from ..conftest import SITES, committed_round, put_in_state
+from ..results.test_metrics import evaluation
+
+
+def measured_run(store, study, run: str, rounds: int = 3) -> None:
+    """A run that is done after a few rounds, with an evaluation."""
+    with store.session() as session:
+        session.add(Run(id=run, study=study.study_hash, state="running", created_at=float(len(store.runs()))))
+    lease = store.acquire_lease(run)
+    for number in range(1, rounds + 1):
+        row = committed_round(number, run=run, lease=lease, sent=1000)
+        row.sites, row.seconds = json.dumps(SITES), float(number)
+        store.commit_round(row)
+    if study.draft.evaluation is not None:
+        store.commit_round(evaluation(lease, run=run, number=41))
+    put_in_state(store, run, "done")
+
+
+@pytest.fixture
+def runs(federation):
+    first = federation.create(EVALUATION)
+    second = federation.create(EVALUATION, ("noise_multiplier = 1.19", "noise_multiplier = 2.5"))
+    bare = federation.create(("rounds = 40", "rounds = 30"))
+    for number, study in enumerate((first, first, second, bare)):
+        measured_run(federation.store, study, f"run-{number}")
+    return federation.store
+
+
+def text_of(answer) -> str:
+    assert answer.status_code == 200, answer.text
+    return " ".join(re.sub(r"<[^>]*>", " ", answer.text).split())
+
+
+def test_runs_of_two_studies_show_the_terms_that_differ_and_no_others(page, runs):
+    told = text_of(page.get("/compare?run=run-0&run=run-2"))
+    assert "noise multiplier 1.19 2.5" in told
+    differs = told.partition("Terms that differ")[2]
+    assert "clip norm" not in differs
+    assert "rounds" not in differs
+
+
+def test_runs_of_one_study_differ_in_no_term(page, runs):
+    assert "None: all are runs of one study." in text_of(page.get("/compare?run=run-0&run=run-1"))
+
+
+def test_what_was_measured_stands_beside_each_other_with_its_interval(page, runs):
+    found = measurement(runs, "run-0").metrics.auc
+    answer = page.get("/compare?run=run-0&run=run-2&run=run-3")
+    told = text_of(answer)
+    assert f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})" in told
+    assert "its study asks for no evaluation" in told
+    assert answer.text.count("<svg") == 2  # for a wide page and a narrow one
+    assert f"A, run-0: {found.value:.3f}" in answer.text
+
+
+def test_seconds_and_bytes_are_those_of_the_rounds(page, runs):
+    told = text_of(page.get("/compare?run=run-3&run=run-0"))
+    assert "Seconds a round, the middle one 2.0" in told
+    assert "Sent by each site 3.0 kB 3.0 kB" in told
+
+
+@pytest.mark.parametrize(
+    "query", ["", "run=run-0", "run=run-0&run=run-0", "run=run-0&run=run-1&run=run-2&run=run-3&run=x"]
+)
+def test_other_than_two_to_four_runs_are_not_compared(page, runs, query):
+    answer = page.get(f"/compare?{query}")
+    assert "Two to four" in text_of(answer)
+    assert answer.text.count('type="checkbox"') == 4
+
+
+def test_a_run_that_is_not_there_is_told(page, runs):
+    assert page.get("/compare?run=run-0&run=" + "x" * 5000).status_code == 404
+
+
+def test_without_runs_the_page_says_so(page):
+    assert "No run yet" in text_of(page.get("/compare"))
+
+
+def test_a_study_with_two_measured_runs_shows_them_over_their_epsilon(page, runs):
+    study = runs.run("run-0").study
+    answer = page.get(f"/studies/{study}")
+    assert "AUC on held-out records" in text_of(answer)
+    assert "<svg" in answer.text
+
+
+def test_the_list_of_runs_leads_to_the_comparison(page, runs):
+    assert 'href="/compare"' in page.get("/runs").text
