@@ -46,9 +46,18 @@ OPERATORS_PAGES = (
     Page("stop", "running", "/runs/{run}/stop", who="operator", is_brief=True),
     Page("resume", "running", "/runs/{stopped}/resume", who="operator", is_brief=True),
     Page("abandon", "running", "/runs/{stopped}/abandon", who="operator"),
+    Page("studies-empty", "empty", "/studies", is_brief=True),
+    Page("studies", "running", "/studies", who="operator"),
+    Page("study", "running", "/studies/{study}", who="operator"),
+    Page("study-large", "large", "/studies/{study}", is_brief=True),
+    Page("study-start", "running", "/studies/{study}/start", who="operator", is_brief=True),
+    Page("study-new", "running", "/studies/new", who="operator"),
+    Page("study-new-empty", "empty", "/studies/new", is_brief=True),
+    Page("compare", "running", "/compare?run={done}&run={run}&run={failed}", who="viewer"),
+    Page("compare-none", "empty", "/compare", is_brief=True),
 )
 
-FILES = ()  # paths of views that are downloaded
+FILES = ("/studies/{study}/study.json",)  # paths of views that are downloaded
 
 PAGES = (
     *(Page(f"budget-report-{code}", "reports", f"{code}.html", is_brief=code != "en") for code in languages()),
