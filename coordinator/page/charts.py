@@ -70,7 +70,7 @@ def rounds(found: Sequence[OpenedRound]) -> Markup:
         return Markup("")
 
     def draw(width: float) -> Markup:
-        plot = Plot(width=width, height=170, left=42, right=12, top=26, bottom=40)
+        plot = Plot(width=width, height=170, left=42, right=24, top=26, bottom=40)
         last, top = found[-1].round, nice_top(max(each.seconds for each in found))
         x, y = linear(0.5, last + 0.5, *plot.x_range), linear(0, top, *plot.y_range)
         plot.y_axis("seconds", y, ticks(top))

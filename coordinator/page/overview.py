@@ -8,6 +8,8 @@ from ..run.glance import MemberStanding, look
 from ..run.progress import live_run
 from .visits import Visit
 
+MOST_ROWS = 12  # of nodes, those away first, and of accounts, the fullest first
+
 
 @dataclass(frozen=True, slots=True)
 class Spending:
@@ -26,10 +28,13 @@ def show(visit: Visit) -> Response:
     found = look(visit.store, visit.home)
     going = [live_run(visit.store, each.run) for each in found.runs if each.heartbeat is not None]
     waiting = [each for each in found.runs if each.state == "pending" and each.heartbeat is None]
+    present = [each for each in found.members if each.state not in ("left", "revoked")]
+    accounts = sorted(spending(visit), key=lambda each: -each.filled)
     over = [each for each in found.runs if each.state not in ("pending", "running", "stopping", "abandoning")]
     return visit.render(
-        "overview.html", found=found, going=going, waiting=waiting, over=over[-5:][::-1], spending=spending(visit),
-        counts=_counts(found.members),
+        "overview.html", found=found, going=going, waiting=waiting, over=over[-5:][::-1],
+        nodes=sorted(present, key=lambda each: each.online is not False)[:MOST_ROWS], left_out=len(present) - MOST_ROWS,
+        accounts=accounts[:MOST_ROWS], accounts_left_out=len(accounts) - MOST_ROWS, counts=_counts(found.members),
     )  # fmt: skip
 
 

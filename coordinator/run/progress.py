@@ -78,8 +78,9 @@ def live_run(store: Store, run_id: str) -> LiveRun:
     run = store.run(run_id)
     study = load_study(store.study(run.study))
     event = event_of(store, study, run_id)
-    left = None if run.state.is_over else time_left(store.rounds(run_id), event.rounds_planned)
-    return LiveRun(run, study, event, left, run.state == RunState.RUNNING and is_silent(run))
+    silent = run.state == RunState.RUNNING and is_silent(run)
+    left = None if run.state.is_over or silent else time_left(store.rounds(run_id), event.rounds_planned)
+    return LiveRun(run, study, event, left, silent)
 
 
 def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], None] | None = None) -> Ended:

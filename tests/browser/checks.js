@@ -54,6 +54,8 @@
       if ((isBroad || isLong) && each.clientWidth && !each.closest("svg") && isSeen(each) && !isUnseenOnPurpose(each))
         faults.push(`${told(each)} hides a part of what is in it`);
     }
+    for (const cell of all("td, th").filter(isSeen))
+      if (cell.scrollWidth > cell.clientWidth + 1 && !isUnseenOnPurpose(cell)) faults.push(`${told(cell)} reaches out of its cell`);
     for (const text of all("svg text").filter(isSeen)) {
       const outer = text.ownerSVGElement.getBoundingClientRect();
       const inner = text.getBoundingClientRect();

@@ -2,22 +2,31 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
+from confide.client_node.study.terms import load_draft
+from confide.coordinator import ca_rotation
 from confide.coordinator.comparison import page as comparison_page
 from confide.coordinator.comparison.figures import Comparison, Point, Row
 from confide.coordinator.comparison.ladder import NONE, OWN, RUNGS
 from confide.coordinator.comparison.tried import Count
 from confide.coordinator.results import router_page
 from confide.coordinator.results.router_statistics import Routing
+from confide.coordinator.store.tables import Run
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build, save
 from confide.models.evaluation.router_statistics import LayerRouting
 from confide.privacy.report import page as budget_report
 from confide.privacy.report.language import languages
 
+from ..client_node.conftest import STUDY_TOML
+from ..coordinator.conftest import SITES
 from ..privacy.ledgers import eventful_report
+from . import federations
 from .looking import Pictures, Place
 
 NAME_NOBODY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # so that nothing leaves this machine
@@ -56,6 +65,78 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(
                 "{page}: first paint after {first_paint_ms} ms, looked at in {seconds:.1f} s".format(**figures)
             )
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """A backbone for the records of the studies, too small to be good at anything."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("backbone")
+    (folder / "study.toml").write_text(STUDY_TOML)
+    schema = load_draft(folder / "study.toml").record_schema()
+    save(build(schema, BackboneConfig(hidden=32, experts=4)), schema, torch.zeros(64), torch.eye(64), folder / "b")
+    return folder / "b"
+
+
+@pytest.fixture(scope="session")
+def founded(tmp_path_factory):
+    """A home after `coordinator init`."""
+    home = tmp_path_factory.mktemp("founded") / "home"
+    federations.found(home, "Thyroid network")
+    return home
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory, founded, backbone):
+    """A home of four sites with a study, some runs and three operators; with it the names of its parts."""
+    home = federations.copied(founded, tmp_path_factory.mktemp("four") / "home")
+    return home, federations.fill_runs(home, federations.fill_four(home, backbone))
+
+
+@pytest.fixture
+def copy(tmp_path, four):
+    """The same in a folder that a test may change."""
+    home, names = four
+    return federations.copied(home, tmp_path / "home"), names
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory, founded):
+    """The page before anybody is invited."""
+    with federations.served(federations.copied(founded, tmp_path_factory.mktemp("empty") / "home"), {}) as here:
+        yield here.by("")
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory, four):
+    """The page of four sites, with a run that goes on, and three operators."""
+    home, names = four
+    copy = federations.copied(home, tmp_path_factory.mktemp("running") / "home")
+    with federations.served(copy, names) as here, federations.coordinating(here):
+        yield here
+
+
+@pytest.fixture(scope="session")
+def stale(tmp_path_factory, four):
+    """The same, but sites are away, the run's driver is silent, and the CA is being rotated."""
+    home, names = four
+    copy = federations.copied(home, tmp_path_factory.mktemp("stale") / "home")
+    with federations.served(copy, names) as here:
+        ca_rotation.begin(here.store, here.home)
+        with here.store.session() as session:
+            session.get(Run, names["run"]).heartbeat = time.time() - 400
+        with federations.coordinating(here, away=SITES[:2], silent=[names["run"]]):
+            yield here
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory, founded, backbone):
+    """The page of a hundred sites, a run of a thousand rounds, and forty that ended."""
+    home = federations.copied(founded, tmp_path_factory.mktemp("large") / "home")
+    names, away = federations.fill_large(home, backbone), federations.LARGE_SITES[5:25:4]
+    with federations.served(home, names) as here, federations.coordinating(here, away=away):
+        yield here.by("")
 
 
 @pytest.fixture(scope="session")

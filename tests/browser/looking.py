@@ -5,7 +5,7 @@ All that is wrong is returned as sentences, each with the variant that shows it.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,6 +24,7 @@ AXE = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]},
     "resultTypes": ["violations"],
 }
+COLOURS = {"runOnly": ["color-contrast", "link-in-text-block"], "resultTypes": ["violations"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Pictures:
     def take(self, page: Page, name: str) -> None:
         """Writes one as name.png; of a very long page, its beginning."""
         clip = None
+        page.evaluate("scrollTo(0, 0)")  # else what sticks to the window's top lies over the page's middle
         if self.is_whole:
             width, height = page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
             clip = {"x": 0, "y": 0, "width": width, "height": min(height, TALLEST)}
@@ -71,9 +73,18 @@ class Seen:
         return "\n".join([f"{len(self.faults)} faults", *self.faults])
 
 
-def look(browser: Browser, place: Place, pictures: Pictures, name: str) -> Seen:
-    """Looks at the page of `place` in every variant; its pictures are named `name`-variant."""
+def look(browser: Browser, place: Place, pictures: Pictures, name: str, *, is_brief: bool = False) -> Seen:
+    """Looks at the page of `place` in every variant; its pictures are named `name`-variant.
+
+    Args:
+        is_brief: True for the state of a page that is looked at whole in another one: it is loaded once, and only what
+            a state changes is looked for, that is widths, colours, and the rules of axe on a wide page.
+    """
     began, seen = time.perf_counter(), Seen()
+    if is_brief:
+        _look_briefly(browser, place, pictures, name, seen)
+        seen.seconds = time.perf_counter() - began
+        return seen
     with opened(browser, place, seen, "plainly") as page:
         seen.first_paint_ms = page.evaluate("bench.firstPaint()")
         told = page.evaluate("bench.content()")
@@ -102,6 +113,17 @@ def look(browser: Browser, place: Place, pictures: Pictures, name: str) -> Seen:
     return seen
 
 
+def _look_briefly(browser: Browser, place: Place, pictures: Pictures, name: str, seen: Seen) -> None:
+    with opened(browser, place, seen, "plainly") as page:
+        seen.first_paint_ms = page.evaluate("bench.firstPaint()")
+        seen.blame("pictures", page.evaluate("bench.nameless()"))
+        _widths(page, seen, pictures, name, is_brief=True)
+        _axe(page, seen, "light")
+        page.emulate_media(color_scheme="dark")
+        _axe(page, seen, "dark", COLOURS)
+        pictures.take(page, f"{name}-dark")
+
+
 @contextmanager
 def opened(browser: Browser, place: Place, seen: Seen, variant: str, **options: object) -> Iterator[Page]:
     """The page, loaded in a context of its own; what it asks for and complains of until it is closed is blamed."""
@@ -113,6 +135,8 @@ def opened(browser: Browser, place: Place, seen: Seen, variant: str, **options: 
         page = context.new_page()
         _watch(context, page, place, faults)
         answer = page.goto(place.address)
+        while "refresh" in answer.headers:  # it is still being computed; a page that comes again cannot be looked at
+            answer = page.goto(place.address)
         if urlsplit(place.address).scheme != "file" and answer.status != place.status:
             faults.append(f"{place.address} answers {answer.status}, not {place.status}")
         page.evaluate(CHECKS)
@@ -166,9 +190,9 @@ def _policy_faults(page: Page, header: str) -> list[str]:
     return [f"the content security policy allows scripts from {' '.join(sorted(loose))}"] if loose else []
 
 
-def _axe(page: Page, seen: Seen, variant: str) -> None:
+def _axe(page: Page, seen: Seen, variant: str, rules: Mapping[str, object] = AXE) -> None:
     faults = []
-    for rule in Axe().run(page, options=AXE).response["violations"]:
+    for rule in Axe().run(page, options=rules).response["violations"]:
         places = [f"{' '.join(map(str, node['target']))} {_reason(node)}" for node in rule["nodes"]]
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         faults.append(f"axe {rule['id']} ({rule['help']}): {'; '.join(places[:3])}{more}")
@@ -179,14 +203,14 @@ def _reason(node: dict) -> str:
     return "".join(f"({check['message']})" for check in (*node["any"], *node["all"], *node["none"])[:1])
 
 
-def _widths(page: Page, seen: Seen, pictures: Pictures, name: str) -> None:
+def _widths(page: Page, seen: Seen, pictures: Pictures, name: str, *, is_brief: bool = False) -> None:
     """Makes the window as wide as each of four, the usual width last."""
     for width, variant in ((REFLOW, "400 %"), (PHONE, "phone"), (WIDE, "wide"), (DESK, "light")):
         page.set_viewport_size({"width": width, "height": HEIGHT})
         seen.blame(f"{variant}, {width} px", page.evaluate("[...bench.tooWide(), ...bench.cutOff(false)]"))
         if width != REFLOW:
             pictures.take(page, f"{name}-{variant}")
-        if width == PHONE:
+        if width == PHONE and not is_brief:
             _axe(page, seen, variant)
 
 

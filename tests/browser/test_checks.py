@@ -152,6 +152,11 @@ SHOWN = [
         "#cut { width: 3ch; overflow: clip; white-space: pre }",
     ),
     (
+        '<td#tight> "clinic-of-the-north" reaches out of its cell',
+        "<table><tr><td id=tight>clinic-of-the-north<td>site</table>",
+        "#tight { max-width: 3ch; white-space: nowrap }",
+    ),
+    (
         "reaches out of its picture",
         '<svg role="img" aria-label="x" width="20" height="20"><text y="14">wide label</text></svg>',
         "",

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
+from starlette.routing import compile_path
 
+from confide.coordinator.page.views import VIEWS
 from confide.privacy.report.language import languages
 
 from .looking import look
@@ -19,19 +21,57 @@ class Page:
     place: str
     path: str = ""
     status: int = 200
+    who: str = ""  # the operator's role who looks, where a federation has operators
+    is_brief: bool = False  # True where the same template is looked at whole in another state
 
+
+# Every page of coordinator/page/views.py, each whole in one state; parts of an address in braces are the state's own.
+OPERATORS_PAGES = (
+    Page("login", "running", "/login", who="nobody"),
+    Page("nothing-there", "running", "/nothing", 404, who="nobody"),
+    Page("trouble", "running", "/runs/nothing", 404, who="viewer"),
+    Page("overview-empty", "empty", "/", is_brief=True),
+    Page("overview-running", "running", "/", who="admin"),
+    Page("overview-viewer", "running", "/", who="viewer", is_brief=True),
+    Page("overview-stale", "stale", "/", who="operator", is_brief=True),
+    Page("overview-large", "large", "/", is_brief=True),
+    Page("runs-empty", "empty", "/runs", is_brief=True),
+    Page("runs", "running", "/runs", who="operator"),
+    Page("runs-large", "large", "/runs", is_brief=True),
+    Page("run-running", "running", "/runs/{run}", who="viewer", is_brief=True),
+    Page("run-done", "running", "/runs/{done}", who="operator", is_brief=True),
+    Page("run-failed", "running", "/runs/{failed}", who="operator"),
+    Page("run-silent", "stale", "/runs/{run}", who="operator", is_brief=True),
+    Page("run-large", "large", "/runs/{run}", is_brief=True),
+    Page("stop", "running", "/runs/{run}/stop", who="operator", is_brief=True),
+    Page("resume", "running", "/runs/{stopped}/resume", who="operator", is_brief=True),
+    Page("abandon", "running", "/runs/{stopped}/abandon", who="operator"),
+    Page("studies-empty", "empty", "/studies", is_brief=True),
+    Page("studies", "running", "/studies", who="operator"),
+    Page("study", "running", "/studies/{study}", who="operator"),
+    Page("study-large", "large", "/studies/{study}", is_brief=True),
+    Page("study-start", "running", "/studies/{study}/start", who="operator", is_brief=True),
+    Page("study-new", "running", "/studies/new", who="operator"),
+    Page("study-new-empty", "empty", "/studies/new", is_brief=True),
+    Page("compare", "running", "/compare?run={done}&run={run}&run={failed}", who="viewer"),
+    Page("compare-none", "empty", "/compare", is_brief=True),
+)
+
+FILES = ("/studies/{study}/study.json",)  # paths of views that are downloaded
 
 PAGES = (
-    *(Page(f"budget-report-{code}", "reports", f"{code}.html") for code in languages()),
+    *(Page(f"budget-report-{code}", "reports", f"{code}.html", is_brief=code != "en") for code in languages()),
     Page("routing", "routing"),
     Page("ladder", "ladder"),
+    *OPERATORS_PAGES,
 )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_can_be_read_by_everybody_everywhere(request, browser, pictures, page):
-    place = request.getfixturevalue(page.place).at(page.path, status=page.status)
-    seen = look(browser, place, pictures, page.name)
+    place = request.getfixturevalue(page.place)
+    place = (place.by(page.who) if page.who else place).at(page.path, status=page.status)
+    seen = look(browser, place, pictures, page.name, is_brief=page.is_brief)
     figures = {"page": page.name, "first_paint_ms": seen.first_paint_ms, "seconds": seen.seconds}
     request.node.user_properties += figures.items()
     assert seen.faults == [], str(seen)
@@ -39,3 +79,12 @@ def test_a_page_can_be_read_by_everybody_everywhere(request, browser, pictures, 
 
 def test_no_two_pages_share_a_name():
     assert len({page.name for page in PAGES}) == len(PAGES)
+
+
+def test_every_view_of_the_operators_page_is_looked_at():
+    routes = {path: compile_path(path)[0] for path in VIEWS}
+    asked = [*(page.path for page in OPERATORS_PAGES), *FILES]
+    found = {
+        next((path for path, route in routes.items() if route.match(each.partition("?")[0])), None) for each in asked
+    }
+    assert set(VIEWS) - found == set(), "add a line to OPERATORS_PAGES, or to FILES if it is downloaded"
