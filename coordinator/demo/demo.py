@@ -46,7 +46,7 @@ _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
 _SMOKE_WRITTEN = 12  # tokens
 _SMOKE_CELLS, _SMOKE_SOUNDS = 1280, 256  # that teach an eye, and an ear
-_ROWS, _SMOKE_ROWS = 512, 16  # that a site computes at once; which shapes of batches are sound is probed up to there
+_ROWS, _SMOKE_ROWS = 512, 4  # that a site computes at once; which shapes of batches are sound is probed up to there
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 40, "heldout": 10}  # of a site
 
 
