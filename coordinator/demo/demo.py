@@ -614,8 +614,12 @@ def _audit_rows(audit: dict[str, Any]) -> _Rows:
 
 
 def _study_text(draft: StudyDraft, bench: Workbench) -> str:
-    """The example's study.toml with the demo's backbone and number of rounds."""
+    """The example's study.toml with the demo's backbone and number of rounds, and how little a smoke run writes."""
     text = _example_file(draft.name, "study.toml").read_text(encoding="utf-8")
+    if draft.data != _draft(draft.name, None).data:  # see `_shortened`; the example may leave it to the default
+        text = re.sub(r"(?m)^max_written = .*\n", "", text, count=1)
+        header, written = rf"(?m)^\[data\.{draft.data.kind.name}\]\n", draft.data.terms.model_dump()["max_written"]
+        text = re.sub(header, rf"\g<0>max_written = {written}\n", text, count=1)
     text = re.sub(r'(?m)^backbone = "[^"]*"', f"backbone = {json.dumps(str(bench.backbone))}", text, count=1)
     return re.sub(r"(?m)^rounds = \d+", f"rounds = {draft.rounds.rounds}", text, count=1)
 
