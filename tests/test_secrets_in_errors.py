@@ -30,9 +30,12 @@ COMMANDS = [(program, words) for program, app in APPS.items() for words, _ in co
 each_command = pytest.mark.parametrize(("program", "words"), COMMANDS, ids=[" ".join((p, *w)) for p, w in COMMANDS])
 
 
+built = functools.cache(lambda program: get_command(APPS[program]))
+
+
 def filled_in(program, words):
     """The words of a command, and of all that it demands."""
-    command = get_command(APPS[program])
+    command = built(program)
     for word in words:
         command = command.commands[word]
     filled = list(words)

@@ -47,7 +47,7 @@ _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
 _SMOKE_WRITTEN = 12  # tokens
 _SMOKE_CELLS, _SMOKE_SOUNDS = 1280, 256  # that teach an eye, and an ear
-_ROWS, _SMOKE_ROWS = 512, 16  # that a site computes at once; which shapes of batches are sound is probed up to there
+_ROWS, _SMOKE_ROWS = 512, 4  # that a site computes at once; which shapes of batches are sound is probed up to there
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 40, "heldout": 10}  # of a site
 
 
@@ -681,8 +681,12 @@ def _audit_rows(audit: dict[str, Any]) -> _Rows:
 
 
 def _study_text(draft: StudyDraft, bench: Workbench) -> str:
-    """The example's study.toml with the demo's backbone and number of rounds."""
+    """The example's study.toml with the demo's backbone and number of rounds, and how little a smoke run writes."""
     text = _example_file(draft.name, "study.toml").read_text(encoding="utf-8")
+    if draft.data != _draft(draft.name, None).data:  # see `_shortened`; the example may leave it to the default
+        text = re.sub(r"(?m)^max_written = .*\n", "", text, count=1)
+        header, written = rf"(?m)^\[data\.{draft.data.kind.name}\]\n", draft.data.terms.model_dump()["max_written"]
+        text = re.sub(header, rf"\g<0>max_written = {written}\n", text, count=1)
     text = re.sub(r'(?m)^backbone = "[^"]*"', f"backbone = {json.dumps(str(bench.backbone))}", text, count=1)
     return re.sub(r"(?m)^rounds = \d+", f"rounds = {draft.rounds.rounds}", text, count=1)
 

@@ -84,8 +84,7 @@ class DemoFederation:
         spoken = dict(zip(self.nodes, fingerprints, strict=True))
         for site, text in site_toml.items():
             write_private(self.node_home(site) / "site.toml", text.encode())
-        created = self.operator("study", "create", str(study_toml), "--accept", "--json")
-        study_hash = str(json.loads(created)["hash"])
+        study_hash = self._create_study(study_toml)
         consent = ["--yes", "--runs", str(runs), *(["--unprotected"] if unprotected else [])]
         # Each aggregator confirms each site's fingerprint, as people do by telephone.
         confirmed = [word for site in self.sites for word in ("--confirm", f"{site}={spoken[site]}")]
@@ -199,6 +198,13 @@ class DemoFederation:
             code = Register(store, Pki.load(self.home)).invite(node, roles, load_settings(self.home).address)
         address = [] if party_address is None else ["--party-address", party_address]
         return str(json.loads(self.client(node, "enroll", code, *address, "--json"))["fingerprint"])
+
+    def _create_study(self, study_toml: Path) -> str:
+        """Makes a signed study, and returns its hash; here, as another process would import a model's code anew."""
+        from ..studies.create import create_study
+
+        with closing(Store.open(self.home)) as store:  # an operator types: coordinator study create --accept
+            return create_study(store, Pki.load(self.home), self.home, study_toml).study_hash
 
     def _each(self, do: Callable[[str], str], names: Sequence[str]) -> list[str]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
-from scipy.stats import norm
+from scipy.special import expit, logit, ndtri
 
 from ..errors import MetricUndefined
 from .metrics import Estimate, miscalibration
@@ -85,7 +84,7 @@ def binned_metrics(counts: npt.ArrayLike, *, noise_std: float, confidence: float
     if table.ndim != 2 or len(table) != 2 or not np.isfinite(table).all() or not 0 <= noise_std < np.inf:
         raise MetricUndefined(f"need finite counts [2, bins] and noise_std >= 0, got {table.shape} and {noise_std}")
     negative, positive = table
-    bins, z = len(negative), float(norm.ppf(0.5 + confidence / 2))
+    bins, z = len(negative), float(ndtri(0.5 + confidence / 2))
     edges, total = bin_edges(bins), float(table.sum())
     sum_std = noise_std * bins**0.5  # of the noise in a sum over one label
     low, high = np.r_[0.0, expit(edges)], np.r_[expit(edges), 1.0]
@@ -135,7 +134,7 @@ def _auc(negative: Floats, positive: Floats, noise_std: float, confidence: float
     sampling = positive @ (by_positive**2 - noise * rows) + negative @ (by_negative**2 - noise * columns)
     second_order = noise**2 * rows.sum()
     from_noise = max(noise * float(by_positive @ by_positive + by_negative @ by_negative) - second_order, second_order)
-    half = float(norm.ppf(0.5 + confidence / 2)) * (max(0.0, float(sampling)) + from_noise) ** 0.5 / pairs
+    half = float(ndtri(0.5 + confidence / 2)) * (max(0.0, float(sampling)) + from_noise) ** 0.5 / pairs
     return _within(value, value - half, value + half, confidence)
 
 
@@ -148,7 +147,7 @@ def _share(
     part: float, whole: float, *, part_std: float, rest_std: float, sample: float, confidence: float
 ) -> Estimate:
     """`part` of `whole`, with Wilson's interval (Wilson 1927) widened by the noise in the part and in the rest."""
-    value, z = part / whole, float(norm.ppf(0.5 + confidence / 2))
+    value, z = part / whole, float(ndtri(0.5 + confidence / 2))
     noise = ((1 - value) ** 2 * part_std**2 + value**2 * rest_std**2) / whole**2
     # The shares s with (value - s)^2 <= z^2 (s (1 - s) / sample + noise).
     a, b, c = 1 + z * z / sample, 2 * value + z * z / sample, value**2 - z * z * noise

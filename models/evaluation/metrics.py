@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
-from scipy.stats import norm, rankdata, t
+from scipy.special import expit, logit, ndtri, stdtrit
 
 from ..errors import MetricUndefined
 
@@ -37,7 +36,8 @@ def auc(scores: np.ndarray, labels: np.ndarray, *, confidence: float = 0.95) -> 
     Raises:
         MetricUndefined: lengths differ, an entry is not finite, labels are not 0/1 or of one kind only.
     """
-    from sklearn.metrics import roc_auc_score  # imports pandas as well; a site that trains needs neither
+    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score  # imports pandas as well; a site that trains needs none of these
 
     scores, labels = _checked(scores, labels)
     positive, negative = scores[labels == 1], scores[labels == 0]
@@ -54,7 +54,7 @@ def auc(scores: np.ndarray, labels: np.ndarray, *, confidence: float = 0.95) -> 
     above = (ranks[labels == 1] - rankdata(positive)) / len(negative)
     below = 1 - (ranks[labels == 0] - rankdata(negative)) / len(positive)
     variance = _variance(above) / len(positive) + _variance(below) / len(negative)
-    half = norm.ppf(0.5 + confidence / 2) * variance**0.5 / (value * (1 - value))
+    half = ndtri(0.5 + confidence / 2) * variance**0.5 / (value * (1 - value))
     low, high = expit(logit(value) - half), expit(logit(value) + half)
     return Estimate(value, float(low), float(high), confidence)
 
@@ -88,7 +88,7 @@ def brier_score(scores: np.ndarray, labels: np.ndarray, *, confidence: float = 0
     value = float(errors.mean())
     if np.ptp(errors) == 0:
         return _share(value, n, confidence)
-    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * float(errors.std(ddof=1)) / n**0.5
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * float(errors.std(ddof=1)) / n**0.5
     return Estimate(value, max(0.0, value - half), min(1.0, value + half), confidence)
 
 
@@ -194,7 +194,7 @@ def _student(numbers: np.ndarray, confidence: float, most: float) -> Estimate:
     value = float(numbers.mean())
     if len(numbers) == 1:
         return Estimate(value, 0.0, most, confidence)
-    half = float(t.ppf(0.5 + confidence / 2, len(numbers) - 1)) * float(numbers.std(ddof=1)) / len(numbers) ** 0.5
+    half = float(stdtrit(len(numbers) - 1, 0.5 + confidence / 2)) * float(numbers.std(ddof=1)) / len(numbers) ** 0.5
     return Estimate(value, max(0.0, value - half), min(most, value + half), confidence)
 
 
@@ -224,14 +224,14 @@ def perplexity(losses: np.ndarray, tokens: np.ndarray, *, confidence: float = 0.
         return Estimate(float(np.exp(mean)), 1.0, float("inf"), confidence)
     without = (losses.sum() - losses) / (tokens.sum() - tokens)
     std = ((n - 1) / n * float(((without - mean) ** 2).sum())) ** 0.5
-    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * std
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * std
     value, low, high = (float(np.exp(size)) for size in (mean, max(0.0, mean - half), mean + half))
     return Estimate(value, low, high, confidence)
 
 
 def _share(share: float, n: int, confidence: float) -> Estimate:
     """With Wilson's interval (Wilson 1927)."""
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = float(ndtri(0.5 + confidence / 2))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), confidence)

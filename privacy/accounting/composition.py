@@ -28,12 +28,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from functools import lru_cache
-from typing import Literal
-
-from dp_accounting.pld import privacy_loss_distribution as pld
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InvalidPrivacyParameter
 from . import renyi
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Mode = Literal["distributed", "local", "none"]
 Merged = tuple[tuple[float, float, int], ...]  # (noise multiplier, sample rate, count), sorted
@@ -301,7 +302,7 @@ def pld_bound(merged: Merged, delta: float) -> float:
     return min(upper, float(_joint(merged, 0).get_epsilon_for_delta(delta - FOURIER_ERROR)))
 
 
-def _joint(merged: Merged, depth: int) -> pld.PrivacyLossDistribution:
+def _joint(merged: Merged, depth: int) -> "PrivacyLossDistribution":
     """The pairs' joint privacy loss, composed along a binary tree in which a hash of each pair is its path.
 
     So another count of one pair, or one pair more, leaves all but a path of the tree as it was, and in the cache. Of
@@ -318,11 +319,11 @@ def _joint(merged: Merged, depth: int) -> pld.PrivacyLossDistribution:
 
 
 @lru_cache(maxsize=1024)  # twice MAX_DISTINCT and the paths in use
-def _kept(pairs: tuple[tuple[float, float], ...], depth: int) -> dict[Merged, pld.PrivacyLossDistribution]:
+def _kept(pairs: tuple[tuple[float, float], ...], depth: int) -> "dict[Merged, PrivacyLossDistribution]":
     return {}
 
 
-def _join(merged: Merged, depth: int) -> pld.PrivacyLossDistribution:
+def _join(merged: Merged, depth: int) -> "PrivacyLossDistribution":
     if len(merged) == 1:
         return _composed(*merged[0])
     sides: tuple[list[tuple[float, float, int]], ...] = ([], [])
@@ -338,7 +339,7 @@ def _path(noise_multiplier: float, sample_rate: float) -> int:
     return int.from_bytes(hashlib.sha256(struct.pack("<dd", noise_multiplier, sample_rate)).digest())
 
 
-def _composed(noise_multiplier: float, sample_rate: float, count: int) -> pld.PrivacyLossDistribution:
+def _composed(noise_multiplier: float, sample_rate: float, count: int) -> "PrivacyLossDistribution":
     one = _one(noise_multiplier, sample_rate)
     if count < 64 * BLOCK:
         return one.self_compose(count)
@@ -348,12 +349,14 @@ def _composed(noise_multiplier: float, sample_rate: float, count: int) -> pld.Pr
 
 
 @lru_cache(maxsize=16)
-def _block(noise_multiplier: float, sample_rate: float) -> pld.PrivacyLossDistribution:
+def _block(noise_multiplier: float, sample_rate: float) -> "PrivacyLossDistribution":
     return _one(noise_multiplier, sample_rate).self_compose(BLOCK)
 
 
 @lru_cache(maxsize=256)
-def _one(noise_multiplier: float, sample_rate: float) -> pld.PrivacyLossDistribution:
+def _one(noise_multiplier: float, sample_rate: float) -> "PrivacyLossDistribution":
+    from dp_accounting.pld import privacy_loss_distribution as pld  # a second, which nodes without a budget never need
+
     return pld.from_gaussian_mechanism(
         noise_multiplier,
         sampling_prob=sample_rate,

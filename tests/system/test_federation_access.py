@@ -337,7 +337,8 @@ def test_a_copy_of_a_home_takes_no_message_while_the_first_daemon_lives_and_says
     assert "is connected" not in log.read_text()
     federation.kill("north")
     until(lambda: "is connected" in log.read_text())  # Flower gives the first one up
-    federation.kill("copy")
+    federation.nodes["copy"].terminate()  # which says goodbye: the first is let in at once
+    assert federation.nodes["copy"].wait(60) == 0
     federation.start_node(federation.home / "north")
     until(lambda: "is connected" in (federation.home / "north" / "log").read_text())
 

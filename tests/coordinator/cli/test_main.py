@@ -33,7 +33,7 @@ from confide.models.rounding import rounded_up
 from confide.privacy.ledger import backup
 from confide.privacy.ledger.ledger import Ledger
 
-from ...client_node.conftest import EVALUATION, STUDY_TOML, TEXT, changed, identity_of, key_of, make_study, write_draft
+from ...client_node.conftest import EVALUATION, STUDY_TOML, TEXT, changed, identity_of, make_study, write_draft
 from ...models.adapters.test_peft_export import CARD
 from ...models.tiny import save_text_backbone
 from ...privacy.ledgers import charge, ledger_with, signer
@@ -100,6 +100,10 @@ def store(home):
 @pytest.fixture
 def study(call, store, home, backbone):
     """The hash of a study."""
+    return create_study(call, home, backbone)
+
+
+def create_study(call, home, backbone):
     (home / "study.toml").write_text(changed(STUDY_TOML, (("some/where/backbone", str(backbone)),)))
     return json.loads(call("study", "create", home / "study.toml", "--json").stdout)["hash"]
 
@@ -107,6 +111,10 @@ def study(call, store, home, backbone):
 @pytest.fixture
 def run(store, study):
     """A pending run."""
+    return add_run(store, study)
+
+
+def add_run(store, study):
     with store.session() as session:
         session.add(Run(id=RUN, study=study, state="pending", created_at=0.0))
     return RUN
@@ -443,6 +451,10 @@ def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):
 @pytest.fixture
 def trained(store, home, run):
     """The id of a run with one committed round."""
+    return train_a_round(store, home, run)
+
+
+def train_a_round(store, home, run):
     study, lease = load_study(store.study(store.run(run).study)), store.acquire_lease(run)
     state = np.random.default_rng(1).normal(0, 0.1, study.dim).astype(np.float32)
     state_hash = RunFolder(home, run).save(Checkpoint(round=1, state=state, velocity=np.zeros_like(state)))
@@ -506,15 +518,17 @@ def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path, command
 @pytest.fixture
 def report(call, store, study, tmp_path):
     """A budget report over the ledger of one site, as a file."""
-    with store.session() as session:
-        session.get(NodeRow, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
-    with ledger_with(tmp_path / "svi.db", site="svi") as ledger:
-        with store.session() as session:
-            session.get(NodeRow, "svi").identity = ledger.public_key
-        LedgerReplica(store).extend("svi", ledger.public_key, ledger.entries())
+    replicate_a_ledger(store, tmp_path)
     path = tmp_path / "report.json"
     path.write_text(call("budget", "report", "--json").stdout)
     return path
+
+
+def replicate_a_ledger(store, folder):
+    with ledger_with(folder / "svi.db", site="svi") as ledger:
+        with store.session() as session:
+            session.get(NodeRow, "svi").identity = ledger.public_key
+        LedgerReplica(store).extend("svi", ledger.public_key, ledger.entries())
 
 
 def test_a_report_verifies_anywhere(report):

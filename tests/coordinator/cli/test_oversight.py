@@ -22,25 +22,24 @@ from confide.coordinator.store import audit_log
 from confide.coordinator.store.store import Store
 from confide.privacy.audit.canaries import AuditDesign
 
-from ...privacy.ledgers import ledger_with
-from ..conftest import logged
+from ..conftest import enrolled_nodes, logged
 from ..hospital_ca import HospitalCa
 from .test_main import (
     FAILED,
     UNVERIFIED,
     _new_home,
+    add_run,
     call,
+    create_study,
     home,
     invoke,
     lined,
-    report,
-    run,
+    replicate_a_ledger,
     store,
-    study,
-    trained,
+    train_a_round,
 )
 
-__all__ = ["_new_home", "call", "home", "ledger_with", "report", "run", "store", "study", "trained"]  # fixtures
+__all__ = ["_new_home", "call", "home", "store"]  # fixtures
 
 HELP = ("--help",)
 OPENED = {name for name, access in COMMANDS.items() if access.role == ANYONE}
@@ -50,10 +49,22 @@ def actions(store):
     return [action for action, _ in logged(store)]
 
 
+def add_anna(home):
+    """Makes the first admin; returns her token."""
+    return json.loads(invoke("operator", "add", "anna", "--role", "admin", "--json", "--home", home).stdout)["token"]
+
+
+@pytest.fixture(scope="module")
+def _ruled_home(_new_home, tmp_path_factory):
+    made = shutil.copytree(_new_home, tmp_path_factory.mktemp("ruled") / "home")
+    return made, add_anna(made)
+
+
 @pytest.fixture
-def token(call, monkeypatch):
-    """The token of the first admin, in the environment."""
-    found = json.loads(call("operator", "add", "anna", "--role", "admin", "--json").stdout)["token"]
+def token(home, _ruled_home, monkeypatch):
+    """The token of the first admin, in the environment. Puts her into `home`, so it is asked for before `store`."""
+    made, found = _ruled_home
+    shutil.copytree(made, home, dirs_exist_ok=True)
     monkeypatch.setenv(TOKEN_VARIABLE, found)
     return found
 
@@ -102,7 +113,7 @@ def test_without_a_token_no_command_of_the_table_does_anything(call, store, comm
     assert actions(store) == [*before, "access.refused"]
 
 
-def test_a_token_lets_its_role_through_from_the_environment_or_a_file_alone(call, home, store, token, tmp_path):
+def test_a_token_lets_its_role_through_from_the_environment_or_a_file_alone(call, home, token, store, tmp_path):
     call("site", "list")
     viewer = json.loads(call("operator", "add", "bob", "--role", "viewer", "--json").stdout)["token"]
     file = tmp_path / "token"
@@ -348,20 +359,45 @@ class Made:
         self.call, self.home, self.store, self.run, self.tmp = call, home, store, run, tmp
 
 
+@pytest.fixture(scope="module")
+def _busy_home(_new_home, backbone, tmp_path_factory):
+    """A federation with a run, a ledger and two operators: made once, as it takes a second. Also the first's token."""
+    folder = tmp_path_factory.mktemp("busy")
+    made = shutil.copytree(_new_home, folder / "home")
+    store = Store.open(made)
+    with store.session() as session:
+        session.add_all(enrolled_nodes())
+    run = add_run(store, create_study(lambda *words: invoke(*words, "--home", made), made, backbone))
+    replicate_a_ledger(store, folder)
+    train_a_round(store, made, run)
+    store.close()
+    token = add_anna(made)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(TOKEN_VARIABLE, token)
+        invoke("operator", "add", "bob", "--role", "viewer", "--home", made)
+    return made, run, token
+
+
+@pytest.fixture
+def made(_busy_home, tmp_path, monkeypatch):
+    """A copy of it, with anna's token in the environment."""
+    busy, run, token = _busy_home
+    home = shutil.copytree(busy, tmp_path / "home")
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    found = Made(lambda *words, **how: invoke(*words, "--home", home, **how), home, Store.open(home), run, tmp_path)
+    yield found
+    found.store.close()
+
+
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.usefixtures("report")
 @pytest.mark.parametrize("command", sorted(name for name, access in COMMANDS.items() if access.action is not None))
-def test_a_command_that_changes_something_makes_its_entry_in_the_log(
-    call, home, store, trained, token, tmp_path, monkeypatch, command
-):
+def test_a_command_that_changes_something_makes_its_entry_in_the_log(made, monkeypatch, command):
     """A command without a recipe here, or without its entry, fails: a new one has to be added with both."""
     monkeypatch.setattr(
         AuditDesign, "within", lambda self, dim, sites: AuditDesign(canaries=60, canaries_per_step=20, guesses=20)
     )
-    call("operator", "add", "bob", "--role", "viewer")
-    made = Made(call, home, store, trained, tmp_path)
-    before = len(actions(store))
+    before = len(actions(made.store))
     CHANGES[command](made)
     after = actions(made.store) if command == "init" else actions(made.store)[before:]
     assert COMMANDS[command].action in after
@@ -371,12 +407,11 @@ def test_a_command_that_changes_something_makes_its_entry_in_the_log(
     assert entry.actor.startswith("login:" if COMMANDS[command].role == ANYONE else "operator:anna")
 
 
-@pytest.mark.usefixtures("report")
-def test_reading_leaves_the_log_as_it_is(call, store, trained, token):
-    before = actions(store)
+def test_reading_leaves_the_log_as_it_is(made):
+    before = actions(made.store)
     for words in (
-        "status", "site list", "study list", "study show thyroid", "run list", f"run rounds {trained}", "audit log",
-        "budget report --json", "audit verify", "operator list", f"adapter choose {trained} --clients 2",
+        "status", "site list", "study list", "study show thyroid", "run list", f"run rounds {made.run}", "audit log",
+        "budget report --json", "audit verify", "operator list", f"adapter choose {made.run} --clients 2",
     ):  # fmt: skip
-        call(*words.split())
-    assert actions(store) == before
+        made.call(*words.split())
+    assert actions(made.store) == before

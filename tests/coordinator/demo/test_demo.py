@@ -74,6 +74,16 @@ def test_the_tables_of_another_example_are_refused(bench, tmp_path):
         bench(False)
 
 
+@pytest.mark.parametrize("example", ["derivations", "code"])  # one says how much is written, one leaves it out
+def test_the_study_of_a_smoke_run_writes_little_and_that_of_a_whole_demo_what_the_example_says(example, tmp_path):
+    whole, file = demo._draft(example, None), tmp_path / "study.toml"
+    for draft in (whole, demo._shortened(demo._draft(example, 2))):
+        file.write_text(demo._study_text(draft, demo.Workbench(root=tmp_path, tables={})))
+        found = load_draft(file)
+        assert (found.data, found.rounds) == (draft.data, draft.rounds)
+    assert found.data.terms.max_written == 12 < whole.data.terms.max_written
+
+
 OUTCOME = {
     "auc_private": 0.952, "auc_private_interval": [0.943, 0.96], "auc_measured": 0.934, "accuracy_private": 0.9,
     "auc_measured_interval": [0.915, 0.953], "auc_measured_binning": 0.015, "auc_before": 0.5, "auc_nonprivate": 0.955,

@@ -99,8 +99,8 @@ def test_texts_are_written_as_the_model_writes_them(writer, made, target):
 
 
 @pytest.mark.parametrize("target", ["onnx", "torch"])
-def test_structure_is_read_and_values_computed_without_confide(calculator, tmp_path, target):
-    answering = Answering(written(calculator, tmp_path / "it", target))
+def test_structure_is_read_and_values_computed_without_confide(calculator, made, target):
+    answering = Answering(made(calculator, target))
     words, questions = words_of(calculator.tokenizer), ["x+1", "2(3x", "\\frac{1}{2}", ""]
     prompts = [calculator.reader.prompt(question) for question in questions]
     ends = (calculator.reader.end,)
@@ -213,8 +213,8 @@ def test_what_cannot_be_deployed_is_refused_and_leaves_nothing(table, writer, tm
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_long_request_is_refused_and_a_long_answer_ends_where_the_model_does(calculator, tmp_path):
-    answering = Answering(written(calculator, tmp_path / "it", "torch"))
+def test_a_long_request_is_refused_and_a_long_answer_ends_where_the_model_does(calculator, made):
+    answering = Answering(made(calculator, "torch"))
     (long, short) = answering.answer([{"question": "x" * 100}, {"question": "x"}], longest=1000)
     assert long == {"error": "the request has 101 tokens, and the model reads 64 with its answer"}
     (near,) = answering.answer([{"question": "x" * 60}], longest=1000)
@@ -222,8 +222,8 @@ def test_a_long_request_is_refused_and_a_long_answer_ends_where_the_model_does(c
     assert "text" in short
 
 
-def test_a_hostile_folder_is_refused(table, tmp_path):
-    folder = written(table, tmp_path / "it", "torch")
+def test_a_hostile_folder_is_refused(table, made, tmp_path):
+    folder = shutil.copytree(made(table, "torch"), tmp_path / "it")
     plain = json.loads((folder / "deployment.json").read_text())
     for change in ({"request": {"shown": {}, "answers": [], "writing": None}}, {"cache": [[1]]}, {"more": 1}):
         (folder / "deployment.json").write_text(json.dumps(plain | change))
