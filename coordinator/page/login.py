@@ -4,56 +4,52 @@ import threading
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from ...client_node.web.entering import Attempts, Session, Sessions, open_link
+from ...client_node.web.doors import Door
+from ...client_node.web.entering import Attempts
 from ...client_node.web.forms import FormInvalid, read_form
 from ..errors import AccessRefused, CoordinatorError
 from ..oversight import access
 from ..oversight.operators import any_operator
-from ..store.actions import acting_as
 from .visits import Federation
 
 COMMAND = "page"  # under which the audit log has who was refused
 _AT_ONCE_S = 10.0  # argon2id takes 64 MiB, so one token is looked at at a time
 
 
-class Login:
-    """Sessions of one page, and the routes by which they begin and end."""
+class Login(Door):
+    """Sessions of operators."""
 
     def __init__(self, federation: Federation, *, is_https: bool) -> None:
-        self._federation, self._is_https = federation, is_https
-        # A cookie of this name is taken by browsers from us alone, and by TLS.
-        self._cookie = "__Host-confide" if is_https else "confide"
-        self._sessions, self._attempts = Sessions(), Attempts()
+        super().__init__(federation.home, is_https=is_https)
+        self._federation, self._attempts = federation, Attempts()
         self._one = threading.Lock()
 
     def routes(self) -> list[Route]:
         """Lists the routes of the door."""
-        return [
-            Route("/login", self._show, methods=["GET"]),
-            Route("/login", self._take_token, methods=["POST"]),
-            Route("/enter", self._take_link, methods=["GET"]),
-            Route("/logout", self._leave, methods=["POST"]),
-        ]
+        return [*super().routes(), Route("/login", self._take_token, methods=["POST"])]
 
-    def session_of(self, request: Request) -> Session | None:
-        """Finds the session of a request."""
-        return self._sessions.find(request.cookies.get(self._cookie))
+    def objection(self, who: str | None, proof: str) -> str:
+        """Says why the operator of a link is not let in any more; "" lets them in."""
+        try:
+            access.still(self._federation.store, who, proof, command=COMMAND)
+        except CoordinatorError as err:
+            return str(err)
+        return ""
 
-    def end(self, request: Request) -> None:
-        """Ends the session of a request."""
-        self._sessions.close(request.cookies.get(self._cookie))
-
-    async def _show(self, request: Request) -> Response:
-        return self._page(request)
+    def page(self, request: Request, problem: str = "", status: int = 200) -> Response:
+        """Shows the form for a token, and what went wrong."""
+        return self._federation.renderer.page(
+            request, "login.html", status=status, federation=self._federation.name, problem=problem
+        )
 
     async def _take_token(self, request: Request) -> Response:
         try:
             token = (await read_form(request)).get("token", "")
         except FormInvalid as err:
-            return self._page(request, str(err), 400)
+            return self.page(request, str(err), 400)
         return await run_in_threadpool(self._try, request, token)
 
     def _try(self, request: Request, token: str) -> Response:
@@ -63,59 +59,19 @@ class Login:
             if wait_s := self._attempts.wait_s():
                 return self._busy(request, wait_s)
             if not any_operator(self._federation.store):
-                return self._page(request, "there are no operators yet, so no token opens this page", 403)
+                return self.page(request, "there are no operators yet, so no token opens this page", 403)
             try:
                 operator = access.recognise(self._federation.store, token, command=COMMAND)
             except AccessRefused as err:
                 self._attempts.note_failure()
-                return self._page(request, str(err), 403)
+                return self.page(request, str(err), 403)
         except CoordinatorError as err:
-            return self._page(request, str(err), 503)
+            return self.page(request, str(err), 503)
         finally:
             self._one.release()
-        return self._let_in(operator.name, operator.token_hash)
-
-    async def _take_link(self, request: Request) -> Response:
-        return await run_in_threadpool(self._open_link, request)
-
-    def _open_link(self, request: Request) -> Response:
-        found = open_link(self._federation.home, request.query_params.get("link", "")[:100])
-        if found is None:
-            return self._page(request, "this link was used, or is older than five minutes; make another one", 403)
-        try:
-            access.still(self._federation.store, *found, command=COMMAND)
-        except CoordinatorError as err:
-            return self._page(request, str(err), 403)
-        return self._let_in(*found)
-
-    async def _leave(self, request: Request) -> Response:
-        session = self.session_of(request)
-        try:
-            form = await read_form(request)
-        except FormInvalid as err:
-            return self._page(request, str(err), 400)
-        if session is not None and form.get("form_key") != session.form_key:
-            return self._page(request, "this form is of an earlier session; nothing was done", 403)
-        self.end(request)
-        answer = RedirectResponse("/login", status_code=303)
-        answer.delete_cookie(self._cookie, path="/", secure=self._is_https, httponly=True, samesite="strict")
-        return answer
-
-    def _let_in(self, who: str | None, proof: str) -> Response:
-        with acting_as(who):
-            secret = self._sessions.open(who, proof)
-        answer = RedirectResponse("/", status_code=303)
-        answer.set_cookie(
-            self._cookie, secret, path="/", secure=self._is_https, httponly=True, samesite="strict",
-        )  # fmt: skip
-        return answer
+        return self.let_in(operator.name, operator.token_hash)
 
     def _busy(self, request: Request, wait_s: float) -> Response:
-        answer = self._page(request, f"too many wrong tokens; try again in {wait_s:.0f} s, or use a link", 429)
+        answer = self.page(request, f"too many wrong tokens; try again in {wait_s:.0f} s, or use a link", 429)
         answer.headers["Retry-After"] = f"{max(1.0, wait_s):.0f}"
         return answer
-
-    def _page(self, request: Request, problem: str = "", status: int = 200) -> Response:
-        return self._federation.renderer.page(
-            request, "login.html", status=status, federation=self._federation.name, problem=problem
-        )
