@@ -20,4 +20,4 @@ True
 ['signature: ...', "site south: ledger: entry 0 opens the ledger of site 'north'"]
 """
 
-__all__ = ["build", "language", "plot", "schema", "templating", "verify", "workload"]
+__all__ = ["build", "figures", "language", "plot", "schema", "templating", "verify", "workload"]

@@ -22,11 +22,11 @@ import torch
 from peft import PeftModel
 from transformers import Olmo2ForCausalLM
 
-from confide.client_node.cli.tables import study_facts
 from confide.client_node.data import check, read
 from confide.client_node.errors import DataInvalid, StudyInvalid
 from confide.client_node.policy import load_policy
 from confide.client_node.study import Study
+from confide.client_node.telling import study_facts
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model
 from confide.client_node.training.trainer import Trainer

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from confide.client_node.cli.tables import study_facts
 from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdated
 from confide.client_node.study.study import Study, load_draft
+from confide.client_node.telling import study_facts
 from confide.models.backbones.family import WeightFormat
 from confide.models.backbones.packing import PACK_OF
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY

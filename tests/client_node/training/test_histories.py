@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from confide.client_node.cli.tables import study_facts
 from confide.client_node.data import check, read
 from confide.client_node.errors import DataInvalid, StudyInvalid
 from confide.client_node.policy import load_policy
 from confide.client_node.step_audit import _repeated
+from confide.client_node.telling import study_facts
 from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model
