@@ -72,7 +72,7 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
     for name, typed in proposal.accepted.items():
         lines.append(f"From now on {name} has the key {typed}, in place of the one known here.")
     begun = f", of which {' and '.join(proposal.under_way)} is under way" if proposal.under_way else ""
-    until = f"until {proposal.until} (UTC)" if proposal.until else "until it is revoked"
+    until = f"until {proposal.until} (UTC)" if proposal.until else "without an end"
     lines.append(f"It covers {runs} run{'' if runs == 1 else 's'}{begun}, {until}.")
     lines.append(f"Approved by {by or f'{login_name()}, the login name; --by says another'}.")
     return lines

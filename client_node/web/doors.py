@@ -13,12 +13,17 @@ from .forms import FormInvalid, read_form
 
 
 class Door(ABC):
-    """Sessions of one page, and the routes by which they begin and end."""
+    """Sessions of one page, and the routes by which they begin and end.
 
-    def __init__(self, home: Path, *, is_https: bool) -> None:
+    Args:
+        cookie: name of the cookie. Browsers send the cookies of a host to all its ports, so that pages of one machine
+            that shall be open side by side need names of their own.
+    """
+
+    def __init__(self, home: Path, *, is_https: bool, cookie: str = "confide") -> None:
         self._home, self._is_https = home, is_https
         # A cookie of this name is taken by browsers from us alone, and by TLS.
-        self._cookie = "__Host-confide" if is_https else "confide"
+        self._cookie = f"__Host-{cookie}" if is_https else cookie
         self._sessions = Sessions()
 
     @abstractmethod

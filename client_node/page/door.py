@@ -1,0 +1,28 @@
+"""The door of a site's page: it opens by links alone, which `client-node page` prints."""
+
+import hashlib
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..web.doors import Door
+from .visits import Node
+
+
+class SiteDoor(Door):
+    """Sessions of whoever may write in the node's home, and so make a link."""
+
+    def __init__(self, node: Node) -> None:
+        own = hashlib.sha256(str(node.home.resolve()).encode()).hexdigest()[:12]
+        super().__init__(node.home, is_https=False, cookie=f"confide-{own}")
+        self._node = node
+
+    def objection(self, who: str | None, proof: str) -> str:
+        """Says why a link lets nobody in: it has no login, so that nothing could be logged under it."""
+        return "" if who else "this link names no login; make another one"
+
+    def page(self, request: Request, problem: str = "", status: int = 200) -> Response:
+        """Says how to come in, and what went wrong."""
+        return self._node.renderer.page(
+            request, "door.html", status=status, federation=self._node.name, problem=problem
+        )
