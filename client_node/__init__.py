@@ -22,6 +22,7 @@ __all__ = [
     "cli",
     "data",
     "enrolment",
+    "page",
     "policy",
     "replay",
     "shares",

@@ -16,6 +16,7 @@ from .secret_files import standing as keys_standing
 from .succession import own_keys
 from .supervision import Monitor
 from .vitals import Vitals
+from .web.child import noted_address
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Ledger
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 3600.0
+PAGE_FILE = "page.json"  # where the site's page is
 
 
 def run(home: Path, stop: threading.Event, *, vitals: Vitals | None = None, monitor: int | None = None) -> int:
@@ -37,6 +39,7 @@ def run(home: Path, stop: threading.Event, *, vitals: Vitals | None = None, moni
     """
     from .approval.charges import open_ledger  # these take seconds to import, which `status` has not
     from .node import Node
+    from .traffic import Traffic
     from .usage import Usage
     from .warm_node import WarmNode
 
@@ -57,7 +60,8 @@ def run(home: Path, stop: threading.Event, *, vitals: Vitals | None = None, moni
         try:
             with _monitored(monitor, home, enrolment, vitals, ledger):
                 may_refuse = Usage(home).may_refuse
-                return WarmNode(identity, enrolment, node.handle, vitals, may_refuse=may_refuse).run(stop)
+                warm = WarmNode(identity, enrolment, node.handle, vitals, may_refuse=may_refuse, traffic=Traffic(home))
+                return warm.run(stop)
         finally:
             ended.set()
             node.stop()
@@ -178,6 +182,7 @@ def status(home: Path) -> dict[str, Any]:
         "coordinator_key": enrolment.coordinator,
         "running": running,
         "keys": keys_standing(home),
+        "page": (noted_address(home / PAGE_FILE) if running else "") or None,
     }
     try:
         identity = NodeIdentity.load(home).identity_hex

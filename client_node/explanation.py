@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..models.backbones import loading
 from ..models.errors import ModelError
 from ..privacy.errors import PrivacyError
 from .approval import admission, charges
@@ -69,12 +68,13 @@ class Explanation:
         return f"{run} {self.study} may not run here, because of {first.rule} ({first.where}): {first.why}{more}."
 
 
-def explain(home: Path, text: str, *, run: str | None = None) -> Explanation:
+def explain(home: Path, text: str, *, run: str | None = None, looks_at_backbone: bool = True) -> Explanation:
     """Explains whether a study may run at the node whose folder is `home`. Nothing is written.
 
     Args:
         text: name, hash or words of a study that has reached this node, or the path of a study.toml.
         run: a run of the study; None for one that is under way, or else for one more.
+        looks_at_backbone: False to leave the rule on the backbone out, which reads all its weights.
 
     Raises:
         StudyUnknown: no study is meant, or several are.
@@ -87,17 +87,18 @@ def explain(home: Path, text: str, *, run: str | None = None) -> Explanation:
         return Explanation(study.name, None, None, _told(home, study, lambda: _of_draft(home, study)))
     study = find_study(home, _hash_or_name(text))
     asked = run or next(iter(RunReservations(home).of_study(study.study_hash)), None)
-    rules = _told(home, study, lambda: of_run(home, study, asked))
+    rules = _told(home, study, lambda: of_run(home, study, asked, looks_at_backbone=looks_at_backbone))
     return Explanation(study.name, study.study_hash, asked, rules)
 
 
-def of_run(home: Path, study: Study, run: str | None) -> list[Ruling]:
+def of_run(home: Path, study: Study, run: str | None, *, looks_at_backbone: bool = True) -> list[Ruling]:
     """Lists the rulings on preparing a run and on its next round: those of admission first, then those of the site."""
     usage = Usage(home)
     found = [*admission.rulings_on(home, study, run), *usage.rulings(run=run), *usage.bytes_rulings()]
     name = Enrolment.load(home).name
     if study.has_site(name, own_keys.of_home(home).key_in(study.identities(), name)):
-        found += [_start(study), _backbone(home, study), _people(home), _budget(home, study, run)]
+        backbone = [_backbone(home, study)] if looks_at_backbone else []
+        found += [_start(study), *backbone, _people(home), _budget(home, study, run)]
     return found
 
 
@@ -181,6 +182,8 @@ def _start(study: Study) -> Ruling:
 
 
 def _backbone(home: Path, study: Study) -> Ruling:
+    from ..models.backbones import loading  # with torch, which no other rule needs
+
     folder, key = load_policy(home).backbone.directory, "backbone.directory"
     try:
         here = loading.backbone_hash(folder)

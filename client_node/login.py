@@ -8,11 +8,17 @@ log, and alone it does not tell one person from another.
 
 `vouched_login` asks a second witness: the control group of the process. systemd puts each login of a user below
 `/user.slice/user-N.slice/`, and no process moves itself into the slice of another user.
+
+The page of a site decides in the name of whoever made the link that opened it (`in_name_of`). That is a name for the
+log, and no login vouches for it: a decision that takes two people is made by commands alone.
 """
 
 import os
 import pwd
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from .errors import SecondPersonMissing
@@ -24,14 +30,38 @@ _REFUSED = (
     "nothing is decided, and nothing waits: two people are told apart by their logins, and {}; log in to this machine "
     "under your own account, where PAM has pam_loginuid and pam_systemd, and say it again"
 )
+_BY_PAGE = (
+    "nothing is decided, and nothing waits: two people are told apart by their logins, and no login of {} vouches for "
+    "what is said on a page; say it by the command, after logging in to this machine under your own account"
+)
+MOST_LETTERS = 200  # of a name that a link lends
+_NAMED: ContextVar[str | None] = ContextVar("named", default=None)
+
+
+@contextmanager
+def in_name_of(login: str) -> Iterator[None]:
+    """Lets this thread decide in the name of an account that has not begun its process: of whoever opened a page."""
+    before = _NAMED.set(login[:MOST_LETTERS])
+    try:
+        yield
+    finally:
+        _NAMED.reset(before)
+
+
+def way() -> str:
+    """Says, behind the login's name in a log, by which way it decides; "" for a process of its own."""
+    return "" if _NAMED.get() is None else ", by the page"
 
 
 def login_name() -> str:
     """Looks up the account that logged in, by the kernel's audit id; without one, that of the process's real user id.
 
     It is a name for the log: a process that no login began may have chosen it. An account without a name is its number.
-    Environment variables such as LOGNAME and SUDO_USER are not asked: anybody can set them.
+    Environment variables such as LOGNAME and SUDO_USER are not asked: anybody can set them. Within `in_name_of` it is
+    the name given there.
     """
+    if (named := _NAMED.get()) is not None:
+        return named
     audited = _audit_id()
     number = os.getuid() if audited is None else audited
     try:
@@ -45,8 +75,10 @@ def vouched_login() -> int:
 
     Raises:
         SecondPersonMissing: the process has no audit id, or is not in a session of that user, so it may have written
-            the id itself.
+            the id itself. Or it decides for somebody else: then nothing vouches for that person.
     """
+    if (named := _NAMED.get()) is not None:
+        raise SecondPersonMissing(_BY_PAGE.format(named))
     audited = _audit_id()
     if audited is None:
         raise SecondPersonMissing(_REFUSED.format("no login began this process (its audit id is not set)"))

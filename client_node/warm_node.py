@@ -21,6 +21,7 @@ from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
 from .errors import ClientNodeError, CoordinatorUnreachable, SiteAway, VersionRefused
 from .flower import Connection, Question, Session, Undelivered, failure_text, pack, unpack
+from .traffic import Passed, Traffic
 from .vitals import Vitals
 from .wire.messages import Packet
 
@@ -53,15 +54,17 @@ class WarmNode:
         vitals: Vitals | None = None,
         *,
         may_refuse: Callable[[int], bool] = lambda _: True,
+        traffic: Traffic | None = None,
     ) -> None:
         """Connects to nothing yet.
 
         Args:
             vitals: counts for those who watch the daemon.
             may_refuse: returns False if a failure of so many bytes may not be told to the coordinator any more.
+            traffic: counts messages for the site's people; None for none.
         """
         self._identity, self._enrolment, self._handle, self._may_refuse = identity, enrolment, handle, may_refuse
-        self._vitals = vitals or Vitals()
+        self._vitals, self._traffic = vitals or Vitals(), traffic
         self._troubles, self._changes = Diary(logger, again_s=60.0), Diary(logger)
         self._absences = Diary(logger, again_s=_DAY_S)  # asked again and again meanwhile
         self._authority = AuthorityKeeper(identity.home)
@@ -179,7 +182,10 @@ class WarmNode:
             self._troubles.note("%s: the message did not arrive whole (%s)", question.kind, err, level=logging.WARNING)
             return
         try:
-            records = pack(self._handle(question.kind, unpack(message.content)))
+            packet = unpack(message.content)
+            self._count(question.kind, Passed(came=1, came_bytes=packet.size))
+            answer = self._handle(question.kind, packet)
+            records = pack(answer)
         except Exception as err:  # the coordinator is told that it failed; the daemon lives on
             if isinstance(err, SiteAway):
                 self._absences.note("%s", err)
@@ -188,6 +194,7 @@ class WarmNode:
             logger.debug("handler failed", exc_info=True)
             told = _told(err)
             if self._may_refuse(len(told.encode())):
+                self._count(question.kind, Passed(failed=1, left_bytes=len(told.encode())))
                 session.fail(message, told, until=question.until)
                 self._vitals.replied(question.kind, failed=True)
             else:
@@ -195,8 +202,13 @@ class WarmNode:
             return
         # No size and no duration: what is computed in between may grow with the number of drawn records.
         logger.debug("%s is answered", question.kind)
+        self._count(question.kind, Passed(answered=1, left_bytes=answer.size))
         session.answer(message, records, until=question.until)
         self._vitals.replied(question.kind, failed=False)
+
+    def _count(self, kind: str, passed: Passed) -> None:
+        if self._traffic is not None:
+            self._traffic.note(kind, passed)
 
     def _trouble(self, err: Exception) -> str:
         if told := outbound.certificate_trouble(err, self._enrolment.ca_path):

@@ -58,8 +58,12 @@ class Outlook:
     remark: str  # about the study's size beside the site's own table; "" if that cannot be read
 
 
-def outlook(home: Path, study: Study) -> Outlook:
-    """Tells what one more run of the study would cost here, and whether its size fits this table."""
+def outlook(home: Path, study: Study, *, looks_at_table: bool = True) -> Outlook:
+    """Tells what one more run of the study would cost here, and whether its size fits this table.
+
+    Args:
+        looks_at_table: False to leave the table alone, and so its size.
+    """
     name = Enrolment.load(home).name
     me = (name, own_keys.of_home(home).key_in(study.identities(), name))
     trains, aggregates = study.has_site(*me), study.has_aggregator(*me)
@@ -69,8 +73,10 @@ def outlook(home: Path, study: Study) -> Outlook:
         policy = load_policy(home)
     except PolicyInvalid as err:
         return Outlook(study, trains, aggregates, None, None, " ".join(str(err).split()), "")
-    found = check(policy.data.source, policy)
-    remark = _units_remark(study, found.units) if found.units else f"{policy.data.source} could not be looked at."
+    remark = ""
+    if looks_at_table:
+        found = check(policy.data.source, policy)
+        remark = _units_remark(study, found.units) if found.units else f"{policy.data.source} could not be looked at."
     if study.draft.privacy.mode == "none":
         return Outlook(study, trains, aggregates, None, None, "", remark)
     charges = planned_charges(study, policy, run="(new 0)")

@@ -20,6 +20,7 @@ from . import peers, rulings
 from .assessment import Assessment, assess
 from .catalogue import cached_study, find_study, is_meant, known_studies, refresh
 from .charges import record_budget, whole_ledger
+from .confirmed_sites import doubts
 from .peers import Peer
 from .run_reservations import RunReservations
 
@@ -186,6 +187,20 @@ def approve_study(home: Path, proposal: Proposal, *, by: str | None = None) -> N
         by=by,
         first=first,
     )
+
+
+def replaced_peers(home: Path, study: Study) -> list[Peer]:
+    """Lists the parties to whom the study gives another key than the one known here; an approval has to accept it."""
+    return [each for each in peers.compare(home, study) if each.state == "changed"]
+
+
+def unconfirmed_sites(home: Path, study: Study) -> list[str]:
+    """Names the sites whose keys this node's people still have to confirm, if it adds up in the study."""
+    name = Enrolment.load(home).name
+    if not doubts(home, study):
+        return []
+    known = load_decisions(home).sites
+    return [each.name for each in study.sites if each.name != name and each.name not in known]
 
 
 def to_revoke(home: Path, text: str) -> tuple[str, tuple[str, ...]]:

@@ -118,6 +118,14 @@ def show_change(facts: dict[str, Any], as_json: bool, sentence: str) -> None:
     out.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
+def show_link(link: str, as_json: bool) -> None:
+    """Prints a link to a page, alone on stdout."""
+    if as_json:
+        return print_json({"link": link})
+    tell("Open this in a browser on this machine; it works once, within five minutes:")
+    print(link)
+
+
 def table_of(title: str, rows: Sequence[dict[str, Any]], text: Callable[[Any], str] = str) -> Table | str:
     """Makes a table of rows of equal keys, each value formatted by `text`; without rows, a sentence that says so."""
     if not rows:

@@ -8,10 +8,10 @@ import typer
 
 from . import backup, budget, ca, chart, data, doctor, health, keys, policy, search, service, setup, site, study
 from .application import PROBLEMS, REFUSED, JsonOption, LogForm, LogFormOption, MonitorOption, application, epilog
-from .console import agree, tell
+from .console import agree, show_link, tell
 from .options import DEFAULT_HOME, ByOption, HomeOption, YesOption
-from .serving import serve_node
-from .tables import show_decisions, show_enrolment, show_facts, show_verified_decisions, show_witnessed
+from .serving import PAGE, serve_node
+from .tables import show_decisions, show_enrolment, show_facts, show_traffic, show_verified_decisions, show_witnessed
 
 app = application(
     "Take part in a federation: enrol, decide what may run, see what it cost.",
@@ -141,12 +141,33 @@ def proxy(
     )
 
 
-@app.command(epilog=epilog("client-node run", "client-node run --monitor 9446", codes=[REFUSED]))
+@app.command(epilog=epilog("client-node run", "client-node run --monitor 9446 --page none", codes=[REFUSED]))
 def run(
-    home: HomeOption = DEFAULT_HOME, monitor: MonitorOption = None, log_format: LogFormOption = LogForm.TEXT
+    home: HomeOption = DEFAULT_HOME,
+    monitor: MonitorOption = None,
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PORT|none",
+            envvar="CONFIDE_PAGE",
+            help=f"Port of this site's page on 127.0.0.1, 0 for a free one; by default {PAGE}, unless it is taken.",
+        ),
+    ] = None,
+    log_format: LogFormOption = LogForm.TEXT,
 ) -> None:
-    """Serve the federation until stopped; only approved studies run."""
-    serve_node(home, monitor=monitor, form=log_format)
+    """Serve the federation until stopped; only approved studies run. `client-node page` opens its page."""
+    serve_node(home, monitor=monitor, form=log_format, page=page)
+
+
+@app.command(epilog=epilog("client-node page", "client-node page --json"))
+def page(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Print a link to this site's page that lets one browser in, within five minutes.
+
+    What is decided on the page stands in the decision log under the login that ran this command.
+    """
+    from ..page import links
+
+    show_link(links.make(home), as_json)
 
 
 @app.command(epilog=epilog("client-node status", "client-node status --json"))
@@ -155,6 +176,14 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     from .. import daemon
 
     show_facts("Node", daemon.status(home), as_json)
+
+
+@app.command(epilog=epilog("client-node traffic", "client-node traffic --json"))
+def traffic(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show what came from the coordinator and what left this node, by day and kind of message."""
+    from ..traffic import Traffic
+
+    show_traffic(Traffic(home).days(), as_json)
 
 
 @app.command(epilog=epilog("client-node decisions", "client-node decisions --verify", codes=[PROBLEMS]))

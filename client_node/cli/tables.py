@@ -1,5 +1,6 @@
 """Prints results for the `client-node` command: tables for people, JSON for programs."""
 
+import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,11 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...models.rounding import rounded_down, rounded_up
-from ..login import login_name
 from ..spoken_hash import words
+from ..telling import outlook_lines, proposal_lines, said
 from .console import command_at, err, is_whole, out, print_json, print_rows, show_hash, show_page, tell
 from .options import DEFAULT_HOME
-from .outlook import outlook_lines, readers
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..approval.assessment import Outlook
@@ -26,8 +26,10 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..policy.decision_log import Entry, Verified
     from ..step_audit import StepAudit
     from ..study import Study
+    from ..traffic import Day
     from ..witness import Witnessed
 
+_EPOCH = dt.date(1970, 1, 1).toordinal()
 # what the headings of bounds on epsilon begin with; a cap is a person's number and stays as it was written
 _BOUNDS = ("guaranteed", "spent", "PLD", "RDP", "epsilon planned", "epsilon spent", "epsilon guaranteed")
 
@@ -36,14 +38,14 @@ def show(title: str, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     """Prints rows of equal keys as a table, or as JSON."""
     if as_json:
         return print_json([_keys(row) for row in rows])
-    print_rows(title, rows, _text, highlight=False)
+    print_rows(title, rows, said, highlight=False)
 
 
 def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
     """Prints facts as a table of two columns, or as JSON. Hashes and keys follow the table, each whole on its line."""
     if as_json:
         return print_json(_keys(facts))
-    texts = {name: _text(value) for name, value in facts.items()}
+    texts = {name: said(value) for name, value in facts.items()}
     whole = {name: text for name, text in texts.items() if is_whole(text)}
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
@@ -132,37 +134,6 @@ def show_proposal(proposal: "Proposal", by: str | None) -> None:
     """Prints on stderr, in a few lines, what an approval would mean."""
     for line in proposal_lines(proposal, by):
         tell(line)
-
-
-def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
-    """Says in a few sentences what an approval would mean: who reads what, its cost here, its runs, its end."""
-    assessment, runs = proposal.assessment, proposal.runs
-    study, quote = assessment.study, assessment.quote
-    lines = [f"Study {study.name} {study.study_hash}"]
-    if assessment.trains:
-        lines.append(f"{readers(study)}. No record leaves it.")
-        if assessment.remark:
-            lines.append(assessment.remark)
-    if assessment.aggregates:
-        lines.append(f"This node adds up, unread, what {', '.join(study.site_names())} send.")
-    if quote is not None:
-        lines.append(
-            f"Cost for each {study.draft.data.unit} here: epsilon {rounded_up(quote.guaranteed)} is guaranteed so far; "
-            f"with this and all runs under way {rounded_up(quote.would_be)}; the cap is {quote.cap:g}. Planned alone: "
-            f"{'nothing' if assessment.planned is None else rounded_up(assessment.planned)}."
-        )
-    elif assessment.trains:
-        lines.append("Cost: no bound. Whoever sees the result may learn records from it.")
-    if new := [f"{each.name} {each.spoken}" for each in proposal.peers if each.state == "new"]:
-        lines.append(f"Never seen here, and known from now on: {', '.join(new)}.")
-    lines += [f"{each.told()}." for each in proposal.peers if each.state == "followed"]
-    for name, typed in proposal.accepted.items():
-        lines.append(f"From now on {name} has the key {typed}, in place of the one known here.")
-    begun = f", of which {' and '.join(proposal.under_way)} is under way" if proposal.under_way else ""
-    until = f"until {proposal.until} (UTC)" if proposal.until else "without an end; --until sets one"
-    lines.append(f"It covers {runs} run{'' if runs == 1 else 's'}{begun}, {until}.")
-    lines.append(f"Approved by {by or f'{login_name()}, the login name; --by says another'}.")
-    return lines
 
 
 def show_known_approval(known: "KnownStudy", as_json: bool) -> None:
@@ -266,6 +237,17 @@ def show_witnessed(found: "Witnessed", as_json: bool) -> None:
         told.append("Ask the coordinator's people why. If a backup was put back: client-node witness --forget")
     for line in told:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_traffic(days: "Mapping[int, Day]", as_json: bool) -> None:
+    """Prints what passed between this node and its coordinator, the newest day first."""
+    rows = [
+        {"day": dt.date.fromordinal(_EPOCH + day).isoformat(), "kind": kind}
+        | {name.replace("_", " "): value for name, value in passed.model_dump().items()}
+        for day, kinds in days.items()
+        for kind, passed in sorted(kinds.items())
+    ]
+    show("What came and what left", rows, as_json)
 
 
 def show_cap_change(change: "CapChange") -> None:
@@ -483,16 +465,6 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
         return rounded_up(value) if name.startswith(_BOUNDS) else value
 
     return {name: told(name, value) for name, value in row.items()}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value)) or "-"
-    return "-" if value is None else str(value)
 
 
 def _keys(facts: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ...privacy.ledger.succession import Succession, keys_of
 from ..enrolment import NodeIdentity
 from ..errors import FileDamaged, IdentityMissing, KeysSealed, PolicyInvalid
 from ..files import read_json, write_private
-from ..login import login_name
+from ..login import login_name, way
 from ..succession.own_keys import OwnKeys, of_home
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,11 @@ _Short = Annotated[str, Field(max_length=256)]
 
 
 class Entry(StrictModel):
-    """A decision and who made it; `by` is what the person says, `login` what the operating system says."""
+    """A decision and who made it; `by` is what the person says, `login` what the operating system says.
+
+    For a decision on the site's page, it said so to the command that made the page's link, and `login` ends with the
+    words that say it.
+    """
 
     at: _Short  # UTC
     by: _Short
@@ -111,7 +115,7 @@ def _write(
     *,
     by: str | None,
 ) -> None:
-    named = {"by": person(by), "login": login_name()}
+    named = {"by": person(by), "login": f"{login_name()}{way()}"}
     entry = Entry.model_validate({"at": chain.now(), "decision": decision, "about": about, "detail": detail} | named)
     if signer is None:
         return _append(home, entry.model_dump(mode="json"))

@@ -9,9 +9,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
 
 from ... import log_lines
+from ..files import read_json, write_private
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +23,15 @@ PAUSES_S = (1.0, 300.0)  # between two starts, from the first failure on
 LASTED_S = 60.0  # a process that lived for so long ends a row of failures
 _STOP_S = 5.0
 _MOST_LINE = 4096
+_REMEDY = "It says where the page is: restart the daemon, which writes it anew"
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class _Noted:
+    address: Annotated[str, Field(max_length=512)]
+
+
+_NOTED_FORM = TypeAdapter(_Noted)
 
 
 class WebChild:
@@ -28,10 +41,21 @@ class WebChild:
         command: starts it.
         log_path: takes what it logs.
         asked_for: True if a person asked for the page, who is then told at every try why it is not there.
+        tries: a page that fails so often in a row is given up; None for never.
+        noted_in: the file that holds its address while it listens, for other processes; None for none.
     """
 
-    def __init__(self, command: Sequence[str], log_path: Path, *, asked_for: bool) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log_path: Path,
+        *,
+        asked_for: bool,
+        tries: int | None = None,
+        noted_in: Path | None = None,
+    ) -> None:
         self._command, self.log_path, self._asked_for = list(command), log_path, asked_for
+        self._tries, self._noted_in = tries, noted_in
         self._child: subprocess.Popen[bytes] | None = None
         self._ear: threading.Thread | None = None
         self._started, self._not_before, self._failures = 0.0, 0.0, 0
@@ -41,7 +65,7 @@ class WebChild:
         """Starts the process if it does not run, and logs its end."""
         now = time.monotonic()
         if self._child is None:
-            if now >= self._not_before:
+            if now >= self._not_before and not self._is_given_up:
                 self._start()
             return
         if (code := self._child.poll()) is None:
@@ -50,17 +74,26 @@ class WebChild:
         self._failures = 1 if now - self._started > LASTED_S else self._failures + 1
         pause = min(PAUSES_S[0] * 4.0 ** min(self._failures - 1, 16), PAUSES_S[1])
         self._not_before = now + pause
-        level = logging.WARNING if self._asked_for or self._failures == 1 else logging.DEBUG
+        if self._is_given_up:
+            logger.warning("no page from here on: its process ended %d times in a row (its log: %s)",
+                           self._failures, self.log_path)  # fmt: skip
+            return
+        is_told = self._asked_for or (self._failures == 1 and self._tries is None)
+        level = logging.WARNING if is_told else logging.DEBUG
         logger.log(level, "no page: its process ended (exit code %d; its log: %s); it starts again in %.0f s",
                    code, self.log_path, pause)  # fmt: skip
 
-    def stop(self) -> None:
-        """Ends the process."""
+    @property
+    def _is_given_up(self) -> bool:
+        return self._tries is not None and self._failures >= self._tries
+
+    def stop(self, *, within_s: float = _STOP_S) -> None:
+        """Ends the process, by force after so many seconds."""
         if self._child is None:
             return
         self._child.terminate()
         try:
-            self._child.wait(_STOP_S)
+            self._child.wait(within_s)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
@@ -68,6 +101,7 @@ class WebChild:
 
     def _start(self) -> None:
         self._started = time.monotonic()
+        self._forget()
         try:
             log_lines.cut_off(self.log_path)
             with self.log_path.open("ab") as log:
@@ -88,6 +122,11 @@ class WebChild:
             told = json.loads(lines.readline(_MOST_LINE))
             self.address = str(told["address"])
             logger.info("the page is at %s", self.address)
+        if self.address and self._noted_in is not None:
+            try:
+                write_private(self._noted_in, json.dumps({"address": self.address}).encode())
+            except OSError as err:
+                logger.warning("no command finds the page: %s cannot be written (%s)", self._noted_in, err.strerror)
 
     def _close(self) -> None:
         assert self._child is not None
@@ -97,4 +136,25 @@ class WebChild:
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
+        if self._ear is not None:
+            self._ear.join(1.0)
         self._child, self.address = None, ""
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._noted_in is None:
+            return
+        try:
+            self._noted_in.unlink(missing_ok=True)  # also that of a process which ended by a power cut
+        except OSError as err:
+            logger.warning("%s says where a page was, and cannot be deleted (%s)", self._noted_in, err.strerror)
+
+
+def noted_address(path: Path) -> str:
+    """Reads where a page listens, as `WebChild` noted it; "" for nowhere.
+
+    Raises:
+        FileDamaged: the file is damaged.
+    """
+    found = read_json(path, _NOTED_FORM, remedy=_REMEDY, max_bytes=_MOST_LINE)
+    return "" if found is None else found.address

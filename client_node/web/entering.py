@@ -6,11 +6,13 @@ file in the home, which only the home's account can write.
 """
 
 import hashlib
+import hmac
 import os
 import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +45,10 @@ class Session:
     began: float  # monotonic
     seen: float
     notice: str = ""  # shown once, on the next page
+
+    def has_sent(self, form: Mapping[str, str]) -> bool:
+        """True if the form was filled in on a page of this session."""
+        return hmac.compare_digest(form.get("form_key", "").encode(), self.form_key.encode())
 
 
 class Sessions:
@@ -135,7 +141,7 @@ class Attempts:
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class _Link:
     until: float  # seconds since 1970
-    who: Annotated[str, Field(max_length=63)] | None
+    who: Annotated[str, Field(max_length=256)] | None
     proof: _Hash
 
 

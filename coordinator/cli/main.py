@@ -15,12 +15,13 @@ from ...client_node.cli.application import (
     application,
     epilog,
 )
+from ...client_node.cli.console import show_link
 from ..errors import CoordinatorError
 from . import adapter, audit, backbone, backup, budget, ca, certificate, doctor, keys, operator, run, site, space, study
 from .guard import guard, options
 from .options import DEFAULT_HOME, CaOption, CertificateKeyOption, CertificateOption, DatabaseOption, HomeOption
 from .serving import PAGE, page_place, serve_federation
-from .tables import here, show_link, show_made, show_status
+from .tables import here, show_made, show_status
 
 app = application(
     "Run a federation: invite sites, start studies, read what they cost.",

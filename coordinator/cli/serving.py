@@ -1,7 +1,5 @@
 """Serves the federation from a command, until it is stopped."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
 
 PAGE = "9446"  # of the operator's page
 NO_PAGE = "none"
+_PROCESS = "confide.coordinator.page.process"
 
 
 def serve_federation(
@@ -26,9 +25,10 @@ def serve_federation(
     child = None
     if page is not None:
         from ...client_node.web.child import WebChild
+        from ...client_node.web.process import command
 
         page.require_closed()
-        child = WebChild(_command(home, page), home / "page.log", asked_for=page.port != int(PAGE))
+        child = WebChild(command(_PROCESS, home, page), home / "page.log", asked_for=page.port != int(PAGE))
     stop = until_stopped("httpx", "alembic", form=form)
     Service(home).serve(stop, monitor=monitor, supervisor=Supervisor(), page=child)
 
@@ -47,10 +47,3 @@ def page_place(text: str, certificate: Path | None = None, key: Path | None = No
     if not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise typer.BadParameter(f"{text!r} is neither a port, nor ADDRESS:PORT, nor none", param_hint="--page")
     return Place(host=host.strip("[]") or "127.0.0.1", port=int(port), certificate=certificate, key=key)
-
-
-def _command(home: Path, page: "Place") -> list[str]:
-    files = {"certificate": page.certificate, "key": page.key}
-    told = {name: None if path is None else str(path.resolve()) for name, path in files.items()}
-    place = json.dumps({"home": str(home.resolve()), "host": page.host, "port": page.port, **told})
-    return [sys.executable, "-P", "-m", "confide.coordinator.page.process", place]

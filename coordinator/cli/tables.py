@@ -71,14 +71,6 @@ def show_status(found: "Glance", as_json: bool) -> None:
         tell(f"! {worry}")
 
 
-def show_link(link: str, as_json: bool) -> None:
-    """Prints a link to the operator's page, alone on stdout."""
-    if as_json:
-        return print_json({"link": link})
-    tell("Open this in a browser on this machine; it works once, within five minutes:")
-    print(link)
-
-
 def ago(moment: float | None) -> str:
     """Writes how long ago a moment was."""
     if moment is None:

@@ -104,9 +104,9 @@ class DemoFederation:
         for node in self.nodes:
             self.start_node(node)
 
-    def start_node(self, node: str) -> None:
-        """Starts a node's daemon."""
-        self._spawn(node, "client-node", "run", "--home", str(self.node_home(node)))
+    def start_node(self, node: str, *, page: str = "none") -> None:
+        """Starts a node's daemon, with its site's page at a port, if there shall be one."""
+        self._spawn(node, "client-node", "run", "--home", str(self.node_home(node)), "--page", page)
 
     def start_coordinator(self) -> None:
         """Starts `coordinator serve` and waits until its gate answers."""

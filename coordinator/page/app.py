@@ -1,21 +1,21 @@
 """Puts the operator's page together: the routes of `views`, who may ask for which, and what an error looks like."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 
 from ... import __version__
 from ...client_node.errors import ClientNodeError
 from ...client_node.web.entering import Session
-from ...client_node.web.forms import FormInvalid, read_form
+from ...client_node.web.forms import FormInvalid
 from ...client_node.web.rendering import Renderer
+from ...client_node.web.routing import routes_of
 from ...mpc.crash import TextLeftOut
 from ...privacy.errors import PrivacyError
 from ..api.app import PREFIX, make_api
@@ -28,7 +28,7 @@ from ..store import Store
 from ..store.actions import acting_as
 from .login import Login
 from .tones import tone
-from .views import VIEWS, Look, View
+from .views import VIEWS, Look
 from .visits import Federation, Visit
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,12 @@ class PageApp:
         api = make_api(home, store, self._federation.ledgers, tokens)
         self._federation.ledgers.start()
         self.app = Starlette(
-            routes=[*renderer.routes(), *self._login.routes(), Mount(PREFIX, api), *self._routes()],
+            routes=[
+                *renderer.routes(),
+                *self._login.routes(),
+                Mount(PREFIX, api),
+                *routes_of(VIEWS, self._answer, self._refused),
+            ],
             exception_handlers={404: self._not_there, 405: self._not_there},
         )
         self.app.router.redirect_slashes = False  # it would lead to the name that the request gives itself
@@ -56,30 +61,6 @@ class PageApp:
     def close(self) -> None:
         """Ends the thread that follows the ledgers."""
         self._federation.ledgers.stop()
-
-    def _routes(self) -> list[Route]:
-        found = []
-        for path, view in VIEWS.items():
-            found.append(Route(path, self._shown(view.command, view.look), methods=["GET"]))
-            if view.carry_out is not None:
-                found.append(Route(path, self._carried_out(view, view.carry_out), methods=["POST"]))
-        return found
-
-    def _shown(self, command: str, look: Look) -> Callable[[Request], Awaitable[Response]]:
-        async def shown(request: Request) -> Response:
-            return await run_in_threadpool(self._answer, request, command, look, None)
-
-        return shown
-
-    def _carried_out(self, view: View, carry_out: Look) -> Callable[[Request], Awaitable[Response]]:
-        async def carried_out(request: Request) -> Response:
-            try:
-                form = await read_form(request)
-            except FormInvalid as err:
-                return self._refused(request, err, 400)
-            return await run_in_threadpool(self._answer, request, str(view.change), carry_out, form)
-
-        return carried_out
 
     def _answer(self, request: Request, command: str, look: Look, form: Mapping[str, str] | None) -> Response:
         session = self._login.session_of(request)

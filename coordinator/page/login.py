@@ -2,10 +2,10 @@
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from ...client_node.web.entering import Session, Sessions, cookie_name, is_led_here, open_link
+from ...client_node.web.doors import Door
 from ...client_node.web.forms import FormInvalid, read_form
 from ..errors import AccessRefused, AttemptsExceeded, CoordinatorError
 from ..oversight import access
@@ -17,102 +17,59 @@ from .visits import Federation
 COMMAND = "page"  # under which the audit log has who was refused
 
 
-class Login:
-    """Sessions of one page, and the routes by which they begin and end."""
+class Login(Door):
+    """Sessions of operators."""
 
     def __init__(self, federation: Federation, tokens: Tokens, *, is_https: bool) -> None:
-        self._federation, self._tokens, self._is_https = federation, tokens, is_https
-        self._sessions = Sessions()
+        super().__init__(federation.home, is_https=is_https)
+        self._federation, self._tokens = federation, tokens
 
     def routes(self) -> list[Route]:
         """Lists the routes of the door."""
-        return [
-            Route("/login", self._show, methods=["GET"]),
-            Route("/login", self._take_token, methods=["POST"]),
-            Route("/enter", self._take_link, methods=["GET"]),
-            Route("/logout", self._leave, methods=["POST"]),
-        ]
+        return [*super().routes(), Route("/login", self._take_token, methods=["POST"])]
 
-    def session_of(self, request: Request) -> Session | None:
-        """Finds the session of a request."""
-        return self._sessions.find(request.cookies.get(self._cookie(request)), by_itself="x-live" in request.headers)
-
-    def end(self, request: Request) -> None:
-        """Ends the session of a request."""
-        self._sessions.close(request.cookies.get(self._cookie(request)))
-
-    def _cookie(self, request: Request) -> str:
-        return cookie_name(request, is_https=self._is_https)
-
-    async def _show(self, request: Request) -> Response:
-        return self._page(request)
-
-    async def _take_token(self, request: Request) -> Response:
+    def objection(self, who: str | None, proof: str) -> str:
+        """Says why the operator of a link is not let in any more; "" lets them in."""
         try:
-            token = (await read_form(request)).get("token", "")
-        except FormInvalid as err:
-            return self._page(request, str(err), 400)
-        return await run_in_threadpool(self._try, request, token)
-
-    def _try(self, request: Request, token: str) -> Response:
-        try:
-            if not any_operator(self._federation.store):
-                return self._page(request, "there are no operators yet, so no token opens this page", 403)
-            operator = self._tokens.recognise(token, command=COMMAND)
-        except AttemptsExceeded as err:
-            answer = self._page(request, f"{err}, or use a link", 429)
-            answer.headers["Retry-After"] = f"{err.wait_s:.0f}"
-            return answer
-        except AccessRefused as err:
-            return self._page(request, str(err), 403)
+            access.still(self._federation.store, who, proof, command=COMMAND)
         except CoordinatorError as err:
-            return self._page(request, str(err), 503)
-        return self._let_in(request, operator.name, operator.token_hash, by="token")
+            return str(err)
+        return ""
 
-    async def _take_link(self, request: Request) -> Response:
-        return await run_in_threadpool(self._open_link, request)
-
-    def _open_link(self, request: Request) -> Response:
-        if is_led_here(request):
-            return self._page(request, "another page has led here; paste the link into the address bar", 403)
-        found = open_link(self._federation.home, request.query_params.get("link", "")[:100])
-        if found is None:
-            return self._page(request, "this link was used, or is older than five minutes; make another one", 403)
-        try:
-            access.still(self._federation.store, *found, command=COMMAND)
-        except CoordinatorError as err:
-            return self._page(request, str(err), 403)
-        return self._let_in(request, *found, by="link")
-
-    async def _leave(self, request: Request) -> Response:
-        session = self.session_of(request)
-        try:
-            form = await read_form(request)
-        except FormInvalid as err:
-            return self._page(request, str(err), 400)
-        if session is not None and form.get("form_key") != session.form_key:
-            return self._page(request, "this form is of an earlier session; nothing was done", 403)
-        self.end(request)
-        answer = RedirectResponse("/login", status_code=303)
-        answer.delete_cookie(self._cookie(request), path="/", secure=self._is_https, httponly=True, samesite="strict")
-        return answer
-
-    def _let_in(self, request: Request, who: str | None, proof: str, *, by: str) -> Response:
+    def note(self, who: str | None, by: str) -> str:
+        """Notes in the audit log who is let in; says why it cannot be, or ""."""
         store = self._federation.store
         try:
             with acting_as(who), store.session() as session:
                 store.log_action(session, "page.enter", by=by)
         except CoordinatorError as err:
-            return self._page(request, str(err), 503)
-        self.end(request)  # who enters anew leaves no earlier session open
-        secret = self._sessions.open(who, proof)
-        answer = RedirectResponse("/", status_code=303)
-        answer.set_cookie(
-            self._cookie(request), secret, path="/", secure=self._is_https, httponly=True, samesite="strict",
-        )  # fmt: skip
-        return answer
+            return str(err)
+        return ""
 
-    def _page(self, request: Request, problem: str = "", status: int = 200) -> Response:
+    def page(self, request: Request, problem: str = "", status: int = 200) -> Response:
+        """Shows the form for a token, and what went wrong."""
         return self._federation.renderer.page(
             request, "login.html", status=status, federation=self._federation.name, problem=problem
         )
+
+    async def _take_token(self, request: Request) -> Response:
+        try:
+            token = (await read_form(request)).get("token", "")
+        except FormInvalid as err:
+            return self.page(request, str(err), 400)
+        return await run_in_threadpool(self._try, request, token)
+
+    def _try(self, request: Request, token: str) -> Response:
+        try:
+            if not any_operator(self._federation.store):
+                return self.page(request, "there are no operators yet, so no token opens this page", 403)
+            operator = self._tokens.recognise(token, command=COMMAND)
+        except AttemptsExceeded as err:
+            answer = self.page(request, f"{err}, or use a link", 429)
+            answer.headers["Retry-After"] = f"{err.wait_s:.0f}"
+            return answer
+        except AccessRefused as err:
+            return self.page(request, str(err), 403)
+        except CoordinatorError as err:
+            return self.page(request, str(err), 503)
+        return self.let_in(request, operator.name, operator.token_hash, by="token")

@@ -1,6 +1,5 @@
 """One request of a person who was let in: who asks, of which federation, and how it is answered."""
 
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +100,7 @@ class Visit:
 
     def require_own_form(self) -> None:
         """Raises `AccessRefused` unless the form was filled in on a page of this session."""
-        if not hmac.compare_digest(self.form.get("form_key", "").encode(), self.session.form_key.encode()):
+        if not self.session.has_sent(self.form):
             raise AccessRefused(
                 "this form is of an earlier session, so nothing was done; go back, reload, and try again"
             )

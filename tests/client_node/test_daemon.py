@@ -39,7 +39,7 @@ def another_daemon(site):
 class PlayedConnection:
     """Stands where the way to the coordinator would be; notes whether the home was held meanwhile."""
 
-    def __init__(self, identity, enrolment, handle, vitals, *, may_refuse):
+    def __init__(self, identity, enrolment, handle, vitals, *, may_refuse, traffic):
         self.home, self.handle, self.may_refuse = identity.home, handle, may_refuse
 
     def run(self, stop):
@@ -78,6 +78,7 @@ def test_status_says_who_this_is_and_nothing_of_its_records(site):
         "coordinator": "127.0.0.1:1",
         "running": False,
         "keys": "not encrypted",
+        "page": None,
         "ledger": "none yet",
     }
 

@@ -8,6 +8,7 @@ import pytest
 from confide.client_node.enrolment import Enrolment, protocol
 from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, SiteAway
 from confide.client_node.flower import pack
+from confide.client_node.traffic import Passed, Traffic
 from confide.client_node.usage import FOR_REFUSALS, Usage
 from confide.client_node.warm_node import WarmNode
 from confide.client_node.wire.messages import Packet
@@ -26,6 +27,9 @@ class PlayedSession:
 
     def fail(self, message, told, *, until):
         self.failures.append(told)
+
+    def answer(self, message, records, *, until):
+        pass
 
 
 @pytest.fixture
@@ -68,6 +72,28 @@ def test_after_the_last_byte_for_refusals_of_a_day_not_even_a_refusal_leaves(sit
 def test_where_the_policy_cannot_be_read_the_coordinator_is_told_all_the_same(site, asked):
     site.write(("threads = 1", "threads = 0"))
     assert len(asked(2, SiteAway("away"))) == 2
+
+
+def test_what_comes_and_what_leaves_is_counted_by_kind(site):
+    answers = [Packet(b'{"a": 1}', {"blob": b"x" * 500}), SiteAway("away"), ValueError("p1,34")]
+    told = ['{"error": "SiteAway", "message": "away"}', '{"error": "ValueError", "message": ""}']
+
+    def handle(kind: str, packet: Packet) -> Packet:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    session, counts = PlayedSession(), Traffic(site.home)
+    node = WarmNode(site.identity, Enrolment.load(site.home), handle, traffic=counts)
+    for kind in ("step", "step", "replay"):
+        node._answer(session, SimpleNamespace(kind=kind, until=0.0))
+    ((kinds,),) = [counts.days().values()]
+    assert session.failures == told
+    assert kinds == {
+        "step": Passed(came=2, came_bytes=4, answered=1, failed=1, left_bytes=508 + len(told[0])),
+        "replay": Passed(came=1, came_bytes=2, failed=1, left_bytes=len(told[1])),
+    }
 
 
 @pytest.mark.parametrize(("error", "tries_again"), [(CoordinatorUnreachable, True), (CoordinatorRefused, False)])

@@ -33,6 +33,8 @@ DAMAGES: dict[str, Damage] = {
 _SPOKEN = "ABCD-EF23-ABCD-EF23-ABCD-EF23-ABCD-EF23"
 NODE_COMMANDS = (
     "status",
+    "page",
+    "traffic",
     "proxy",
     "decisions",
     "decisions --verify",

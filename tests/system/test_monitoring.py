@@ -188,7 +188,16 @@ def test_a_supervisor_hears_of_a_node_even_while_its_coordinator_is_away(
     enrolled = json.loads((home / "enrolment.json").read_text())
     closed = f"127.0.0.1:{free_ports(1)[0]}"
     (home / "enrolment.json").write_text(json.dumps(enrolled | {"address": closed}))
-    command = [str(Path(sys.executable).parent / "client-node"), "run", "--home", str(home), "--monitor", "0"]
+    command = [
+        str(Path(sys.executable).parent / "client-node"),
+        "run",
+        "--home",
+        str(home),
+        "--monitor",
+        "0",
+        "--page",
+        "none",
+    ]
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, env=given, stderr=log) as node:
         try:
             heard_until(ear, "READY=1", 300)

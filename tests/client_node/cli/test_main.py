@@ -31,7 +31,8 @@ def call(site):
 @pytest.mark.process
 def test_every_command_explains_itself_without_loading_torch():
     words = (
-        "init health doctor enroll proxy run status decisions witness study+list study+show study+approve study+revoke "
+        "init health doctor enroll proxy run page status traffic decisions witness study+list study+show study+approve "
+        "study+revoke "
     )
     words += (
         "data+check budget+show budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan "

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from confide.client_node import step_audit
-from confide.client_node.cli.outlook import readers
 from confide.client_node.cli.tables import show_study
 from confide.client_node.data import Records, check, read
 from confide.client_node.data.kept_files import KeptStates
@@ -19,6 +18,7 @@ from confide.client_node.errors import DataInvalid, NothingToAudit, StudyInvalid
 from confide.client_node.policy import load_policy
 from confide.client_node.step_audit import _first
 from confide.client_node.study import Study
+from confide.client_node.telling import readers
 from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model

@@ -1,0 +1,88 @@
+"""The page of a daemon that runs, from its start to its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from confide.client_node import vitals
+from confide.client_node.daemon import PAGE_FILE
+from confide.client_node.login import login_name
+from confide.client_node.web.child import noted_address
+
+pytestmark = pytest.mark.process
+
+NODE = str(Path(sys.executable).parent / "client-node")
+
+
+def told(home, *words):
+    return subprocess.run([NODE, *words, "--home", str(home)], capture_output=True, text=True, timeout=120)
+
+
+def until(is_so):
+    for _ in range(1800):
+        if is_so():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came to that")
+
+
+@pytest.fixture
+def daemon(site):
+    """A daemon with a page, which finds no coordinator."""
+    with subprocess.Popen([NODE, "run", "--home", str(site.home), "--page", "0"], stderr=subprocess.PIPE) as running:
+        try:
+            until(lambda: noted_address(site.home / PAGE_FILE))
+            yield running
+        finally:
+            running.kill()
+
+
+def test_a_link_opens_the_page_of_the_daemon_and_all_ends_together(site, daemon):
+    link = told(site.home, "page").stdout.strip()
+    assert link.startswith("http://127.0.0.1:")
+    with httpx.Client(follow_redirects=True) as client:
+        shown = client.get(link)
+        assert shown.status_code == 200
+        assert "is not reached" in shown.text
+        assert login_name() in shown.text
+        assert "default-src 'none'" in shown.headers["content-security-policy"]
+        host = {"Host": f"elsewhere.example:{httpx.URL(link).port}"}
+        assert client.get(link.partition("/enter")[0], headers=host).status_code == 421
+    assert link.partition("/enter")[0] in told(site.home, "status").stdout
+    standing = vitals.noted(site.home)
+    assert standing is not None
+    assert not standing.is_connected
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(60) == 0
+    assert not (site.home / PAGE_FILE).exists()
+    assert "no daemon runs here" in told(site.home, "page").stderr
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(link)
+
+
+def test_the_page_outlives_no_daemon_that_was_killed(site, daemon):
+    address = noted_address(site.home / PAGE_FILE)
+    os.kill(daemon.pid, signal.SIGKILL)
+    daemon.wait(60)
+
+    def is_gone():
+        try:
+            httpx.get(address)
+        except httpx.ConnectError:
+            return True
+        return False
+
+    until(is_gone)
+
+
+def test_what_is_no_port_is_wrong_usage(site):
+    for odd in ("abc", "70000", "0.0.0.0:80", "٣"):
+        found = told(site.home, "run", "--page", odd)
+        assert found.returncode == 2
+        assert "is neither a port nor none" in " ".join(found.stderr.replace("│", " ").split())

@@ -1,0 +1,65 @@
+import json
+import logging
+import threading
+
+import pytest
+
+from confide.client_node.errors import FileDamaged
+from confide.client_node.traffic import DAYS, FILE, Passed, Traffic
+
+
+def test_what_passes_is_added_up_by_day_and_kind(tmp_path):
+    now = 86_400.0 * 100
+    counts = Traffic(tmp_path, clock=lambda: now)
+    counts.note("step", Passed(came=1, came_bytes=10))
+    counts.note("step", Passed(answered=1, left_bytes=7))
+    counts.note("settle", Passed(failed=1, left_bytes=3))
+    now += 86_400
+    counts.note("step", Passed(came=1, came_bytes=1))
+    assert list(Traffic(tmp_path).days()) == [101, 100]
+    assert Traffic(tmp_path).days() == {
+        100: {
+            "step": Passed(came=1, came_bytes=10, answered=1, left_bytes=7),
+            "settle": Passed(failed=1, left_bytes=3),
+        },
+        101: {"step": Passed(came=1, came_bytes=1)},
+    }
+
+
+def test_kinds_that_do_not_exist_are_one_kind(tmp_path):
+    counts = Traffic(tmp_path)
+    for number in range(50):
+        counts.note(f"made-up-{number}" * 100, Passed(came=1))
+    ((kinds,),) = [counts.days().values()]
+    assert kinds == {"other": Passed(came=50)}
+
+
+def test_the_oldest_days_are_dropped(tmp_path):
+    for day in range(DAYS + 3):
+        counts = Traffic(tmp_path, clock=lambda day=day: 86_400.0 * day)
+        counts.note("step", Passed(came=1))
+    assert sorted(counts.days()) == list(range(3, DAYS + 3))
+
+
+def test_nothing_is_lost_where_threads_count_at_once(tmp_path):
+    def count():
+        mine = Traffic(tmp_path)
+        for _ in range(20):
+            mine.note("step", Passed(came=1, came_bytes=2))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    ((kinds,),) = [Traffic(tmp_path).days().values()]
+    assert kinds == {"step": Passed(came=80, came_bytes=160)}
+
+
+def test_a_damaged_count_is_logged_and_stops_nothing(tmp_path, caplog):
+    (tmp_path / FILE).write_text(json.dumps({"format": 1, "days": {"5": {"step": {"came": -1}}}}))
+    with caplog.at_level(logging.WARNING):
+        Traffic(tmp_path).note("step", Passed(came=1))
+    assert "what passes is not counted" in caplog.text
+    with pytest.raises(FileDamaged, match="Delete it"):
+        Traffic(tmp_path).days()
