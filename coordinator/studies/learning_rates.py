@@ -28,9 +28,12 @@ s. Its bias corrections enlarge the gain of early rounds. The distances stay the
 """
 
 import math
+from typing import TYPE_CHECKING
 
 from ...client_node.study import StudyDraft
-from ...models.heads.objectives import Objective, OneClass, PointOnScale, SeveralTasks
+
+if TYPE_CHECKING:  # with torch, which the rate of a label needs not
+    from ...models.heads.objectives import Objective
 
 HEAD_WALK = 2.0  # in logits; the best was mostly 1 to 3 where it was measured, for 10 to 100 rounds
 CLASS_WALK = 0.9  # of 20 classes 0.6 to 1.2 were as good, at three sample rates
@@ -54,7 +57,7 @@ def with_rates(draft: StudyDraft, adapters: int) -> StudyDraft:
     return draft.model_copy(update={"optimizer": terms.model_copy(update={"lr": lr, "head_lr": head_lr})})
 
 
-def head_rate(draft: StudyDraft, objective: Objective | None = None) -> float:
+def head_rate(draft: StudyDraft, objective: "Objective | None" = None) -> float:
     """Computes the head's rate by the rule of this module.
 
     Args:
@@ -67,8 +70,12 @@ def head_rate(draft: StudyDraft, objective: Objective | None = None) -> float:
     return min(limit, most / walk) if walk else limit
 
 
-def _bounds(objective: Objective | None) -> tuple[float, float]:
+def _bounds(objective: "Objective | None") -> tuple[float, float]:
     """Returns how far noise may move an output, and the curvature of the loss."""
+    if objective is None:
+        return HEAD_WALK, _CURVATURE
+    from ...models.heads.objectives import OneClass, PointOnScale, SeveralTasks
+
     match objective:
         case OneClass():
             return CLASS_WALK, 2 * _CURVATURE

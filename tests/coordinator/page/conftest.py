@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
@@ -64,6 +65,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> dict[Role, Person]:
 def page_app(federation: Federation) -> Iterator[PageApp]:
     """The operator's page over `federation`, which has no operators."""
     (federation.home / "settings.json").write_text(json.dumps(SETTINGS))
+    shutil.copytree(federation.pki.folder, federation.home / "pki", dirs_exist_ok=True)
     app = PageApp(federation.home, federation.store, is_https=False)
     yield app
     app.close()

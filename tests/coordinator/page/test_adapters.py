@@ -202,7 +202,7 @@ from confide.coordinator.page.app import PageApp
 from confide.coordinator.page.views import VIEWS
 from confide.coordinator.store import Store
 
-home, parts = Path(sys.argv[1]), dict(run=sys.argv[2], site="svi", name="svi", study="thyroid")
+home, parts = Path(sys.argv[1]), dict(run=sys.argv[2], site="svi", name="svi", study="thyroid", operator="nobody")
 store = Store.open(home)
 app = PageApp(home, store, is_https=False)
 client = TestClient(app.app, base_url="http://localhost")
