@@ -164,7 +164,9 @@ def test_init_leaves_a_federation_that_is_there_as_it_is(home, call):
 
 def test_init_invites_at_once_and_then_serves(tmp_path, monkeypatch):
     served = []
-    monkeypatch.setattr("confide.coordinator.cli.main.serve_federation", served.append)
+    monkeypatch.setattr(
+        "confide.coordinator.cli.main.serve_federation", lambda home, *, page: served.append((home, page.port))
+    )
     home, parcel = tmp_path / "home", tmp_path / "parcel"
     words = ["--site", "north", "--aggregator", "agg-a", "--out", parcel, "--then-serve"]
     made = json.loads(invoke("init", "--home", home, *words, "--json").stdout)
@@ -172,7 +174,7 @@ def test_init_invites_at_once_and_then_serves(tmp_path, monkeypatch):
     assert all(Path(file).stat().st_mode & 0o077 == 0 for file in made["files"])
     roles = {row["name"]: row["roles"] for row in json.loads(invoke("site", "list", "--json", "--home", home).stdout)}
     assert roles == {"north": "train", "agg-a": "aggregate"}
-    assert served == [home]
+    assert served == [(home, 9446)]
 
 
 @pytest.mark.parametrize(
