@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,9 +33,9 @@ KEYS = {
 }  # fmt: skip
 
 
-def demo(folder: Path) -> subprocess.Popen[str]:
+def demo(folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [str(COORDINATOR), "demo", "--dir", str(folder), "--rounds", str(ROUNDS), "--json"],
+        [str(COORDINATOR), "demo", "--dir", str(folder), "--rounds", str(ROUNDS), "--json", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -231,3 +232,19 @@ def free_port() -> int:
         one.bind(("127.0.0.1", 0))
         found: int = one.getsockname()[1]
         return found
+
+
+def test_a_demo_that_is_done_is_kept_for_who_looks_around(outcome):
+    folder = Path(str(outcome["report_json"])).parents[1]
+    kept = demo(folder, "--keep")
+    assert kept.stderr is not None, "it was started with pipes"
+    found = (re.search(r"http://\S+/enter\?link=\S+", line) for line in kept.stderr)
+    link = next(match[0] for match in found if match)
+    with httpx.Client(follow_redirects=True) as client:
+        assert "thyroid demo" in client.get(link).text
+        assert str(outcome["run"]) in client.get(httpx.URL(link).join("/runs")).text
+    kept.send_signal(signal.SIGINT)
+    _, said = kept.communicate(timeout=120)
+    assert kept.returncode == 0, said
+    assert not (folder / "federation-2").exists()
+    assert leftovers(folder) == []
