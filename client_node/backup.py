@@ -46,13 +46,13 @@ _LEDGER, _PEOPLE, _PEOPLE_KEY = "ledger.jsonl", known_units.FILE, str(known_unit
 _BEFORE = ("enrolment.json", "authority.json", "ca.crt", "site.toml", secret_files.FILE, "keys/*", "party/*")
 _AFTER = (  # the head of a log before the log, which only grows
     "decisions.json", "decisions.head", "decisions.jsonl", "peers.json", "successions.json", "witness.json",
-    "leases.json", "aggregator/journal", "aggregator/positions",
+    "leases.json", "traffic.json", "aggregator/journal", "aggregator/positions",
 )  # fmt: skip
 _RECORDS = str(kept_files.KEY_FILE)  # opens states of records, which are no part of a backup
 _LEFT_OUT = {  # in the home, as docs/site.md lists them
     "ledger.db", "ledger.db-wal", "ledger.db-shm", "units.db-wal", "units.db-shm", "aggregator", "spool", "holds.json",
     "batch-shapes.json", "answer-times.json", "kept-states", "outbox", "replay", "studies", "daemon.lock",
-    "pending.json", "usage.json", "traffic.json", "daemon.json", "page.json", "page.log", "page-links",
+    "pending.json", "usage.json", "daemon.json", "page.json", "page.log", "page.log.1", "page-links",
 }  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from ... import durations
 from ...models.rounding import rounded_down, rounded_up
 
-_UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 _FOR_GOOD = "public, max-age=31536000, immutable"
 _TIME = Markup('<time datetime="{iso}" title="{iso}">{text}</time>')
 
@@ -80,7 +80,7 @@ def ago(moment: float | None) -> str | Markup:
     if moment is None:
         return "never"
     seconds = time.time() - moment
-    text = f"in {duration(-seconds)}" if seconds < -1 else f"{duration(max(0.0, seconds))} ago"
+    text = f"in {durations.duration(-seconds)}" if seconds < -1 else f"{durations.duration(max(0.0, seconds))} ago"
     return _TIME.format(iso=iso(moment), text=text)
 
 
@@ -96,10 +96,7 @@ def iso(moment: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """Writes a span of time in its largest unit."""
-    if seconds is None:
-        return "–"
-    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= 2 * size), ("s", 1))
-    return f"{seconds / size:.0f} {unit}"
+    return "–" if seconds is None else durations.duration(seconds)
 
 
 def amount(size: float) -> str:

@@ -1,7 +1,7 @@
 """Asks a federation's JSON API from Python: typed answers, pages as iterators, errors with their sentences.
 
 >>> from confide.coordinator.api.client import Federation
->>> with Federation("https://fed.example:9446", "confide_anna.SECRET") as federation:  # doctest: +SKIP
+>>> with Federation("https://fed.example:9449", "confide_anna.SECRET") as federation:  # doctest: +SKIP
 ...     run = federation.start_run("thyroid")
 ...     print(federation.wait(run).state)
 """
@@ -100,7 +100,7 @@ class Federation:
     """A federation, asked as one operator.
 
     Args:
-        address: of the operator's page, as https://fed.example:9446. Without TLS it must be this machine's, else others
+        address: of the operator's page, as https://fed.example:9449. Without TLS it must be this machine's, else others
             could read the token.
         token: as `coordinator operator add` printed it.
         verify: PEM file of the CA that signed the page's certificate, or a context; None for the system's CAs.

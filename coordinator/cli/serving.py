@@ -10,7 +10,7 @@ from ...client_node.cli.application import LogForm, until_stopped
 if TYPE_CHECKING:
     from ...client_node.web.serving import Place
 
-PAGE = "9446"  # of the operator's page
+PAGE = "9449"  # of the operator's page: beside that of a site and all monitors on one machine
 NO_PAGE = "none"
 _PROCESS = "confide.coordinator.page.process"
 

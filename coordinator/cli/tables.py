@@ -18,6 +18,7 @@ from ...client_node.cli.console import (
     tell,
 )
 from ...client_node.spoken_hash import words
+from ...durations import duration
 from ...models.rounding import rounded_down, rounded_up
 from .options import DEFAULT_HOME
 
@@ -75,11 +76,7 @@ def ago(moment: float | None) -> str:
     """Writes how long ago a moment was."""
     if moment is None:
         return ""
-    seconds = max(0.0, time.time() - moment)
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    return f"{duration(max(0.0, time.time() - moment))} ago"
 
 
 def show_members(members: "Sequence[Member]", as_json: bool) -> None:

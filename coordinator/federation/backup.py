@@ -47,7 +47,7 @@ _FILES = (_SETTINGS, secret_files.FILE, "pki/*", "studies/*.json")
 _OF_RUNS = ("runs/*/secret", "runs/*/state-*", "runs/*/total-*")
 _LEFT_OUT = {  # in the home, as docs/operator.md lists them
     place.FILE, "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "runs", "flower", "turns", "serve.lock",
-    "serve.json",
+    "serve.json", "page-links", "page-exports", "page.log", "page.log.1",
 }  # fmt: skip
 _TRIES = 5
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...client_node.errors import ClientNodeError
 from ...client_node.secret_files import standing
 from ...client_node.wire.checkpoints import DIGESTS_A_MESSAGE
+from ...durations import duration
 from .. import ca_rotation
 from ..errors import CoordinatorError
 from ..federation import Pki, load_settings, members
@@ -91,8 +92,8 @@ def _of_server(store: Store, serving: Serving | None, home: Path) -> Iterator[st
         waits = f", and {', '.join(unfinished)} waits" if unfinished else ""
         yield f"nobody serves this federation{waits}: start `coordinator serve`"
     elif _is_old(serving):
-        silent = time.time() - serving.noted
-        yield f"the server has noted nothing for {silent:.0f} s: its disk is full, or it hangs"
+        silent = abs(time.time() - serving.noted)
+        yield f"the server has noted nothing for {duration(silent)}: its disk is full, or it hangs"
     elif serving.trouble:
         yield f"the server is in trouble: {serving.trouble}"
     elif not serving.superlink:
@@ -122,7 +123,7 @@ def _of_runs(store: Store, serving: Serving | None, standings: Sequence[MemberSt
         if run.state.is_over:
             continue
         if serving is not None and run.state == RunState.RUNNING and is_silent(run):
-            yield f"run {run.id}: its driver has been silent for {abs(time.time() - run.heartbeat):.0f} s"
+            yield f"run {run.id}: its driver has been silent for {duration(abs(time.time() - run.heartbeat))}"
         if missing := [name for name in _participants(store, run) if name in away]:
             told = ", ".join(f"{name} ({_last(away[name])})" for name in missing)
             yield f"run {run.id}: away {told}"
@@ -137,7 +138,7 @@ def _participants(store: Store, run: Run) -> list[str]:
 def _last(member: MemberStanding) -> str:
     if member.last_seen is None:
         return "not seen since the server started"
-    return f"last seen {time.time() - member.last_seen:.0f} s ago"
+    return f"last seen {duration(max(0.0, time.time() - member.last_seen))} ago"
 
 
 def of_versions(serving: Serving | None) -> Iterator[str]:

@@ -15,6 +15,8 @@ from confide.client_node.approval.site_budget import export_ledger
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import AlreadyRunning, RoundOver, RunEnded
 from confide.client_node.shares import AggregatorRole, Outbox, aggregator
+from confide.client_node.traffic import Passed, Traffic
+from confide.client_node.web.entering import make_link, open_link
 from confide.privacy.errors import LedgerFileInvalid
 from confide.privacy.ledger.entry_store import EntryStore
 
@@ -167,3 +169,16 @@ def test_a_restored_aggregator_makes_no_key_for_a_run_that_it_had_one_for(site, 
             restored.run_key(study, run)
     assert restored.run_key(study, "thyroid-0003").run == "thyroid-0003"
     assert role.run_key(study, RUN).run == RUN  # the backup has changed nothing at home
+
+
+def test_what_passed_comes_back_and_nothing_of_the_page_does(site, tmp_path):
+    Traffic(site.home).note("step", Passed(came=1, answered=1, left_bytes=7))
+    secret = make_link(site.home, "anna")
+    for name in ("page.json", "page.log", "page.log.1"):
+        (site.home / name).write_text("{}")
+    assert backup.back_up(site.home, tmp_path / "b").left_out == ("patients.csv",)  # no file of the node
+    backup.restore(tmp_path / "b", tmp_path / "restored")
+    assert Traffic(tmp_path / "restored").days() == Traffic(site.home).days() != {}
+    assert open_link(tmp_path / "restored", secret) is None
+    assert not list((tmp_path / "restored").glob("page*"))
+    assert open_link(site.home, secret) == ("anna", "")  # here it still works

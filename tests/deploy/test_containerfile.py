@@ -5,6 +5,9 @@ import re
 import shlex
 from pathlib import Path
 
+from confide.client_node.cli import serving as node
+from confide.coordinator.cli import serving as federation
+
 from ..test_help import parse
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +58,11 @@ def test_what_it_installs_is_what_make_wheel_hands_out_with_hashes():
                 assert "--require-hashes" in part or "--no-deps" in part
     assert "sha256sum --check" in TEXT
     assert "SHA256SUMS" in made
+
+
+def test_no_page_has_by_default_the_port_of_a_monitor_or_of_the_other_page():
+    """Of the units of all roles on one machine, and in a container, whose monitor's port is always the same."""
+    texts = [TEXT, *(path.read_text() for path in (ROOT / "deploy" / "systemd").glob("*.service"))]
+    monitors = [port for text in texts for port in re.findall(r"(?:--monitor |CONFIDE_MONITOR=)(\d+)", text)]
+    assert len(monitors) == 4
+    assert len({*monitors, federation.PAGE, str(node.PAGE)}) == len(set(monitors)) + 2

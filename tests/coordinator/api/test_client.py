@@ -121,7 +121,7 @@ def test_refusals_are_errors_with_their_sentences(admin, address, tokens, run):
 
 
 @pytest.mark.parametrize(
-    "address", ["http://fed.example:9446", "fed.example", "ftp://127.0.0.1", "http://127.0.0.1:1/x", "https://"]
+    "address", ["http://fed.example:9449", "fed.example", "ftp://127.0.0.1", "http://127.0.0.1:1/x", "https://"]
 )
 def test_a_token_goes_to_nobody_without_tls_elsewhere(address):
     with pytest.raises(ValueError, match=r"address|clear"):
@@ -181,7 +181,7 @@ def test_the_example_of_the_documentation_runs(address, tokens, store, capsys):
 
     driver = threading.Thread(target=finish)
     driver.start()
-    exec(block.replace("https://fed.example:9446", address), {})  # the token is in the environment
+    exec(block.replace("https://fed.example:9449", address), {})  # the token is in the environment
     driver.join(60)
     told = capsys.readouterr().out
     assert "done 0.0" in told
