@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 PAUSES_S = (1.0, 300.0)  # between two starts, from the first failure on
 LASTED_S = 60.0  # a process that lived for so long ends a row of failures
 _STOP_S = 5.0
+_LOG_S = 5.0  # between two looks at the size of its log
 _MOST_LINE = 4096
 _REMEDY = "It says where the page is: restart the daemon, which writes it anew"
 
@@ -59,6 +60,7 @@ class WebChild:
         self._child: subprocess.Popen[bytes] | None = None
         self._ear: threading.Thread | None = None
         self._started, self._not_before, self._failures = 0.0, 0.0, 0
+        self._log_cut = 0.0
         self.address = ""  # where it listens; "" while it does not
 
     def tick(self) -> None:
@@ -69,6 +71,7 @@ class WebChild:
                 self._start()
             return
         if (code := self._child.poll()) is None:
+            self._cut_log(now)
             return
         self._close()
         self._failures = 1 if now - self._started > LASTED_S else self._failures + 1
@@ -82,6 +85,16 @@ class WebChild:
         level = logging.WARNING if is_told else logging.DEBUG
         logger.log(level, "no page: its process ended (exit code %d; its log: %s); it starts again in %.0f s",
                    code, self.log_path, pause)  # fmt: skip
+
+    def _cut_log(self, now: float) -> None:
+        """Keeps the log small while the process writes it."""
+        if now - self._log_cut < _LOG_S:
+            return
+        self._log_cut = now
+        try:
+            log_lines.cut_off(self.log_path)
+        except OSError as err:
+            logger.warning("%s was emptied, and its older lines not kept (%s)", self.log_path, err.strerror)
 
     @property
     def _is_given_up(self) -> bool:

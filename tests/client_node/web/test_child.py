@@ -146,3 +146,13 @@ def test_an_address_of_a_process_that_has_ended_is_not_told(start):
         until(lambda: not [each for each in child_module.threading.enumerate() if each.name == "page"])
         assert child.address == ""
         time.sleep(0.06)
+
+
+def test_the_log_of_a_page_that_lives_is_kept_small(start, monkeypatch):
+    monkeypatch.setattr(child_module, "_LOG_S", 0.0)
+    talking = "import json, os, sys\nprint(json.dumps({'address': 'here'}), flush=True)\n"
+    talking += "os.write(2, b'x' * (9 << 20))\nos.read(0, 1)"
+    child = start(program=talking)
+    until(lambda: child.log_path.with_name("page.log.1").exists(), child)
+    assert child.log_path.stat().st_size < 1 << 20
+    assert child.address == "here"

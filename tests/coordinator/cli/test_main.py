@@ -174,7 +174,7 @@ def test_init_invites_at_once_and_then_serves(tmp_path, monkeypatch):
     assert all(Path(file).stat().st_mode & 0o077 == 0 for file in made["files"])
     roles = {row["name"]: row["roles"] for row in json.loads(invoke("site", "list", "--json", "--home", home).stdout)}
     assert roles == {"north": "train", "agg-a": "aggregate"}
-    assert served == [(home, 9446)]
+    assert served == [(home, 9449)]
 
 
 @pytest.mark.parametrize(
