@@ -101,14 +101,17 @@ def _knows(key: str | None, keys: tuple[str, ...]) -> Knows:
     return "present" if key == keys[-1] else "earlier"
 
 
-def rotate(store: Store, home: Path) -> CoordinatorSuccession:
+def rotate(store: Store, home: Path, *, present: str | None = None) -> CoordinatorSuccession:
     """Puts a new signing key in the place of the present one; the audit log says so before any node hears of it.
 
     A running server signs with it from the next second on, and so do the drivers of runs. One that was cut off is
     completed as `SigningKeys.rotate` says.
 
+    Args:
+        present: the public key in hex that is to be followed, as somebody was shown it; None for whichever it is.
+
     Raises:
-        Conflict: the coordinator has had as many keys as it may have.
+        Conflict: the coordinator has had as many keys as it may have, or signs with another one than `present`.
         PkiMissing, StateDamaged, KeysSealed: a file is missing, damaged or sealed; nothing was changed.
     """
 
@@ -118,4 +121,4 @@ def rotate(store: Store, home: Path) -> CoordinatorSuccession:
             if not noted or noted[-1].fields.get("new") != new:
                 store.log_action(session, "keys.rotate", old=old, new=new)
 
-    return Pki.load(home).signing.rotate(note)
+    return Pki.load(home).signing.rotate(note, present=present)

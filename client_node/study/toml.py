@@ -6,6 +6,7 @@ at most 1`. Values of settings are shown; nothing here ever reads records.
 
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -22,7 +23,14 @@ from ..errors import SettingsInvalid
 
 MAX_BYTES = 2**20
 
+_MOST_PARTS = 32
+# A key of so many parts, also as a table's name. tomllib takes their square in time, a minute for 100 kB of them.
+_LONG_KEY = re.compile(
+    rf"""(?<![\w-])(?:(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*){{{_MOST_PARTS}}}""", re.ASCII
+)
+
 _BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+_NESTED = "lists or tables in it are nested deeper than any setting is"
 _LENGTHS = ("too_long", "too_short", "string_too_long", "string_too_short")
 _KINDS = {
     "bool": "true or false",
@@ -59,7 +67,11 @@ def parse_toml(text: str, model: type[S], *, error: type[SettingsInvalid], sourc
 def parse_table(table: Mapping[str, Any], model: type[S], *, error: type[SettingsInvalid], source: str) -> S:
     """Checks settings that are a table already; raises as `read_toml`."""
     # By way of JSON, so that a file and a message from the network meet the same strict rules (lists for tuples).
-    return parse_json(json.dumps(table, default=str), model, error=error, source=source)
+    try:
+        text = json.dumps(table, default=str)
+    except RecursionError as err:
+        raise error(source, (_NESTED,)) from err
+    return parse_json(text, model, error=error, source=source)
 
 
 def top_keys(path: Path, *, error: type[SettingsInvalid]) -> frozenset[str]:
@@ -116,6 +128,8 @@ def _table(path: Path, error: type[SettingsInvalid]) -> dict[str, Any]:
 
 
 def _parsed(text: str, error: type[SettingsInvalid], source: str) -> dict[str, Any]:
+    if _LONG_KEY.search(text):
+        raise error(source, (f"a name in it has more than {_MOST_PARTS} parts with dots between them",))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:
@@ -123,7 +137,7 @@ def _parsed(text: str, error: type[SettingsInvalid], source: str) -> dict[str, A
     except ValueError as err:  # Python's own limit, of some thousand digits
         raise error(source, ("a whole number in it has more digits than any setting takes",)) from err
     except RecursionError as err:
-        raise error(source, ("lists or tables in it are nested deeper than any setting is",)) from err
+        raise error(source, (_NESTED,)) from err
 
 
 def parse_json(data: str | bytes, model: type[S], *, error: type[SettingsInvalid], source: str) -> S:

@@ -95,6 +95,8 @@ def _refusal(scope: Scope, headers: Headers, names: Collection[str] | None, *, i
     """Finds what is wrong about a request before anybody looks at it."""
     if names is not None and host_of(headers.getlist("host")) not in names:
         return _said(421, "this page has another name")
+    if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
+        return _said(400, "an address has no NUL")  # which no name here has, and PostgreSQL takes in no text
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > MOST_BODY:
         return _said(413, _TOO_LONG, _LAST)

@@ -7,7 +7,7 @@ from ...client_node.errors import StudyInvalid
 from ...client_node.study.terms import parse_draft
 from ..errors import StudyRefused
 from ..store import Store
-from ..studies.examine import Examination, examine_draft, unreadable
+from ..studies.examine import Examination, backbone_folder, examine_draft, unreadable
 
 BACKBONES = "backbones"  # in the home; what it holds or links to, only the home's account decides
 MOST_TEXT = 100_000  # characters
@@ -34,5 +34,5 @@ def examine_text(
             f'model.backbone must name a folder inside {BACKBONES} of the federation\'s home, as "tiny"; nothing '
             "was stored"
         )
-    folder = (home / BACKBONES / named).resolve()
+    folder = backbone_folder(home / BACKBONES, draft)
     return examine_draft(store, draft, folder, _SOURCE, units=units, accept_unused_experts=accept_unused_experts)

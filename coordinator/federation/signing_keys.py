@@ -114,7 +114,7 @@ class SigningKeys:
             self._read = self._look(is_held=True)  # a rotation that was killed meanwhile is completed before `now` asks
             yield
 
-    def rotate(self, note: Callable[[str, str], object]) -> CoordinatorSuccession:
+    def rotate(self, note: Callable[[str, str], object], *, present: str | None = None) -> CoordinatorSuccession:
         """Puts a new key in the place of the present one.
 
         A call that was cut off before its statement was on disk is completed by the next one, with the same key; after
@@ -123,15 +123,20 @@ class SigningKeys:
         Args:
             note: is told the old key and the new one, public and in hex, before anybody hears of the new one; at every
                 try of one rotation.
+            present: the public key in hex that is to be followed; None for whichever it is.
 
         Raises:
-            Conflict: the coordinator has had as many keys as it may have.
+            Conflict: the coordinator has had as many keys as it may have, or signs with another one than `present`.
             StateDamaged, KeysSealed: as the constructor.
         """
         folder, path = self._folder, self._folder / NEXT
         with locked(folder / KEY):
             self._read = self._look(is_held=True)
             old, before = self._read.key, self._read.successions
+            if present is not None and self._read.public != present:
+                raise Conflict(
+                    f"the coordinator signs with another key than {present[:16]}... already; nothing was changed"
+                )
             if len(before) >= MOST_OF_COORDINATOR:
                 raise Conflict(
                     f"the coordinator's signing key has had {MOST_OF_COORDINATOR} successors, and may have no more"

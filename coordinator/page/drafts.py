@@ -26,7 +26,7 @@ from ..federation.members import Member, members
 from ..store import Store
 from ..studies.catalogue import load_study, study_start
 from ..studies.create import store_study
-from ..studies.examine import Examination, examine_cost, examine_draft, unreadable
+from ..studies.examine import Examination, backbone_folder, examine_cost, examine_draft, unreadable
 from . import terms
 from .visits import Visit
 
@@ -266,7 +266,7 @@ def _examined(visit: Visit, wish: Wish) -> Examination:
 def _folder(visit: Visit, draft: StudyDraft, base: Study | None) -> Path:
     """Finds the backbone's folder, from the home on. Raises `StudyRefused` for one that the page may not read."""
     home = visit.home.resolve()
-    folder = (home / draft.model.backbone).resolve()
+    folder = backbone_folder(home, draft)
     if folder.is_relative_to(home) or (base and folder == study_start(visit.home, base).backbone.resolve()):
         return folder
     raise StudyRefused(

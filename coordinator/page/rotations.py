@@ -22,7 +22,8 @@ def ask(order: str) -> Callable[[Visit], Response]:
             raise Conflict("a rotation of the CA is under way already; finish or cancel it first")
         if order in ("ca-finish", "ca-cancel") and ca.next is None:
             raise Conflict("no rotation of the CA is under way")
-        return visit.render("rotation.html", order=order, words=WORDS[order], ca=ca)
+        present = key_rotation.standing(visit.store, visit.home).key if order == "keys-rotate" else ""
+        return visit.render("rotation.html", order=order, words=WORDS[order], ca=ca, present=present)
 
     return asked
 
@@ -49,9 +50,9 @@ def finish_ca(visit: Visit) -> Response:
 
 
 def rotate_key(visit: Visit) -> Response:
-    """Signs with a new key from now on, as `coordinator keys rotate` does."""
+    """Signs with a new key from now on, as `coordinator keys rotate` does; a form that is sent twice rotates once."""
     _require_typed(visit, "keys-rotate")
-    stated = key_rotation.rotate(visit.store, visit.home)
+    stated = key_rotation.rotate(visit.store, visit.home, present=visit.form.get("present", ""))
     notice = f"The coordinator signs with the key {stated.new[:16]}... from now on. Make a backup now."
     return visit.go("settings", notice=notice)
 

@@ -76,8 +76,7 @@ def show_all(visit: Visit) -> Response:
     state, name = visit.asked("state"), visit.asked("name").strip().lower()
     found = [each for each in standings if name in each.name and state in ("", each.state)]
     pages = max(1, -(-len(found) // SITES_A_PAGE))
-    asked = visit.asked("page", "1")
-    page = min(max(1, int(asked) if asked.isdecimal() else 1), pages)
+    page = visit.page_of(pages)
     shown = [_listed(each, rows[each.name]) for each in found[(page - 1) * SITES_A_PAGE : page * SITES_A_PAGE]]
     return visit.render(
         "sites.html", sites=shown, count=len(found), all=len(rows), page=page, pages=pages, states=STATES,
@@ -90,13 +89,14 @@ def show(visit: Visit) -> Response:
     row, running = visit.store.node(visit.part("site")), serving.read_serving(visit.home)
     (standing,) = [each for each in member_standings(visit.store, running) if each.name == row.name]
     seen = None if running is None else running.nodes.get(row.name)
-    studies, runs = _takes_part(visit.store, row.name)
+    studies, unread, runs = _takes_part(visit.store, row.name)
     accounts = list(_accounts(visit, row.name))
     return visit.render(
         "site.html", row=row, site=_listed(standing, row),
         apart="" if running is None else running.apart.get(row.name, ""), protocol=seen.protocol if seen else 0,
         successions=visit.store.successions().get(row.name, []), trust=_trust(visit, row.name),
-        studies=studies, runs=runs[:RUNS_SHOWN], more_runs=max(0, len(runs) - RUNS_SHOWN), accounts=accounts,
+        studies=studies, unread=unread, runs=runs[:RUNS_SHOWN], more_runs=max(0, len(runs) - RUNS_SHOWN),
+        accounts=accounts,
         entries=visit.store.ledger_length(row.name), readable=visit.federation.ledgers.readable().get(row.name),
         witness=_witness(visit.store, row.name), orders=orders(row), now=time.time(), infinity=math.inf,
         runs_shown=RUNS_SHOWN,
@@ -204,16 +204,21 @@ def _ask(visit: Visit, order: str) -> Response:
     return visit.render("site_order.html", row=row, order=order)
 
 
-def _takes_part(store: Store, site: str) -> tuple[list[StudyRow], list[Run]]:
-    """Lists the studies that name a node, and their runs, the newest first; of each study its text alone is read."""
+def _takes_part(store: Store, site: str) -> tuple[list[StudyRow], list[StudyRow], list[Run]]:
+    """Lists the studies that name a node, those that nobody can read, and the runs of the first, each newest first.
 
-    def names(row: StudyRow) -> set[str]:
-        text = json.loads(row.canonical)
-        return {each["name"] for each in (*text["sites"], *text["aggregators"])}
-
-    studies = [row for row in store.studies() if site in names(row)]
-    hashes = {row.hash for row in studies}
-    return studies[::-1], [run for run in store.runs() if run.study in hashes][::-1]
+    Of each study its text alone is read.
+    """
+    named, unread = [], []
+    for row in store.studies()[::-1]:
+        try:
+            text = json.loads(row.canonical)
+            if site in {each["name"] for each in (*text["sites"], *text["aggregators"])}:
+                named.append(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            unread.append(row)
+    hashes = {row.hash for row in named}
+    return named, unread, [run for run in store.runs() if run.study in hashes][::-1]
 
 
 def _trust(visit: Visit, name: str) -> Mapping[str, object]:

@@ -106,10 +106,28 @@ def examine(
         draft = load_draft(draft_file)
     except StudyInvalid as err:
         return unreadable(err)
-    folder = (draft_file.parent / draft.model.backbone).resolve()
+    try:
+        folder = backbone_folder(draft_file.parent, draft)
+    except StudyRefused as err:
+        return replace(examine_cost(draft, units=units), problems=(err,))
     return examine_draft(
         store, draft, folder, str(draft_file), units=units, accept_unused_experts=accept_unused_experts
     )
+
+
+def backbone_folder(parent: Path, draft: StudyDraft) -> Path:
+    """Finds the folder that a draft names as its backbone, from `parent` on; it need not be there.
+
+    Raises:
+        StudyRefused: no folder can have that name, or links lead in a circle.
+    """
+    try:
+        return (parent / draft.model.backbone).resolve()
+    except (OSError, RuntimeError, ValueError) as err:
+        raise StudyRefused(
+            f"model.backbone is {draft.model.backbone!r}, which leads to no folder: the name is none, or links lead in "
+            "a circle. Nothing was stored"
+        ) from err
 
 
 def examine_draft(

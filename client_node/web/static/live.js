@@ -38,6 +38,7 @@
       try {
         const headers = { "X-Live": "1" };
         if (tag) headers["If-None-Match"] = tag;
+        const begun = performance.now();
         const answer = await fetch(location.href, { headers, redirect: "manual", cache: "no-store" });
         if (answer.status === 200) {
           tag = answer.headers.get("ETag");
@@ -48,7 +49,8 @@
         }
         const isWell = answer.status === 200 || answer.status === 304;
         tell(!isWell);
-        pause = isWell ? calm : Math.min(2 * pause, most);
+        const took = performance.now() - begun; // a page that takes long to make is asked for less often
+        pause = isWell ? Math.min(Math.max(calm, 5 * took), most) : Math.min(2 * pause, most);
       } catch {
         tell(true);
         pause = Math.min(2 * pause, most);

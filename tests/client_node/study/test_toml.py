@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.client_node.study.toml import key_lines
+from confide.client_node.errors import StudyInvalid
+from confide.client_node.study.toml import key_lines, parse_toml
+from confide.models.strict import StrictModel
 
 TEXT = '''# [data]
 name = "a"
@@ -64,3 +66,38 @@ def test_the_lines_before_a_key_s_own_do_not_hold_it_and_those_up_to_the_next_do
             line = found[f"{table}.{name}"]
             assert name not in tomllib.loads("\n".join(lines[: line - 1])).get(table, {})
             assert lines[line - 1].startswith(f"{name} = ")
+
+
+class Settings(StrictModel):
+    name: str = ""
+    numbers: tuple[float, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".".join(["a"] * 33) + " = 1",
+        " . ".join(['"a\\"."', "'b.'", "c"] * 11) + " = 1",
+        "[" + ".".join(["a"] * 33) + "]",
+        "a = {" + ".".join(["a"] * 33) + " = 1}",
+        ".".join(["a"] * 100_000) + " = 1",  # which tomllib reads in minutes
+    ],
+)
+def test_a_key_of_many_parts_is_refused_before_it_is_read(text):
+    with pytest.raises(StudyInvalid, match="more than 32 parts"):
+        parse_toml(text, Settings, error=StudyInvalid, source="study.toml")
+
+
+def test_tables_within_tables_are_refused():
+    long = ".".join(["a"] * 30)
+    with pytest.raises(StudyInvalid, match="nested deeper than any setting"):
+        parse_toml(
+            f"{long} = " + f"{{{long} = " * 60 + "1" + "}" * 60, Settings, error=StudyInvalid, source="study.toml"
+        )
+
+
+def test_dots_in_texts_and_numbers_are_no_keys():
+    name = "fed.example. It runs... " * 100
+    numbers = ", ".join(["0.5"] * 1000)
+    found = parse_toml(f'name = "{name}"\nnumbers = [{numbers}]', Settings, error=StudyInvalid, source="study.toml")
+    assert (found.name, len(found.numbers)) == (name, 1000)

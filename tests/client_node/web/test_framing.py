@@ -230,3 +230,9 @@ def test_an_error_that_nobody_expects_is_logged_without_its_values(caplog):
 )
 def test_only_whole_forms_are_read(body, kind, status):
     assert browser().post("/form", content=body, headers={"Content-Type": kind}).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/%00", "/?name=%00", "/?%00", "/a%00b?x"])
+def test_an_address_with_nul_is_refused(path):
+    answer = browser().get(path)
+    assert (answer.status_code, answer.text) == (400, "an address has no NUL\n")

@@ -233,3 +233,17 @@ def test_reports_and_studies_are_made_one_at_a_time(api, page, monkeypatch):
         refused = [api.get("/budgets/report"), api.post("/studies", json={"toml": "name = 1"})]
     assert [each.status_code for each in refused] == [503, 503]
     assert api.get("/budgets/report").status_code == 404  # no ledger yet
+
+
+def test_a_backbone_whose_links_lead_in_a_circle_is_told(api, home):
+    (home / "backbones").mkdir(exist_ok=True)
+    (home / "backbones" / "circle").symlink_to("circle")
+    answer = api.post("/studies", json={"toml": changed(STUDY_TOML, (("some/where/backbone", "circle"),))})
+    assert answer.status_code == 422
+    assert "leads to no folder" in answer.json()["detail"]
+
+
+def test_a_text_that_is_made_to_take_long_is_refused_at_once(api):
+    answer = api.post("/studies", json={"toml": ".".join(["a"] * 49_000) + "=1"})
+    assert answer.status_code == 422
+    assert "more than 32 parts" in answer.json()["detail"]

@@ -234,3 +234,16 @@ def test_terms_at_the_edge_of_what_is_allowed_are_priced_or_refused_in_words(pag
     answer = page.post("/studies/new", data=key | {"do": "price", "text": text})
     assert answer.status_code == 200
     assert "whole run" in findings(answer) or "study thyroid" in findings(answer) or "ring" in findings(answer)
+
+
+def test_a_backbone_whose_links_lead_in_a_circle_is_told(page, federation, base):
+    (federation.home / "circle").symlink_to("circle")
+    fields = filled(page.get(f"/studies/new?from={base.study_hash}&as=text"))
+    text = re.sub(r"(?m)^backbone = .*$", 'backbone = "circle"', fields["text"])
+    assert "leads to no folder" in findings(page.post("/studies/new", data=fields | {"text": text, "do": "check"}))
+
+
+@pytest.mark.parametrize("text", [".".join(["a"] * 50_000) + " = 1", "a = " + "[" * 50_000])
+def test_a_text_that_is_made_to_take_long_is_told(page, text):
+    fields = filled(page.get("/studies/new"))
+    assert "1 problem" in findings(page.post("/studies/new", data=fields | {"text": text, "do": "check"}))

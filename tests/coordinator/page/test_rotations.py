@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -20,6 +21,8 @@ def pki_here(federation, pki):
 def order(client, name, **fields):
     """Sends a form with the words that it asks for, or others."""
     path = f"/settings/{name.replace('-', '/')}"
+    present = re.findall(r'name="present" value="([0-9a-f]+)"', client.get(path).text)
+    fields = {"present": present[0], **fields} if present else fields
     return client.post(path, data={"form_key": key_of(client.get("/settings")), "typed": WORDS[name], **fields})
 
 
@@ -70,6 +73,19 @@ def test_the_signing_key_is_followed_by_another(page, federation):
     assert after in text
     assert f'title="{before}"' in text
     assert logged(federation.store)[-1] == ("keys.rotate", {"old": before, "new": after})
+
+
+def test_a_form_that_is_sent_twice_rotates_the_key_once(page, federation):
+    before = Pki.load(federation.home).identity_hex
+    assert order(page, "keys-rotate", present=before).status_code == 303
+    after = Pki.load(federation.home).identity_hex
+    again = order(page, "keys-rotate", present=before)
+    assert again.status_code == 409
+    assert "signs with another key" in again.text
+    assert order(page, "keys-rotate", present="").status_code == 409
+    signing = Pki.load(federation.home).signing
+    assert signing.now.public == after
+    assert not signing.is_cut_off
 
 
 @pytest.mark.parametrize("name", WORDS)

@@ -11,7 +11,7 @@ from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import digest_of
 from confide.coordinator.store import LedgerReplica
 from confide.coordinator.store.states import RunState
-from confide.coordinator.store.tables import CountersignatureRow, LedgerRow, NodeRow, Run, SuccessionRow
+from confide.coordinator.store.tables import CountersignatureRow, LedgerRow, NodeRow, Run, StudyRow, SuccessionRow
 from confide.privacy.ledger import backup, chain
 from confide.privacy.ledger.succession import Succession
 
@@ -324,3 +324,16 @@ def test_an_aggregator_is_invited_with_both_roles(page, federation):
     answer = form(page, "/sites/invite/new", names="agg-d", train="1", aggregate="1")
     assert federation.store.node("agg-d").roles == "train,aggregate"
     assert "--party-address HOST:PORT" in answer.text
+
+
+def test_a_damaged_study_takes_no_site_s_page_away(page, federation):
+    whole, damaged = federation.create(), federation.create(('name = "thyroid"', 'name = "broken"'))
+    with federation.store.session() as session:
+        session.get(StudyRow, damaged.study_hash).canonical = b'{"sites": ['
+    answer = page.get("/sites/svi")
+    assert answer.status_code == 200
+    assert f'<a href="/studies/{whole.study_hash}">' in answer.text
+    assert (
+        f'Damaged in the database, so nobody can say whether they name it: <a href="/studies/{damaged.study_hash}">'
+        in (answer.text)
+    )
