@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..models.strict import StrictModel
 from .diary import Diary
@@ -29,6 +29,7 @@ DAYS = 400
 _DAY_S = 86_400
 _MOST_BYTES = 2**22
 _REMEDY = "It counts what passed between this node and its coordinator. Delete it: it is counted anew from then on"
+_BEYOND = "{} would hold a number that does not fit: look at this machine's clock, or delete the file"
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 
 
@@ -73,6 +74,8 @@ class Traffic:
                 for old in sorted(days)[:-DAYS]:
                     del days[old]
                 write_private(self._path, json.dumps(_File(days=days).model_dump(mode="json")).encode())
+        except ValidationError:  # of a sum, or of a day before 1970
+            self._diary.note("what passes is not counted: %s", _BEYOND.format(self._path), level=logging.WARNING)
         except (FileDamaged, OSError) as err:
             self._diary.note("what passes is not counted: %s", err, level=logging.WARNING)
 

@@ -63,3 +63,12 @@ def test_a_damaged_count_is_logged_and_stops_nothing(tmp_path, caplog):
     assert "what passes is not counted" in caplog.text
     with pytest.raises(FileDamaged, match="Delete it"):
         Traffic(tmp_path).days()
+
+
+@pytest.mark.parametrize(("came", "now"), [(2**62, 86_400.0 * 5), (1, -86_400.0)])
+def test_a_count_that_does_not_fit_is_logged_and_stops_nothing(tmp_path, caplog, came, now):
+    (tmp_path / FILE).write_text(json.dumps({"format": 1, "days": {"5": {"step": {"came": came}}}}))
+    before = Traffic(tmp_path).days()
+    Traffic(tmp_path, clock=lambda: now).note("step", Passed(came=1))
+    assert "does not fit" in caplog.text
+    assert Traffic(tmp_path).days() == before
