@@ -16,7 +16,7 @@ from ..approval.catalogue import cached_study
 from ..approval.study_decisions import KnownStudy, Proposal
 from ..errors import ApprovalRefused, SecondPersonMissing
 from ..explanation import explain
-from ..policy import decisions, pending, site_policy
+from ..policy import decision_log, decisions, pending, site_policy
 from ..spoken_hash import COUNT, parse, words
 from ..study import Study
 from ..telling import proposal_lines, readers
@@ -38,7 +38,7 @@ class Terms:
 
     @classmethod
     def of(cls, form: Mapping[str, str]) -> "Terms":
-        """Reads a form. Raises `ApprovalRefused` for what is no number or date."""
+        """Reads a form. Raises `ApprovalRefused` for what is no number or date, `PolicyInvalid` for what is no name."""
         runs, until = form.get("runs", "1").strip(), form.get("until", "").strip()
         if not (runs.isascii() and runs.isdigit() and 1 <= int(runs[:9]) <= decisions.MOST_RUNS):
             raise ApprovalRefused(f"an approval covers 1 to {decisions.MOST_RUNS} runs; nothing was done")
@@ -51,7 +51,9 @@ class Terms:
             for name, typed in form.items()
             if name.startswith(_KEY) and typed.strip()
         }
-        return cls(int(runs), last, form.get("unprotected") == "yes", accepted, form.get("by", "").strip())
+        by = form.get("by", "").strip()
+        decision_log.person(by or None)  # before anything is written
+        return cls(int(runs), last, form.get("unprotected") == "yes", accepted, by)
 
     def fields(self) -> dict[str, str]:
         """Writes what `of` reads."""

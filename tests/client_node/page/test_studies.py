@@ -137,6 +137,19 @@ def test_a_form_that_says_nothing_sensible_is_refused(site, browser, field, valu
     assert "nothing was done" in answer.text
 
 
+@pytest.mark.parametrize("by", ["a" * 201, "ada\x00", "a\u202eb"])
+def test_what_is_no_name_is_refused_before_anything_is_written(site, browser, by):
+    study = site.keep(site.study())
+    fields = hidden(browser.send(at(study, "assess"), runs="1"))
+    for answer in (
+        browser.send(at(study, "assess"), runs="1", by=by),
+        browser.client.post(at(study, "approve"), data=fields | {"by": by, "typed": study.study_hash}),
+    ):
+        assert answer.status_code == 400
+        assert "printable letters" in answer.text
+    assert not (site.home / "decisions.jsonl").exists()
+
+
 def test_without_privacy_it_takes_a_word_of_its_own(site, browser):
     study = site.keep(site.study(*UNPROTECTED))
     assert "fit for public data only" in browser.send(at(study, "assess"), runs="1").text
