@@ -83,7 +83,7 @@ def test_the_page_outlives_no_daemon_that_was_killed(site, daemon):
 
 
 def test_what_is_no_port_is_wrong_usage(site):
-    for odd in ("abc", "70000", "0.0.0.0:80", "٣"):
+    for odd in ("abc", "70000", "0.0.0.0:80", "٣", "9" * 5000):
         found = told(site.home, "run", "--page", odd)
         assert found.returncode == 2
         assert "is neither a port nor none" in " ".join(found.stderr.replace("│", " ").split())
