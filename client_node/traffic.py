@@ -6,7 +6,6 @@ other requests come on top. None of the sizes follows from a record: a study fix
 the name of its error, or a text that quotes no record.
 """
 
-import json
 import logging
 import threading
 import time
@@ -14,12 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..models.strict import StrictModel
 from .diary import Diary
 from .errors import FileDamaged
-from .files import locked, read_json, write_private
+from .files import locked, read_json, stamp, write_private
 from .vitals import known_kind
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,7 @@ DAYS = 400
 _DAY_S = 86_400
 _MOST_BYTES = 2**22
 _REMEDY = "It counts what passed between this node and its coordinator. Delete it: it is counted anew from then on"
+_BEYOND = "{} would hold a number that does not fit: look at this machine's clock, or delete the file"
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 
 
@@ -61,18 +61,22 @@ class Traffic:
 
     def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock, self._lock, self._diary = home / FILE, clock, threading.Lock(), Diary(logger)
+        self._kept: tuple[object, dict[int, dict[str, Passed]]] = None, {}  # what the file holds, and its stamp
 
     def note(self, kind: str, passed: Passed) -> None:
         """Counts what passed in a message of that kind. What cannot be counted is logged, and passes all the same."""
         try:
             with self._lock, locked(self._path):
-                days = self._read()
+                days = self._read_again()
                 day = days.setdefault(int(self._clock() // _DAY_S), {})
                 kind = known_kind(kind)
                 day[kind] = day.get(kind, Passed()) + passed
                 for old in sorted(days)[:-DAYS]:
                     del days[old]
-                write_private(self._path, json.dumps(_File(days=days).model_dump(mode="json")).encode())
+                write_private(self._path, _File(days=days).model_dump_json().encode())
+                self._kept = stamp(self._path), days
+        except ValidationError:  # of a sum, or of a day before 1970
+            self._diary.note("what passes is not counted: %s", _BEYOND.format(self._path), level=logging.WARNING)
         except (FileDamaged, OSError) as err:
             self._diary.note("what passes is not counted: %s", err, level=logging.WARNING)
 
@@ -84,6 +88,14 @@ class Traffic:
         """
         found = self._read()
         return {day: found[day] for day in sorted(found, reverse=True)}
+
+    def _read_again(self) -> dict[int, dict[str, Passed]]:
+        """Reads the file if another process has written it since: a year of days takes longer than to add one up.
+
+        What was read is forgotten until `note` has written it whole.
+        """
+        (known, days), self._kept = self._kept, (None, {})
+        return days if known is not None and known == stamp(self._path) else self._read()
 
     def _read(self) -> dict[int, dict[str, Passed]]:
         found = read_json(self._path, _FORM, remedy=_REMEDY, max_bytes=_MOST_BYTES)

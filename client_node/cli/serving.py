@@ -70,7 +70,7 @@ def _page(home: Path, asked: str | None) -> "WebChild":
     from ..web.process import command
     from ..web.serving import Place
 
-    if asked is not None and not (asked.isascii() and asked.isdigit() and int(asked) <= 65_535):
+    if asked is not None and not (asked.isascii() and asked.isdigit() and len(asked) <= 5 and int(asked) <= 65_535):
         raise typer.BadParameter(f"{asked!r} is neither a port nor {NO_PAGE}", param_hint="--page")
     place = Place(port=PAGE if asked is None else int(asked))
     return WebChild(

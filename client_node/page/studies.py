@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,13 +16,13 @@ from ..approval.catalogue import cached_study
 from ..approval.study_decisions import KnownStudy, Proposal
 from ..errors import ApprovalRefused, SecondPersonMissing
 from ..explanation import explain
-from ..policy import decisions, pending, site_policy
-from ..spoken_hash import parse, words
+from ..policy import decision_log, decisions, pending, site_policy
+from ..spoken_hash import COUNT, parse, words
 from ..study import Study
 from ..telling import proposal_lines, readers
 from .visits import Visit
 
-TYPED = 4  # words of a study's hash that a person types
+TYPED = 4  # words of a study's hash that a person types, at places that nobody knows before
 _KEY = "key "  # before a party's name, in the names of a form's fields
 
 
@@ -37,7 +38,7 @@ class Terms:
 
     @classmethod
     def of(cls, form: Mapping[str, str]) -> "Terms":
-        """Reads a form. Raises `ApprovalRefused` for what is no number or date."""
+        """Reads a form. Raises `ApprovalRefused` for what is no number or date, `PolicyInvalid` for what is no name."""
         runs, until = form.get("runs", "1").strip(), form.get("until", "").strip()
         if not (runs.isascii() and runs.isdigit() and 1 <= int(runs[:9]) <= decisions.MOST_RUNS):
             raise ApprovalRefused(f"an approval covers 1 to {decisions.MOST_RUNS} runs; nothing was done")
@@ -50,7 +51,9 @@ class Terms:
             for name, typed in form.items()
             if name.startswith(_KEY) and typed.strip()
         }
-        return cls(int(runs), last, form.get("unprotected") == "yes", accepted, form.get("by", "").strip())
+        by = form.get("by", "").strip()
+        decision_log.person(by or None)  # before anything is written
+        return cls(int(runs), last, form.get("unprotected") == "yes", accepted, by)
 
     def fields(self) -> dict[str, str]:
         """Writes what `of` reads."""
@@ -129,7 +132,7 @@ def assess(visit: Visit) -> Response:
 
 
 def approve(visit: Visit) -> Response:
-    """Approves a study, as `client-node study approve` does, if the first words of its hash were typed.
+    """Approves a study, as `client-node study approve` does, if the words of its hash that were asked for were typed.
 
     Raises:
         SecondPersonMissing: this site takes two people, whom only commands tell apart.
@@ -145,8 +148,10 @@ def approve(visit: Visit) -> Response:
     proposal = _proposed(visit, study, terms)
     if visit.form.get("seen") != _digest(proposal, terms, visit.login):
         return _ask_for_words(visit, study, terms, proposal, changed=True)
-    if not _is_typed(visit.form.get("typed", ""), study.study_hash):
-        raise ApprovalRefused(f"the first {TYPED} words of the study were not typed as they are, so nothing was done")
+    if not _is_typed(visit.form.get("typed", ""), study.study_hash, _places(visit, study)):
+        raise ApprovalRefused(
+            f"words {_listed(_places(visit, study))} of the study were not typed as they are, so nothing was done"
+        )
     study_decisions.approve_study(visit.home, proposal, by=terms.by or None)
     runs = "1 run" if proposal.runs == 1 else f"{proposal.runs} runs"
     return visit.go("studies", study.study_hash, notice=f"Study {study.name} is approved for {runs}.")
@@ -192,9 +197,9 @@ def _ask_for_words(visit: Visit, study: Study, terms: Terms, proposal: Proposal,
     quote = proposal.assessment.quote
     return visit.render(
         "proposal.html", study=study, lines=proposal_lines(proposal, terms.by or visit.login)[1:],
-        fields=terms.fields(), seen=_digest(proposal, terms, visit.login), spoken=words(study.study_hash), typed=TYPED,
-        quote=quote, after="" if quote is None else rounded_up(quote.would_be), changed=changed,
-        by_command=_by_command(visit, study),
+        fields=terms.fields(), seen=_digest(proposal, terms, visit.login), spoken=words(study.study_hash),
+        asked=_listed(_places(visit, study)), quote=quote, after="" if quote is None else rounded_up(quote.would_be),
+        changed=changed, by_command=_by_command(visit, study),
     )  # fmt: skip
 
 
@@ -204,9 +209,28 @@ def _digest(proposal: Proposal, terms: Terms, login: str) -> str:
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
-def _is_typed(text: str, study_hash: str) -> bool:
-    """True for the first words of a hash, all of them, or the hash itself."""
-    if tuple(text.lower().split()) == words(study_hash)[:TYPED]:
+def _places(visit: Visit, study: Study) -> list[int]:
+    """Draws the places of the words to type, from 0, by this session's key.
+
+    Whoever writes studies may search for one with some words of another: 2**44 tries find four that are known before.
+    """
+    key = visit.session.form_key.encode()
+
+    def drawn(place: int) -> bytes:
+        return hmac.digest(key, f"{study.study_hash} {place}".encode(), "sha256")
+
+    return sorted(sorted(range(COUNT), key=drawn)[:TYPED])
+
+
+def _listed(places: list[int]) -> str:
+    *first, last = (str(place + 1) for place in places)
+    return f"{', '.join(first)} and {last}"
+
+
+def _is_typed(text: str, study_hash: str, places: list[int]) -> bool:
+    """True for the words of a hash at those places, all of them, or the hash itself."""
+    spoken = words(study_hash)
+    if text.lower().split() == [spoken[place] for place in places]:
         return True
     try:
         return parse(text) == study_hash

@@ -11,4 +11,4 @@ a token, or opens a link that a command of the same account has just made and th
 True
 """
 
-__all__ = ["child", "doors", "entering", "forms", "framing", "process", "rendering", "routing", "serving"]
+__all__ = ["accounts", "child", "doors", "entering", "forms", "framing", "process", "rendering", "routing", "serving"]

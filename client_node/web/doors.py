@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from .accounts import of_browser
 from .entering import Session, Sessions, cookie_name, is_led_here, open_link
 from .forms import FormInvalid, read_form
 
@@ -40,7 +41,10 @@ class Door(ABC):
 
     def session_of(self, request: Request) -> Session | None:
         """Finds the session of a request."""
-        return self._sessions.find(request.cookies.get(self._cookie(request)), by_itself="x-live" in request.headers)
+        secret = request.cookies.get(self._cookie(request))
+        if not secret:
+            return None
+        return self._sessions.find(secret, account=of_browser(request), by_itself="x-live" in request.headers)
 
     def end(self, request: Request) -> None:
         """Ends the session of a request."""
@@ -51,7 +55,7 @@ class Door(ABC):
         if why := self.note(who, by):
             return self.page(request, why, 503)
         self.end(request)  # who enters anew leaves no earlier session open
-        secret = self._sessions.open(who, proof)
+        secret = self._sessions.open(who, proof, of_browser(request))
         answer = RedirectResponse("/", status_code=303)
         answer.set_cookie(
             self._cookie(request), secret, path="/", secure=self._is_https, httponly=True, samesite="strict",

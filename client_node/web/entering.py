@@ -1,8 +1,9 @@
 """Lets people in: sessions of browsers, links that work once, and a bound on wrong tokens.
 
-A session is 32 random bytes in a cookie that no script can read and that no other site's page can send. The server
-keeps its digest, in memory alone: a restart ends all sessions. A link's secret is 32 random bytes; its digest names a
-file in the home, which only the home's account can write.
+A session is 32 random bytes in a cookie that no script can read and that no other site's page can send. A browser shows
+it to every port of the host, so also to programs of other accounts of this machine: a session goes on only under the
+account that began it (`accounts`). The server keeps its digest, in memory alone: a restart ends all sessions. A link's
+secret is 32 random bytes; its digest names a file in the home, which only the home's account can write.
 """
 
 import hashlib
@@ -44,6 +45,7 @@ class Session:
     form_key: str = field(repr=False)  # stands in every form, so that only pages of ours can send one
     began: float  # monotonic
     seen: float
+    account: int | None = None  # user id of the browser's program, where it runs on this machine
     notice: str = ""  # shown once, on the next page
 
     def has_sent(self, form: Mapping[str, str]) -> bool:
@@ -58,20 +60,25 @@ class Sessions:
         self._by_digest: dict[str, Session] = {}
         self._mutex = threading.Lock()
 
-    def open(self, who: str | None, proof: str = "") -> str:
-        """Begins a session, and returns what the cookie holds. The oldest ones end where there are too many."""
+    def open(self, who: str | None, proof: str = "", account: int | None = None) -> str:
+        """Begins a session, and returns what the cookie holds. The oldest ones end where there are too many.
+
+        Args:
+            account: of the browser's program (`accounts.of_browser`): no other may go on with the session.
+        """
         secret, now = secrets.token_urlsafe(32), time.monotonic()
         with self._mutex:
             self._drop_ended(now)
             while len(self._by_digest) >= _MOST_SESSIONS:
                 del self._by_digest[next(iter(self._by_digest))]
-            self._by_digest[_digest(secret)] = Session(who, proof, secrets.token_urlsafe(32), now, now)
+            self._by_digest[_digest(secret)] = Session(who, proof, secrets.token_urlsafe(32), now, now, account)
         return secret
 
-    def find(self, secret: str | None, *, by_itself: bool = False) -> Session | None:
-        """Finds the session of a cookie; None if there is none, or it has ended.
+    def find(self, secret: str | None, *, account: int | None = None, by_itself: bool = False) -> Session | None:
+        """Finds the session of a cookie; None if there is none, it has ended, or another account shows the cookie.
 
         Args:
+            account: of the browser's program.
             by_itself: True for a page that looks again by itself: nobody may sit before it, so the session idles on.
         """
         if not secret:
@@ -80,6 +87,8 @@ class Sessions:
         with self._mutex:
             self._drop_ended(now)
             session = self._by_digest.get(_digest(secret))
+            if session is not None and session.account != account:
+                return None
             if session is not None and not by_itself:
                 session.seen = now
             return session

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import threading
 
 import pytest
@@ -63,3 +64,36 @@ def test_a_damaged_count_is_logged_and_stops_nothing(tmp_path, caplog):
     assert "what passes is not counted" in caplog.text
     with pytest.raises(FileDamaged, match="Delete it"):
         Traffic(tmp_path).days()
+
+
+@pytest.mark.parametrize(("came", "now"), [(2**62, 86_400.0 * 5), (1, -86_400.0)])
+def test_a_count_that_does_not_fit_is_logged_and_stops_nothing(tmp_path, caplog, came, now):
+    (tmp_path / FILE).write_text(json.dumps({"format": 1, "days": {"5": {"step": {"came": came}}}}))
+    before = Traffic(tmp_path).days()
+    Traffic(tmp_path, clock=lambda: now).note("step", Passed(came=1))
+    assert "does not fit" in caplog.text
+    assert Traffic(tmp_path).days() == before
+
+
+def test_two_processes_see_what_the_other_has_counted(tmp_path):
+    first, second = Traffic(tmp_path), Traffic(tmp_path)
+    for _ in range(5):
+        first.note("step", Passed(came=1))
+        second.note("step", Passed(came=1))
+    (tmp_path / FILE).unlink()
+    first.note("step", Passed(came=1))
+    second.note("settle", Passed(came=1))
+    ((kinds,),) = [Traffic(tmp_path).days().values()]
+    assert kinds == {"step": Passed(came=1), "settle": Passed(came=1)}
+
+
+def test_what_could_not_be_written_is_not_counted_later(tmp_path, caplog):
+    counts = Traffic(tmp_path)
+    counts.note("step", Passed(came=1))
+    (tmp_path / f".{FILE}.{os.getpid()}").mkdir()  # where it writes first
+    counts.note("step", Passed(came=1))
+    assert "what passes is not counted" in caplog.text
+    (tmp_path / f".{FILE}.{os.getpid()}").rmdir()
+    counts.note("step", Passed(came=1))
+    ((kinds,),) = [counts.days().values()]
+    assert kinds == {"step": Passed(came=2)}

@@ -1,5 +1,6 @@
 import json
 import re
+import socket
 import time
 
 import pytest
@@ -65,7 +66,7 @@ def test_a_link_works_once(site):
 def test_pages_of_one_machine_are_open_side_by_side(site, browser, tmp_path):
     """Browsers send the cookies of 127.0.0.1 to every port."""
     other = site_in(tmp_path / "other")
-    page = TestClient(PageApp(other.home).app, base_url="http://127.0.0.1", cookies=browser.client.cookies)
+    page = TestClient(PageApp(other.home).app, base_url="http://127.0.0.1:81", cookies=browser.client.cookies)
     assert page.get("/", follow_redirects=False).status_code == 303
     page.get("/enter", params={"link": make_link(other.home, "bob")})
     assert len(page.cookies) == 2
@@ -94,9 +95,11 @@ def test_a_link_is_made_where_a_page_is_served_in_the_name_of_who_asks(site):
     with only_one(site.home):
         with pytest.raises(PageUnavailable, match="has no page yet"):
             links.make(site.home)
-        (site.home / daemon.PAGE_FILE).write_text('{"address": "http://127.0.0.1:9448"}')
-        address, _, secret = links.make(site.home).partition("/enter?link=")
-        assert address == "http://127.0.0.1:9448" == daemon.status(site.home)["page"]
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            where = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            (site.home / daemon.PAGE_FILE).write_text(json.dumps({"address": where}))
+            address, _, secret = links.make(site.home).partition("/enter?link=")
+        assert address == where == daemon.status(site.home)["page"]
         assert open_link(site.home, secret) == (login_name(), "")
     assert daemon.status(site.home)["page"] is None  # a file that a killed daemon left behind
 

@@ -23,12 +23,23 @@ def hidden(answer):
     return dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', answer.text))
 
 
+def places(answer):
+    """Reads at which places, from 0, the words stand that a page asks for."""
+    return [
+        int(each) - 1 for each in re.findall(r"\d+", re.search(r"Type words ([^A-Za-z]+ and \d+),", answer.text)[1])
+    ]
+
+
+def heard(answer, study):
+    return " ".join(words(study.study_hash)[place] for place in places(answer))
+
+
 def approved(browser, study, typed=None, **terms):
     """Sends both forms, as a person does."""
     asked = browser.send(at(study, "assess"), **terms)
     assert asked.status_code == 200, asked.text
     fields = hidden(asked)
-    typed = " ".join(words(study.study_hash)[:4]) if typed is None else typed
+    typed = heard(asked, study) if typed is None else typed
     return browser.client.post(at(study, "approve"), data=fields | {"typed": typed})
 
 
@@ -73,6 +84,23 @@ def test_other_words_approve_nothing(site, browser, typed):
     assert not load_policy(site.home).permits(study)
 
 
+def test_nobody_knows_before_which_words_are_asked_for(site, browse):
+    """Whoever writes studies could search for one with the same words at places that are known."""
+    site.write(ROOM)
+    study = site.keep(site.study())
+    browsers = [browse(login) for login in ("ada", "bob", "eve", "ann")]
+    asked = [browser.send(at(study, "assess"), runs="1") for browser in browsers]
+    found = [places(each) for each in asked]
+    assert all(len({*each}) == 4 and {*each} <= {*range(24)} for each in found)
+    assert len({*map(tuple, found)}) > 1  # equal by chance once in 10**12
+    for browser, one in zip(browsers, found, strict=True):
+        assert places(browser.send(at(study, "assess"), runs="2")) == one  # to ask again does not choose
+        other = next(each for each in found if each != one)
+        spoken = " ".join(words(study.study_hash)[place] for place in other)
+        assert approved(browser, study, typed=spoken).status_code == 409
+    assert not load_policy(site.home).permits(study)
+
+
 def test_all_words_and_the_hash_itself_are_good_as_well(site, browser):
     study = site.keep(site.study())
     assert approved(browser, study, typed=study.study_hash).status_code == 200
@@ -83,9 +111,9 @@ def test_all_words_and_the_hash_itself_are_good_as_well(site, browser):
 def test_nobody_agrees_to_what_was_changed_meanwhile(site, browser):
     site.write(ROOM)
     study = site.keep(site.study())
-    fields = hidden(browser.send(at(study, "assess"), runs="1"))
-    typed = {"typed": " ".join(words(study.study_hash)[:4])}
-    answer = browser.client.post(at(study, "approve"), data=fields | typed | {"runs": "5"})
+    asked = browser.send(at(study, "assess"), runs="1")
+    typed = {"typed": heard(asked, study)}
+    answer = browser.client.post(at(study, "approve"), data=hidden(asked) | typed | {"runs": "5"})
     assert "Something has changed since you read it" in answer.text
     assert not load_policy(site.home).permits(study)
 
@@ -107,6 +135,19 @@ def test_a_form_that_says_nothing_sensible_is_refused(site, browser, field, valu
     answer = browser.send(at(study, "assess"), **{"runs": "1", field: value})
     assert answer.status_code == 409
     assert "nothing was done" in answer.text
+
+
+@pytest.mark.parametrize("by", ["a" * 201, "ada\x00", "a\u202eb"])
+def test_what_is_no_name_is_refused_before_anything_is_written(site, browser, by):
+    study = site.keep(site.study())
+    fields = hidden(browser.send(at(study, "assess"), runs="1"))
+    for answer in (
+        browser.send(at(study, "assess"), runs="1", by=by),
+        browser.client.post(at(study, "approve"), data=fields | {"by": by, "typed": study.study_hash}),
+    ):
+        assert answer.status_code == 400
+        assert "printable letters" in answer.text
+    assert not (site.home / "decisions.jsonl").exists()
 
 
 def test_without_privacy_it_takes_a_word_of_its_own(site, browser):

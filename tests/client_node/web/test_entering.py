@@ -179,7 +179,7 @@ def test_a_link_lasts_five_minutes(tmp_path, clock):
         lambda link: link | {"role": "admin"},
         lambda link: link | {"until": "never"},
         lambda link: link | {"until": 1e300},
-        lambda link: link | {"who": "a" * 64},
+        lambda link: link | {"who": "a" * 257},
         lambda link: {"until": link["until"]},
         lambda link: [],
     ],
@@ -258,3 +258,11 @@ def test_pages_on_one_machine_leave_each_others_cookies_alone():
 def test_a_link_on_another_page_is_noticed(site, is_led):
     headers = [] if site is None else [(b"sec-fetch-site", site)]
     assert is_led_here(asked(headers)) == is_led
+
+
+def test_another_account_goes_on_with_no_session():
+    sessions = Sessions()
+    secret = sessions.open("anna", account=1001)
+    assert sessions.find(secret, account=1002) is None
+    assert sessions.find(secret) is None
+    assert sessions.find(secret, account=1001).who == "anna"
