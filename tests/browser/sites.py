@@ -91,15 +91,21 @@ def waiting(folder: Path) -> tuple[Site, dict[str, str]]:
     return site, {"study": first.study_hash, "other": other.study_hash}
 
 
-def spent(folder: Path) -> tuple[Site, dict[str, str]]:
-    """A site that has approved and refused studies, with budget spent, a run under way, messages and long names."""
+def under_way(folder: Path) -> tuple[Site, dict[str, str]]:
+    """A site that has approved one of two studies, of which a run is under way."""
     site, names = waiting(folder)
+    _approve(site, cached_study(site.home, names["study"]), runs=2, by=LONG_NAME)
+    RunReservations(site.home).note("thyroid-7d0b3344", names["study"])
+    return site, names
+
+
+def spent(folder: Path) -> tuple[Site, dict[str, str]]:
+    """The same, with budget spent, and messages; the other study is refused."""
+    site, names = under_way(folder)
     first = cached_study(site.home, names["study"])
-    _approve(site, first, runs=2, by=LONG_NAME)
     study_decisions.revoke_study(site.home, names["other"], by=WHO)
     _charge(site, first, "thyroid-2f6a9c01", rounds=40)
     _charge(site, first, "thyroid-7d0b3344", rounds=4, settled=3)
-    RunReservations(site.home).note("thyroid-7d0b3344", first.study_hash)
     for day in range(40):
         traffic = Traffic(site.home, clock=lambda day=day: 86_400.0 * (20_400 + day))
         for place, kind in enumerate((*KINDS, "other")):

@@ -106,7 +106,7 @@ def test_a_study_is_read_and_approved_and_another_refused(here, come_in, picture
 
 @with_and_without
 def test_an_approval_is_withdrawn_under_a_run_by_its_name_alone(tmp_path, come_in, has_script):
-    with sites.served(*sites.spent(tmp_path)) as here:
+    with sites.served(*sites.under_way(tmp_path)) as here:
         page, study = come_in(here, has_script=has_script), here.names["study"]
         (run,) = RunReservations(here.site.home).of_study(study)
         page.goto(f"{here.address}/studies/{study}")
