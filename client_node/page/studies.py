@@ -13,6 +13,7 @@ from .. import identity_keys
 from ..approval import study_decisions, table_check
 from ..approval.assessment import outlook
 from ..approval.catalogue import cached_study
+from ..approval.confirmed_sites import doubts
 from ..approval.study_decisions import KnownStudy, Proposal
 from ..errors import ApprovalRefused, SecondPersonMissing
 from ..explanation import explain
@@ -106,10 +107,22 @@ def check(visit: Visit) -> Response:
 
 
 def confirm(visit: Visit) -> Response:
-    """Confirms the key of a site by the fingerprint that its people read out, as `client-node site confirm` does."""
+    """Confirms the key of a site by the fingerprint that its people read out, as `client-node site confirm` does.
+
+    Raises:
+        PolicyInvalid: it is no fingerprint, or the site was confirmed with another one.
+        ApprovalRefused: the study gives the site another key. The fingerprint is recorded all the same: what people
+            say to each other counts more than what came through the coordinator.
+    """
     study, _ = _found(visit)
     name, typed = visit.form.get("site", ""), visit.form.get("fingerprint", "").strip().upper()
     decisions.confirm_sites(visit.home, {name: typed})
+    alone = study.model_copy(update={"sites": tuple(each for each in study.sites if each.name == name)})
+    if doubts(visit.home, alone):
+        raise ApprovalRefused(
+            f"{name} reads out another key than this study gives it: it is kept, and the study is not added up here; "
+            f"if it was mistyped: client-node site remove {name}"
+        )
     return visit.go("studies", study.study_hash, "approve", notice=f"The key of {name} is confirmed.")
 
 
@@ -136,7 +149,7 @@ def approve(visit: Visit) -> Response:
 
     Raises:
         SecondPersonMissing: this site takes two people, whom only commands tell apart.
-        ApprovalRefused: something speaks against it, or other words were typed.
+        ApprovalRefused: something speaks against it.
     """
     study, _ = _found(visit)
     if command := _by_command(visit, study):
@@ -149,9 +162,7 @@ def approve(visit: Visit) -> Response:
     if visit.form.get("seen") != _digest(proposal, terms, visit.login):
         return _ask_for_words(visit, study, terms, proposal, changed=True)
     if not _is_typed(visit.form.get("typed", ""), study.study_hash, _places(visit, study)):
-        raise ApprovalRefused(
-            f"words {_listed(_places(visit, study))} of the study were not typed as they are, so nothing was done"
-        )
+        return _ask_for_words(visit, study, terms, proposal, mistyped=True)
     study_decisions.approve_study(visit.home, proposal, by=terms.by or None)
     runs = "1 run" if proposal.runs == 1 else f"{proposal.runs} runs"
     return visit.go("studies", study.study_hash, notice=f"Study {study.name} is approved for {runs}.")
@@ -193,13 +204,15 @@ def _proposed(visit: Visit, study: Study, terms: Terms) -> Proposal:
     )  # fmt: skip
 
 
-def _ask_for_words(visit: Visit, study: Study, terms: Terms, proposal: Proposal, *, changed: bool = False) -> Response:
+def _ask_for_words(
+    visit: Visit, study: Study, terms: Terms, proposal: Proposal, *, changed: bool = False, mistyped: bool = False
+) -> Response:
     quote = proposal.assessment.quote
     return visit.render(
         "proposal.html", study=study, lines=proposal_lines(proposal, terms.by or visit.login)[1:],
         fields=terms.fields(), seen=_digest(proposal, terms, visit.login), spoken=words(study.study_hash),
         asked=_listed(_places(visit, study)), quote=quote, after="" if quote is None else rounded_up(quote.would_be),
-        changed=changed, by_command=_by_command(visit, study),
+        changed=changed, mistyped=mistyped, by_command=_by_command(visit, study), status=409 if mistyped else 200,
     )  # fmt: skip
 
 

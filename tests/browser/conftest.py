@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from confide.client_node.page import log
 from confide.client_node.study.terms import load_draft
 from confide.coordinator import ca_rotation
 from confide.coordinator.comparison import page as comparison_page
@@ -23,10 +24,10 @@ from confide.models.evaluation.router_statistics import LayerRouting
 from confide.privacy.report import page as budget_report
 from confide.privacy.report.language import languages
 
-from ..client_node.conftest import STUDY_TOML
+from ..client_node.conftest import STUDY_TOML, site_in
 from ..coordinator.conftest import SITES
 from ..privacy.ledgers import eventful_report
-from . import federations
+from . import federations, sites
 from .looking import Pictures, Place
 
 NAME_NOBODY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # so that nothing leaves this machine
@@ -137,6 +138,60 @@ def large(tmp_path_factory, founded, backbone):
     names, away = federations.fill_large(home, backbone), federations.LARGE_SITES[5:25:4]
     with federations.served(home, names) as here, federations.coordinating(here, away=away):
         yield here.by("")
+
+
+@pytest.fixture(scope="session")
+def logged(tmp_path_factory):
+    """A file as the daemon's log, for a site's page, which else shows that of the process before this one."""
+    file, link = tmp_path_factory.mktemp("logged") / "daemon.log", tmp_path_factory.mktemp("logged") / "stderr"
+    file.write_text("".join(f"2026-03-01T12:00:{n:02}Z INFO svi is connected {n}\n" for n in range(40)))
+    link.symlink_to(file)
+    read = log._of_parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "_of_parent", lambda _: read(link))
+        yield
+
+
+@pytest.fixture(scope="session")
+def site_empty(tmp_path_factory, logged):
+    """The page of a site that no study has reached, and where nothing waits."""
+    with sites.served(site_in(tmp_path_factory.mktemp("site"))) as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def site_waits(tmp_path_factory):
+    """The page of a site where two studies wait and no daemon runs."""
+    with sites.served(*sites.waiting(tmp_path_factory.mktemp("site")), has_daemon=False) as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def site_spent(tmp_path_factory, logged):
+    """The page of a site with an approved study, a run under way, and budget spent."""
+    with sites.served(*sites.spent(tmp_path_factory.mktemp("site"))) as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def site_refused(tmp_path_factory):
+    """The page of a site that has refused its only study."""
+    with sites.served(*sites.refused(tmp_path_factory.mktemp("site"))) as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def site_of_two(tmp_path_factory):
+    """The page of a site where two people decide, and one of them has."""
+    with sites.served(*sites.four_eyes(tmp_path_factory.mktemp("site"))) as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def aggregator(tmp_path_factory):
+    """The page of an aggregator that has confirmed no site's key."""
+    with sites.served(*sites.aggregator(tmp_path_factory.mktemp("site"))) as here:
+        yield here
 
 
 @pytest.fixture(scope="session")

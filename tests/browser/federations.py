@@ -2,23 +2,16 @@
 
 import hashlib
 import json
-import queue
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
-
-import httpx
-from starlette.types import ASGIApp
 
 from confide import __version__
 from confide.client_node.web.entering import make_link
-from confide.client_node.web.serving import Place as Port
-from confide.client_node.web.serving import serve_page
 from confide.coordinator.federation.home import Settings, create_home
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.federation.serving import SeenNode, Serving, note_serving, only_server
@@ -29,12 +22,11 @@ from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Evaluation, LeftOut, NodeRow, Round, Run
 from confide.coordinator.studies.create import create_study
-from confide.listening import Listening
 
 from ..client_node.conftest import EVALUATION, STUDY_TOML, certificate_of, changed, identity_of
 from ..coordinator.conftest import PARTIES, SITES, enrolled_nodes
 from ..privacy.ledgers import eventful_ledger
-from .looking import Place
+from .serving import Served
 
 PEOPLE = {"admin": "anna", "operator": "oscar", "viewer": "vera"}
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b[31mred\x07 \u202etxet \"'&" + "unbroken-" * 60
@@ -47,64 +39,18 @@ LARGE_ROUNDS = 1000
 _BEAT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Visitor(Place):
-    """A place whose paths may name parts of the federation in braces, as {run}."""
-
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    def at(self, path: str, *, status: int = 200) -> Place:
-        return Place(self.address + path.format(**self.names), self.cookies, status)
-
-
-@dataclass(slots=True)
-class Served:
-    """A page that listens, over a federation that a test may change."""
+@dataclass(slots=True, kw_only=True)
+class Federation(Served):
+    """The operator's page; `names` has under a role's name the token of its operator."""
 
     home: Path
     store: Store
-    app: ASGIApp
-    names: dict[str, str]  # of its parts; under a role's name the token of its operator
-    address: str = ""
-    _cookies: dict[str, tuple[dict[str, str], ...]] = field(default_factory=dict)
-    _listening: Listening | None = None
-    _thread: threading.Thread | None = None
-
-    def serve(self) -> None:
-        """Listens: on a free port for the first time, and on that one from then on."""
-        opened: queue.SimpleQueue[tuple[str, Listening]] = queue.SimpleQueue()
-        port = Port(port=urlsplit(self.address).port or 0)
-
-        def listen() -> None:
-            serve_page(self.app, port, lambda *told: opened.put(told))
-
-        self._thread = threading.Thread(target=listen)
-        self._thread.start()
-        self.address, self._listening = opened.get(timeout=60)
-
-    def stop(self) -> None:
-        """Closes the port; sessions live on, so that it can be opened again."""
-        if self._listening is not None and self._thread is not None:
-            self._listening.stop()
-            self._thread.join()
-
-    def by(self, who: str) -> Visitor:
-        """The page as somebody sees it: an operator's role, "" for the home's account, "nobody" for a stranger."""
-        if who not in self._cookies:
-            self._cookies[who] = () if who == "nobody" else (self._let_in(who),)
-        return Visitor(self.address, self._cookies[who], names=self.names)
 
     def link(self, who: str = "") -> str:
-        """The address that lets somebody in once."""
+        """The address that lets somebody in once: an operator by the role, "" for the home's account."""
         operator = operators.named(self.store, PEOPLE[who]) if who else None
         secret = make_link(self.home, *(() if operator is None else (operator.name, operator.token_hash)) or (None,))
         return f"{self.address}/enter?link={secret}"
-
-    def _let_in(self, who: str) -> dict[str, str]:
-        answer = httpx.get(self.link(who), trust_env=False)
-        assert answer.status_code == 303, answer.text
-        ((name, value),) = answer.cookies.items()
-        return {"name": name, "value": value}
 
     def commit(self, count: int, *, run: str = "", sites: Sequence[str] = SITES, seconds: float = 3.2) -> None:
         """Commits rounds behind those that are there, as a driver did."""
@@ -227,11 +173,11 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
 
 
 @contextmanager
-def served(home: Path, names: Mapping[str, str]) -> Iterator[Served]:
+def served(home: Path, names: Mapping[str, str]) -> Iterator[Federation]:
     """Serves the page of a home on a free port, in a thread of its own."""
     store = Store.open(home)
     page = PageApp(home, store, is_https=False)
-    here = Served(home, store, page.app, dict(names))
+    here = Federation(home=home, store=store, app=page.app, names=dict(names))
     try:
         here.serve()
         known = sum(bool(store.ledger_length(node.name)) for node in store.nodes())
@@ -245,7 +191,7 @@ def served(home: Path, names: Mapping[str, str]) -> Iterator[Served]:
 
 
 @contextmanager
-def coordinating(here: Served, *, away: Sequence[str] = (), silent: Sequence[str] = ()) -> Iterator[None]:
+def coordinating(here: Federation, *, away: Sequence[str] = (), silent: Sequence[str] = ()) -> Iterator[None]:
     """Does to the home what `coordinator serve` and a driver do while they run: notes, and heartbeats.
 
     Args:

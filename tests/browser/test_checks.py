@@ -227,6 +227,7 @@ SCRIPTS = {
     "undefinedName": "plainly: error in a script: undefinedName is not defined",
     "fetch('https://example.com/x').catch(() => null)": "Connecting to 'https://example.com/x' violates",
     "onload = () => document.querySelector('h1').append(' of all')": "without JavaScript: headings",
+    "onload = () => { document.forms[0].name.onkeydown = () => false }": 'Tab does not reach <button> "Stop',
 }
 
 
@@ -234,6 +235,11 @@ SCRIPTS = {
 def test_what_a_script_does_wrong_is_found(faults_of, script):
     found = faults_of(script=script)
     assert any(SCRIPTS[script] in fault for fault in found), found
+
+
+def test_a_field_of_a_date_holds_nobody_fast(faults_of):
+    date = '<p><label>Day of it <input type="date"></label></p>'
+    assert faults_of(GOOD.replace("<p><button>Stop", date + "<p><button>Stop")) == []
 
 
 def test_what_a_lax_policy_lets_out_is_found(faults_of):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 from starlette.routing import compile_path
 
-from confide.coordinator.page.views import VIEWS
+from confide.client_node.page.views import VIEWS as SITES_VIEWS
+from confide.coordinator.page.views import VIEWS as OPERATORS_VIEWS
 from confide.privacy.report.language import languages
 
 from .looking import look
@@ -21,7 +22,7 @@ class Page:
     place: str
     path: str = ""
     status: int = 200
-    who: str = ""  # the operator's role who looks, where a federation has operators
+    who: str = ""  # an operator's role, where a federation has operators; "nobody" has not come in
     is_brief: bool = False  # True where the same template is looked at whole in another state
 
 
@@ -88,17 +89,55 @@ OPERATORS_PAGES = (
     Page("adapter-export", "running", "/adapters/{done}/export", who="operator", is_brief=True),
 )
 
+# Every page of client_node/page/views.py, in the same way; seen by who has a link, or by "nobody".
+SITES_PAGES = (
+    Page("node-door", "site_waits", "/login", who="nobody"),
+    Page("node-door-closed", "site_waits", "/enter?link=used", 403, who="nobody", is_brief=True),
+    Page("node-trouble", "site_waits", "/studies/nothing", 404, is_brief=True),
+    Page("node-overview-empty", "site_empty", "/", is_brief=True),
+    Page("node-overview-waits", "site_waits", "/", is_brief=True),
+    Page("node-overview", "site_spent", "/"),
+    Page("node-overview-refused", "site_refused", "/", is_brief=True),
+    Page("node-overview-four-eyes", "site_of_two", "/", is_brief=True),
+    Page("node-overview-aggregator", "aggregator", "/", is_brief=True),
+    Page("node-studies-empty", "site_empty", "/studies", is_brief=True),
+    Page("node-studies", "site_spent", "/studies"),
+    Page("node-study", "site_waits", "/studies/{study}"),
+    Page("node-study-hostile", "site_waits", "/studies/{other}", is_brief=True),
+    Page("node-study-approved", "site_spent", "/studies/{study}", is_brief=True),
+    Page("node-study-refused", "site_refused", "/studies/{study}", is_brief=True),
+    Page("node-study-four-eyes", "site_of_two", "/studies/{study}", is_brief=True),
+    Page("node-study-aggregator", "aggregator", "/studies/{study}", is_brief=True),
+    Page("node-rules", "site_waits", "/studies/{study}/rules"),
+    Page("node-approve", "site_waits", "/studies/{study}/approve"),
+    Page("node-approve-four-eyes", "site_of_two", "/studies/{study}/approve", is_brief=True),
+    Page("node-approve-aggregator", "aggregator", "/studies/{study}/approve", is_brief=True),
+    Page("node-refuse", "site_waits", "/studies/{study}/revoke", is_brief=True),
+    Page("node-withdraw", "site_spent", "/studies/{study}/revoke"),
+    Page("node-budget-empty", "site_empty", "/budget", is_brief=True),
+    Page("node-budget", "site_spent", "/budget"),
+    Page("node-traffic-empty", "site_empty", "/traffic", is_brief=True),
+    Page("node-traffic", "site_spent", "/traffic"),
+    Page("node-decisions-empty", "site_empty", "/decisions", is_brief=True),
+    Page("node-decisions", "site_spent", "/decisions"),
+    Page("node-policy", "site_spent", "/policy"),
+    Page("node-log-empty", "site_empty", "/log", is_brief=True),
+    Page("node-log", "site_spent", "/log"),
+)
+
 FILES = (
     "/budgets/report.json",
     "/budgets/report.html",
     "/studies/{study}/study.json",
 )  # paths of views that are downloaded
+SITES_FILES = ("/budget/report.html", "/budget/report.json")
 
 PAGES = (
     *(Page(f"budget-report-{code}", "reports", f"{code}.html", is_brief=code != "en") for code in languages()),
     Page("routing", "routing"),
     Page("ladder", "ladder"),
     *OPERATORS_PAGES,
+    *SITES_PAGES,
 )
 
 
@@ -116,10 +155,26 @@ def test_no_two_pages_share_a_name():
     assert len({page.name for page in PAGES}) == len(PAGES)
 
 
-def test_every_view_of_the_operators_page_is_looked_at():
-    routes = {path: compile_path(path)[0] for path in VIEWS}
-    asked = [*(page.path for page in OPERATORS_PAGES), *FILES]
+def unseen(views, pages, files):
+    """Paths of views that no line asks for. Where some share a page, one of them is enough."""
+    routes = {path: compile_path(path)[0] for path in views}
+    asked = [*(page.path for page in pages), *files]
     found = {
         next((path for path, route in routes.items() if route.match(each.partition("?")[0])), None) for each in asked
     }
-    assert set(VIEWS) - found == set(), "add a line to OPERATORS_PAGES, or to FILES if it is downloaded"
+    looks = {view.look for path, view in views.items() if path in found}
+    return {path for path, view in views.items() if view.look not in looks}
+
+
+def test_every_view_of_the_operators_page_is_looked_at():
+    assert unseen(OPERATORS_VIEWS, OPERATORS_PAGES, FILES) == set(), "add a line to OPERATORS_PAGES, or to FILES"
+
+
+def test_every_view_of_a_sites_page_is_looked_at():
+    assert unseen(SITES_VIEWS, SITES_PAGES, SITES_FILES) == set(), "add a line to SITES_PAGES, or to SITES_FILES"
+
+
+def test_a_view_in_no_line_is_unseen():
+    page = next(page for page in SITES_PAGES if page.path == "/traffic")
+    others = [other for other in SITES_PAGES if other.path != page.path]
+    assert unseen(SITES_VIEWS, others, SITES_FILES) == {page.path}

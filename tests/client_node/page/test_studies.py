@@ -221,6 +221,15 @@ def test_an_aggregator_confirms_keys_by_what_its_people_heard(site, browse):
     assert load_decisions(site.home).verdict(study.study_hash) == "approved"
 
 
+def test_a_fingerprint_of_another_key_is_kept_and_told(site, browse):
+    study = site.aggregate()
+    (site.home / "decisions.json").unlink()
+    answer = browse("ada").send(at(study, "confirm"), site="rest", fingerprint="ABCD-" * 7 + "ABCD")
+    assert answer.status_code == 409
+    assert "another key than this study gives it" in answer.text
+    assert load_decisions(site.home).sites == {"rest": "ABCD-" * 7 + "ABCD"}
+
+
 def test_a_key_that_was_replaced_is_accepted_by_its_fingerprint_alone(site, browser):
     approved(browser, site.keep(site.study()))
     other = site.keep(site.study(("rounds = 40", "rounds = 30")))
