@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
 
@@ -32,6 +33,7 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), interest-cohort=()",
 }
 _FOR_PROGRAMS = "/api/"  # where a refusal is a problem of RFC 9457, as all others there
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _YEAR = "max-age=31536000"
 _LAST = {"Connection": "close"}  # the rest of the request is not read
 _TOO_LONG = f"a request has at most {MOST_BODY >> 10} KiB"
@@ -95,8 +97,9 @@ def _refusal(scope: Scope, headers: Headers, names: Collection[str] | None, *, i
     """Finds what is wrong about a request before anybody looks at it."""
     if names is not None and host_of(headers.getlist("host")) not in names:
         return _said(421, "this page has another name")
-    if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
-        return _said(400, "an address has no NUL")  # which no name here has, and PostgreSQL takes in no text
+    if _CONTROL.search(scope["path"]) or b"%00" in scope.get("query_string", b""):
+        # No name here has one; PostgreSQL takes no NUL in a text, and a line's end is beyond every route.
+        return _said(400, "an address has no control character")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > MOST_BODY:
         return _said(413, _TOO_LONG, _LAST)

@@ -211,7 +211,7 @@ REFUSED = [
     ("GET", "/runs/", {}, 404),
     ("DELETE", "/runs", {}, 405),
     ("GET", "/runs/run-1", {}, 404),
-    ("GET", "/runs/%00", {}, 422),
+    ("GET", "/runs/%00", {}, 400),
     ("GET", "/runs?limit=201", {}, 422),
     ("GET", "/runs?limit=1&limit=2", {}, 422),
     ("GET", "/runs?cursor=gone", {}, 404),
