@@ -88,7 +88,7 @@ def test_a_federation_is_founded_in_the_steps_that_the_pages_tell(
     monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
     served: list[Path] = []
     monkeypatch.setattr(
-        "confide.coordinator.cli.main.serve_federation", lambda home: gate.enter_context(open_gate(home))
+        "confide.coordinator.cli.main.serve_federation", lambda home, *, page: gate.enter_context(open_gate(home))
     )
     monkeypatch.setattr("confide.client_node.daemon.run", lambda home, stop, **how: served.append(home) or 0)
     steps, parcel = Steps(tmp_path), tmp_path / "parcel"

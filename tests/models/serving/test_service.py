@@ -403,7 +403,7 @@ def test_a_page_of_elsewhere_reaches_nothing(port):
     assert as_form.status_code == 415
     for name in ("evil.example", "127.0.0.1.evil.example", f"evil.example:{port}", "", "[::1"):
         renamed = httpx.post(url, json={"model": "loans", "prompt": "a"}, headers={"host": name})
-        assert (renamed.status_code == 400) == (name != "[::1")
+        assert renamed.status_code == 400
     assert httpx.get(f"http://localhost:{port}/healthz").status_code == 200
 
 
@@ -638,7 +638,7 @@ def test_an_answer_that_fails_is_one_sentence(served, monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("[::1]:8000", 200), ("[::1]", 200), ("LOCALHOST:8000", 200), ("127.0.0.1", 200), ("[::1", 200),
+    [("[::1]:8000", 200), ("[::1]", 200), ("LOCALHOST:8000", 200), ("127.0.0.1", 200), ("[::1", 400),
      ("::1", 400), ("localhost.", 400), ("evil.example:8000", 400), ("[evil.example]", 400), ("", 400)],
 )  # fmt: skip
 def test_a_loopback_port_answers_under_its_own_names_alone(host, status):
