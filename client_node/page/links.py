@@ -1,7 +1,6 @@
 """Links by which the browser of whoever runs a command is let in to the site's page."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..daemon import PAGE_FILE
 from ..enrolment import Enrolment
@@ -46,9 +45,8 @@ def _is_served(home: Path) -> bool:
 
 
 def _is_ours(home: Path, address: str) -> bool:
-    """True if the daemon's account listens at an address of this machine, or the system does not note who does."""
+    """True if the daemon's account listens at the address that it noted."""
     try:
-        owner, place = (home / PAGE_FILE).stat().st_uid, urlsplit(address)
+        return accounts.holds((home / PAGE_FILE).stat().st_uid, address)
     except FileNotFoundError:
         return False
-    return not accounts.is_known() or accounts.of_listener(place.hostname or "", place.port or 0) == owner

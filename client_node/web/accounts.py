@@ -10,6 +10,9 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ...listening import is_loopback
 
 if TYPE_CHECKING:
     from starlette.requests import Request  # commands ask who listens, and do without it
@@ -42,9 +45,17 @@ def of_listener(host: str, port: int) -> int | None:
         return None
 
 
-def is_known() -> bool:
-    """True where the system notes whose each connection is."""
-    return _TABLES[4].exists()
+def holds(owner: int, address: str) -> bool:
+    """True if an account listens at a page's address: another one could use a link that is opened there.
+
+    A certificate says whose an address is that other machines reach, and where the system notes no accounts nothing
+    does: both pass.
+    """
+    place = urlsplit(address)
+    host, port = place.hostname or "", place.port or 0
+    if not is_loopback(host) or not _TABLES[4].exists():
+        return True
+    return owner in [of_listener(each, port) for each in (("127.0.0.1", "::1") if host == "localhost" else (host,))]
 
 
 def _owner(local: tuple[_Address, int], remote: tuple[_Address, int] | None) -> int | None:
