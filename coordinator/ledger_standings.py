@@ -18,10 +18,14 @@ _LEDGERS_S = 15.0  # how often ledgers are looked at; of one that has grown the 
 
 
 class Ledgers:
-    """The standings of all replicated ledgers, kept up to date by a thread: reading a long one takes a while."""
+    """The standings of all replicated ledgers, kept up to date by a thread: reading a long one takes a while.
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._replica = store, LedgerReplica(store)
+    Args:
+        with_courses: True for who draws spending over time; the gate's process, which does not, is spared the work.
+    """
+
+    def __init__(self, store: Store, *, with_courses: bool = False) -> None:
+        self._store, self._replica, self._with_courses = store, LedgerReplica(store), with_courses
         self._lengths: dict[str, int] = {}
         self._standings: dict[str, list[Standing]] = {}
         self._courses: dict[str, list[Course]] = {}
@@ -43,6 +47,10 @@ class Ledgers:
         """The accounts of each site, as far as they are read."""
         return dict(self._standings)
 
+    def accounts(self) -> "list[tuple[str, Standing]]":
+        """Lists every account with its site, by name, as far as ledgers are read."""
+        return [(site, each) for site, found in sorted(self._standings.copy().items()) for each in found]
+
     def courses(self) -> "dict[str, list[Course]]":
         """The course of each account of each site, as far as they are read."""
         return dict(self._courses)
@@ -61,7 +69,9 @@ class Ledgers:
                 continue
             try:
                 books = self._replica.books(node.name)
-                self._standings[node.name], self._courses[node.name] = standings(books), courses(books)
+                self._standings[node.name] = standings(books)
+                if self._with_courses:
+                    self._courses[node.name] = courses(books)
                 self._readable[node.name] = True
             except (ReplicaBroken, PrivacyError) as err:
                 self._readable[node.name] = False

@@ -365,6 +365,5 @@ def _accounts(call: Call) -> list[Account]:
             site=site, dataset=each.dataset, unit=each.unit, cap=each.cap, filled=each.filled,
             guaranteed=each.guaranteed if math.isfinite(each.guaranteed) else None,
         )
-        for site, accounts in sorted(call.federation.ledgers.standings().items())
-        for each in accounts
+        for site, each in call.federation.ledgers.accounts()
     ]  # fmt: skip

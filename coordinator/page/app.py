@@ -42,7 +42,9 @@ class PageApp:
 
     def __init__(self, home: Path, store: Store, *, is_https: bool) -> None:
         renderer = Renderer(__name__, version=__version__, tone=tone)
-        self._federation = Federation(home, load_settings(home).federation, store, Ledgers(store), renderer)
+        self._federation = Federation(
+            home, load_settings(home).federation, store, Ledgers(store, with_courses=True), renderer
+        )
         tokens = Tokens(store)  # wrong ones are counted together, of the form and of the API
         self._login = Login(self._federation, tokens, is_https=is_https)
         api = make_api(home, store, self._federation.ledgers, tokens)

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from ..run.glance import MemberStanding, look
 from ..run.progress import live_run
+from ..store.states import RunState
 from .visits import Visit
 
 MOST_ROWS = 12  # of nodes, those away first, and of accounts, the fullest first
@@ -30,7 +31,7 @@ def show(visit: Visit) -> Response:
     waiting = [each for each in found.runs if each.state == "pending" and each.heartbeat is None]
     present = [each for each in found.members if each.state not in ("left", "revoked")]
     accounts = sorted(spending(visit), key=lambda each: -each.filled)
-    over = [each for each in found.runs if each.state not in ("pending", "running", "stopping", "abandoning")]
+    over = [each for each in found.runs if RunState(each.state).is_over]
     return visit.render(
         "overview.html", found=found, going=going, waiting=waiting, over=over[-5:][::-1],
         nodes=sorted(present, key=lambda each: each.online is not False)[:MOST_ROWS], left_out=len(present) - MOST_ROWS,
@@ -42,8 +43,7 @@ def spending(visit: Visit) -> list[Spending]:
     """Lists every account of every ledger, as far as they are read."""
     return [
         Spending(site, each.dataset, each.unit, each.guaranteed, each.cap, each.filled)
-        for site, accounts in sorted(visit.federation.ledgers.standings().items())
-        for each in accounts
+        for site, each in visit.federation.ledgers.accounts()
     ]
 
 
