@@ -3,7 +3,7 @@
 from starlette.responses import Response
 
 from ..policy import decision_log
-from .visits import Visit
+from .visits import A_PAGE, Visit
 
 
 def show(visit: Visit) -> Response:
@@ -18,7 +18,7 @@ def verify(visit: Visit) -> Response:
 
 def _show(visit: Visit, verified: decision_log.Verified | None) -> Response:
     entries, unread = decision_log.read(visit.home)
-    rows, page, pages = visit.page_of(entries[::-1])
+    rows, page, pages = visit.page_of(entries[::-1], A_PAGE)
     return visit.render(
         "decisions.html", rows=rows, page=page, pages=pages, unread=unread, verified=verified, count=len(entries),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from ..policy import decision_log, decisions, pending, site_policy
 from ..spoken_hash import COUNT, parse, words
 from ..study import Study
 from ..telling import proposal_lines, readers
-from .visits import Visit
+from .visits import A_PAGE, Visit
 
 TYPED = 4  # words of a study's hash that a person types, at places that nobody knows before
 _KEY = "key "  # before a party's name, in the names of a form's fields
@@ -67,7 +67,7 @@ def show_all(visit: Visit) -> Response:
     """Shows every study that this node knows, the newest first, those that wait for a decision before the others."""
     known = study_decisions.overview(visit.home)[::-1]
     known.sort(key=lambda each: not (each.roles and each.decision in (None, "expired")))
-    rows, page, pages = visit.page_of(known)
+    rows, page, pages = visit.page_of(known, A_PAGE)
     return visit.render("studies.html", rows=rows, page=page, pages=pages)
 
 

@@ -3,7 +3,7 @@
 from starlette.responses import Response
 
 from ..traffic import Passed, Traffic
-from .visits import Visit
+from .visits import A_PAGE, Visit
 
 SAID = {
     "prepare": "gets ready for a run", "replay": "takes the server's step over", "step": "trains a round, and seals it",
@@ -20,7 +20,9 @@ def show(visit: Visit) -> Response:
     for day in days.values():
         for kind, passed in day.items():
             kinds[kind] = kinds.get(kind, Passed()) + passed
-    rows, page, pages = visit.page_of([(day * 86_400.0, sum(of.values(), Passed())) for day, of in days.items()])
+    rows, page, pages = visit.page_of(
+        [(day * 86_400.0, sum(of.values(), Passed())) for day, of in days.items()], A_PAGE
+    )
     most = max((of.left_bytes for _, of in rows), default=0)
     return visit.render(
         "traffic.html", kinds=dict(sorted(kinds.items())), said_of=SAID, rows=rows, page=page, pages=pages, most=most,

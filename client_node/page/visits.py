@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from ..errors import ApprovalRefused
 from ..files import stamp
 from ..web.entering import Session
 from ..web.rendering import Renderer
+from ..web.routing import Visiting
 
 NAV = (
     ("/", "Overview"), ("/studies", "Studies"), ("/budget", "Budget"), ("/traffic", "What left"),
@@ -56,7 +56,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(Visiting):
     """One request, in the name of the login that made the session's link."""
 
     request: Request
@@ -74,32 +74,13 @@ class Visit:
         """The login in whose name is decided."""
         return self.session.who or ""
 
-    def part(self, name: str) -> str:
-        """Returns a part of the address, as the study's hash."""
-        return str(self.request.path_params[name])
-
-    def page_of(self, rows: Sequence[T]) -> tuple[Sequence[T], int, int]:
-        """Returns the part of a long list that is asked for behind the question mark, its number, and how many."""
-        count = max(1, -(-len(rows) // A_PAGE))
-        asked = self.request.query_params.get("page", "1")[:9]
-        page = min(max(1, int(asked) if asked.isascii() and asked.isdigit() else 1), count)
-        return rows[(page - 1) * A_PAGE : page * A_PAGE], page, count
-
     def render(self, template: str, *, status: int = 200, **facts: Any) -> Response:
         """Answers with a page."""
-        path = self.request.url.path
-        here = max((to for to, _ in NAV if path == to or (to != "/" and path.startswith(to + "/"))), default="")
-        notice, self.session.notice = self.session.notice, ""
         nav = [(to, name) for to, name in NAV if to != "/budget" or self.node.trains]
         return self.node.renderer.page(
-            self.request, template, status=status, visit=self, federation=self.node.name, nav=nav, here=here,
-            notice=notice, **facts,
+            self.request, template, status=status, visit=self, federation=self.node.name, nav=nav,
+            here=self.here(NAV), notice=self.take_notice(), **facts,
         )  # fmt: skip
-
-    def go(self, *parts: str, notice: str = "") -> Response:
-        """Answers a form that was carried out: goes on to another page, where `notice` is shown once."""
-        self.session.notice = notice
-        return RedirectResponse("/" + "/".join(quote(each, safe="") for each in parts), status_code=303)
 
     def require_own_form(self) -> None:
         """Raises `ApprovalRefused` unless the form was filled in on a page of this session."""

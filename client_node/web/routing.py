@@ -1,14 +1,58 @@
-"""Makes routes of a table of pages and forms."""
+"""Makes routes of a table of pages and forms, and holds what their requests have in common."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from .entering import Session
 from .forms import FormInvalid, read_form
+
+T = TypeVar("T")
+
+
+class Visiting:
+    """Base of the requests of people who were let in; they have a request, a session and a form's fields."""
+
+    __slots__ = ()
+    request: Request
+    session: Session
+    form: Mapping[str, str]
+
+    def part(self, name: str) -> str:
+        """Returns a part of the address, as the run's id."""
+        return str(self.request.path_params[name])
+
+    def asked(self, name: str, default: str = "") -> str:
+        """Returns what stands behind the address's question mark under a name, at most 200 characters of it."""
+        return self.request.query_params.get(name, default)[:200]
+
+    def page_of(self, rows: Sequence[T], size: int) -> tuple[Sequence[T], int, int]:
+        """Returns the part of a long list that the address asks for, its number, and how many there are."""
+        count, asked = max(1, -(-len(rows) // size)), self.asked("page", "1")
+        page = min(max(1, int(asked) if asked.isdecimal() else 1), count)
+        return rows[(page - 1) * size : page * size], page, count
+
+    def here(self, nav: Sequence[tuple[str, str]]) -> str:
+        """Finds the part of the pages that the address is in; "" for none."""
+        path = self.request.url.path
+        return max((to for to, _ in nav if path == to or (to != "/" and path.startswith(to + "/"))), default="")
+
+    def take_notice(self) -> str:
+        """Takes what the session's next page shall say once; a page that looks by itself leaves it to the next one."""
+        if "x-live" in self.request.headers:
+            return ""
+        notice, self.session.notice = self.session.notice, ""
+        return notice
+
+    def go(self, *parts: str, notice: str = "") -> Response:
+        """Answers a form that was carried out: goes on to another page, where `notice` is shown once."""
+        self.session.notice = notice
+        return RedirectResponse("/" + "/".join(quote(each, safe="") for each in parts), status_code=303)
 
 
 class Viewed(Protocol):

@@ -56,24 +56,21 @@ class Adapter:
 
 def show_all(visit: Visit) -> Response:
     """Shows every adapter, the newest first."""
-    rounds = {run.id: visit.store.last_commit(run.id)[0] for run in visit.store.runs()}
-    found = [run for run in visit.store.runs()[::-1] if run.state.is_over and rounds[run.id]]
-    pages = max(1, -(-len(found) // ADAPTERS_A_PAGE))
-    page = visit.page_of(pages)
-    shown = found[(page - 1) * ADAPTERS_A_PAGE : page * ADAPTERS_A_PAGE]
+    over = [run for run in visit.store.runs()[::-1] if run.state.is_over]
+    found = [run for run in over if visit.store.last_commit(run.id)[0]]
+    shown, page, pages = visit.page_of(found, ADAPTERS_A_PAGE)
     return visit.render("adapters.html", adapters=[adapter_of(visit, run.id) for run in shown], page=page, pages=pages)
 
 
 def show(visit: Visit) -> Response:
     """Shows one adapter: its card, its privacy, its audits and the attacks on it."""
     found = adapter_of(visit, visit.part("run"))
-    run_id, attacks = found.run.id, [membership_facts(text) for text in visit.store.privacy_tests(
-        found.run.id, "membership")]  # fmt: skip
-    prototype = visit.store.prototype(run_id)
+    attacks = [membership_facts(text) for text in visit.store.privacy_tests(found.run.id, "membership")]
+    prototype, guaranteed = visit.store.prototype(found.run.id), _guaranteed(visit, found.study)
     return visit.render(
-        "adapter.html", found=found, attacks=attacks, prototype=prototype, guaranteed=_guaranteed(visit, found.study),
+        "adapter.html", found=found, attacks=attacks, prototype=prototype, guaranteed=guaranteed,
         audit_chart=charts.of_report(figures.audits, found.audits) if found.audits else Markup(""),
-        roc=_roc(found, attacks, _guaranteed(visit, found.study)),
+        roc=_roc(found, attacks, guaranteed),
     )  # fmt: skip
 
 

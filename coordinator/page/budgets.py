@@ -22,10 +22,9 @@ def show_all(visit: Visit) -> Response:
     found = sorted(spending(visit), key=lambda each: (-each.filled, each.site, each.dataset))
     asked = visit.asked("site").strip()
     shown = [each for each in found if asked.lower() in each.site.lower()]
-    pages = max(1, -(-len(shown) // ACCOUNTS_A_PAGE))
-    page = visit.page_of(pages)
+    rows, page, pages = visit.page_of(shown, ACCOUNTS_A_PAGE)
     return visit.render(
-        "budgets.html", accounts=shown[(page - 1) * ACCOUNTS_A_PAGE : page * ACCOUNTS_A_PAGE], count=len(shown),
+        "budgets.html", accounts=rows, count=len(shown),
         page=page, pages=pages, asked=asked, chart=_chart(shown), sites=sorted({each.site for each in found}),
         unread=[name for name, is_read in sorted(visit.federation.ledgers.readable().items()) if not is_read],
         studies=sorted({row.name for row in visit.store.studies()}), languages=languages(), default=DEFAULT,

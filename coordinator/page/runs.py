@@ -32,10 +32,9 @@ def show(visit: Visit) -> Response:
     """Shows one run: how far it is, what it has cost, and each of its rounds."""
     run_id = visit.part("run")
     live, found = live_run(visit.store, run_id), opened_rounds(visit.store, run_id)
-    newest, pages = found.rounds[::-1], max(1, -(-len(found.rounds) // ROUNDS_A_PAGE))
-    page = visit.page_of(pages)
+    rounds, page, pages = visit.page_of(found.rounds[::-1], ROUNDS_A_PAGE)
     return visit.render(
-        "run.html", live=live, rounds=newest[(page - 1) * ROUNDS_A_PAGE : page * ROUNDS_A_PAGE], page=page,
+        "run.html", live=live, rounds=rounds, page=page,
         pages=pages, unopened=found.unopened, too_long=found.too_long, chart=charts.rounds(found.rounds),
         typical=_typical(found.rounds), measured=_measured(visit.store, live), log=_log(visit, run_id),
     )  # fmt: skip

@@ -75,9 +75,8 @@ def show_all(visit: Visit) -> Response:
     rows = {row.name: row for row in visit.store.nodes()}  # after them: names are added, and never taken away
     state, name = visit.asked("state"), visit.asked("name").strip().lower()
     found = [each for each in standings if name in each.name and state in ("", each.state)]
-    pages = max(1, -(-len(found) // SITES_A_PAGE))
-    page = visit.page_of(pages)
-    shown = [_listed(each, rows[each.name]) for each in found[(page - 1) * SITES_A_PAGE : page * SITES_A_PAGE]]
+    part, page, pages = visit.page_of(found, SITES_A_PAGE)
+    shown = [_listed(each, rows[each.name]) for each in part]
     return visit.render(
         "sites.html", sites=shown, count=len(found), all=len(rows), page=page, pages=pages, states=STATES,
         state=state, name=name,

@@ -47,10 +47,9 @@ class Price:
 def show_all(visit: Visit) -> Response:
     """Shows every study, the newest first."""
     rows = visit.store.studies()[::-1]
-    pages = max(1, -(-len(rows) // STUDIES_A_PAGE))
-    page = visit.page_of(pages)
+    part, page, pages = visit.page_of(rows, STUDIES_A_PAGE)
     runs = visit.store.runs()
-    shown = [_listed(row, runs) for row in rows[(page - 1) * STUDIES_A_PAGE : page * STUDIES_A_PAGE]]
+    shown = [_listed(row, runs) for row in part]
     return visit.render("studies.html", studies=shown, page=page, pages=pages)
 
 
@@ -59,8 +58,7 @@ def show(visit: Visit) -> Response:
     row = visit.store.study(visit.part("study"))
     study = load_study(row)
     runs = runs_of(visit.store, study)
-    pages = max(1, -(-len(runs) // RUNS_A_PAGE))
-    page = visit.page_of(pages)
+    shown, page, pages = visit.page_of(runs, RUNS_A_PAGE)
     spelt = words(study.study_hash)
     done = [each.run for each in runs if each.state == "done"][: comparing.MOST_MEASURED]
     measured = comparing.points(visit.store, study, done) if len(done) > 1 else []
@@ -70,7 +68,7 @@ def show(visit: Visit) -> Response:
         epsilon=planned(study), parts=list(_parts(study)), colluding=list(_by_colluders(study)),
         expected=expected(study), consents=consents(visit.store, study), measured=measured, page=page, pages=pages,
         chart=charts.measured(measured) if len(measured) > 1 else "", refusal=_refusal(visit.store, runs),
-        runs=runs[(page - 1) * RUNS_A_PAGE : page * RUNS_A_PAGE],
+        runs=shown,
     )  # fmt: skip
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from ...client_node.web.entering import Session
 from ...client_node.web.rendering import Renderer
+from ...client_node.web.routing import Visiting
 from ..errors import AccessRefused
 from ..ledger_standings import Ledgers
 from ..oversight import roles
@@ -42,7 +42,7 @@ class Federation:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(Visiting):
     """One request. `operator` is None for the home's account, as long as there are no operators."""
 
     request: Request
@@ -61,19 +61,6 @@ class Visit:
         """The federation's home."""
         return self.federation.home
 
-    def part(self, name: str) -> str:
-        """Returns a part of the address, as the run's id."""
-        return str(self.request.path_params[name])
-
-    def asked(self, name: str, default: str = "") -> str:
-        """Returns what stands behind the address's question mark under a name, at most 200 characters of it."""
-        return self.request.query_params.get(name, default)[:200]
-
-    def page_of(self, pages: int) -> int:
-        """Returns which page of a list is asked for, from 1 to `pages`."""
-        asked = self.asked("page", "1")
-        return min(max(1, int(asked) if asked.isdecimal() else 1), pages)
-
     def may(self, command: str) -> bool:
         """True if this person may use the command."""
         if self.operator is None:
@@ -83,20 +70,10 @@ class Visit:
 
     def render(self, template: str, *, status: int = 200, **facts: Any) -> Response:
         """Answers with a page."""
-        path = self.request.url.path
-        here = max((to for to, _ in NAV if path == to or (to != "/" and path.startswith(to + "/"))), default="")
-        notice = ""
-        if "x-live" not in self.request.headers:  # else a page that looks by itself takes another one's notice
-            notice, self.session.notice = self.session.notice, ""
         return self.federation.renderer.page(
-            self.request, template, status=status, visit=self, federation=self.federation.name, nav=NAV, here=here,
-            notice=notice, **facts,
+            self.request, template, status=status, visit=self, federation=self.federation.name, nav=NAV,
+            here=self.here(NAV), notice=self.take_notice(), **facts,
         )  # fmt: skip
-
-    def go(self, *parts: str, notice: str = "") -> Response:
-        """Answers a form that was carried out: goes on to another page, where `notice` is shown once."""
-        self.session.notice = notice
-        return RedirectResponse("/" + "/".join(quote(each, safe="") for each in parts), status_code=303)
 
     def require_own_form(self) -> None:
         """Raises `AccessRefused` unless the form was filled in on a page of this session."""

@@ -294,3 +294,11 @@ def test_a_coordinator_that_is_away_is_told(site, browser):
     shown = browser.send("/studies").text
     assert "these are the studies that were fetched before" in shown
     assert "thyroid" in shown
+
+
+def test_a_page_that_looks_by_itself_takes_no_notice_from_the_next_one(site, browser):
+    study = site.keep(site.study())
+    key = re.search(r'name="form_key" value="([^"]+)"', browser.get("/policy").text)[1]
+    browser.client.post(at(study, "revoke"), data={"form_key": key}, follow_redirects=False)
+    assert "is refused: it may not run here" not in browser.get("/", headers={"X-Live": "1"}).text
+    assert "is refused: it may not run here" in browser.get(at(study)).text
