@@ -1,6 +1,7 @@
 """Puts a site's page together: the routes of `views`, in whose name they act, and what an error looks like."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -35,14 +36,19 @@ _STATUS: Mapping[type[Exception], int] = {StudyUnknown: 404, ApprovalRefused: 40
 class PageApp:
     """The page of the node at `home`, as an ASGI app.
 
+    Args:
+        home: the node's home.
+        daemon_log: where the daemon logs; by default the standard error of this process's parent, which it is.
+
     Raises:
         NotEnrolled: the node belongs to no federation.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, daemon_log: Path | None = None) -> None:
+        log = daemon_log or Path(f"/proc/{os.getppid()}/fd/2")
         enrolment = Enrolment.load(home)
         renderer = Renderer(__name__, version=__version__, said=said)
-        self._node = Node(home, enrolment.name, enrolment.roles, renderer)
+        self._node = Node(home, enrolment.name, enrolment.roles, renderer, log)
         self._door = SiteDoor(self._node)
         self.app = Starlette(
             routes=[*renderer.routes(), *self._door.routes(), *routes_of(VIEWS, self._answer, self._refused)],

@@ -12,13 +12,13 @@ _BYTES = 32 << 10
 
 
 def show(visit: Visit) -> Response:
-    """Shows the end of the daemon's log. The daemon is this process's parent, and logs to its standard error."""
-    place, text = _of_parent(Path(f"/proc/{os.getppid()}/fd/2"))
+    """Shows the ends of both logs."""
+    place, text = _of_daemon(visit.node.daemon_log)
     return visit.render("log.html", place=place, text=text, own=_end(visit.home / "page.log"))
 
 
-def _of_parent(stream: Path) -> tuple[str, str | None]:
-    """Finds where a process logs, in words; and the end of it, None where it is no file."""
+def _of_daemon(stream: Path) -> tuple[str, str | None]:
+    """Finds where the daemon logs, in words; and the end of it, None where it is no file."""
     try:
         target = os.readlink(stream)
         if stat.S_ISREG(stream.stat().st_mode):

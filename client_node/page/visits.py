@@ -32,8 +32,9 @@ T = TypeVar("T")
 class Node:
     """The node that the page is about. Methods may be called from any thread."""
 
-    def __init__(self, home: Path, name: str, roles: Sequence[str], renderer: Renderer) -> None:
+    def __init__(self, home: Path, name: str, roles: Sequence[str], renderer: Renderer, daemon_log: Path) -> None:
         self.home, self.name, self.roles, self.renderer = home, name, tuple(roles), renderer
+        self.daemon_log = daemon_log
         self._kept: dict[str, tuple[object, Any]] = {}
         self._mutex = threading.Lock()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
-from confide.client_node.page import log
 from confide.client_node.study.terms import load_draft
 from confide.coordinator import ca_rotation
 from confide.coordinator.comparison import page as comparison_page
@@ -142,20 +141,17 @@ def large(tmp_path_factory, founded, backbone):
 
 @pytest.fixture(scope="session")
 def logged(tmp_path_factory):
-    """A file as the daemon's log, for a site's page, which else shows that of the process before this one."""
+    """The standard error of a daemon that logs to a file."""
     file, link = tmp_path_factory.mktemp("logged") / "daemon.log", tmp_path_factory.mktemp("logged") / "stderr"
     file.write_text("".join(f"2026-03-01T12:00:{n:02}Z INFO svi is connected {n}\n" for n in range(40)))
     link.symlink_to(file)
-    read = log._of_parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "_of_parent", lambda _: read(link))
-        yield
+    return link
 
 
 @pytest.fixture(scope="session")
 def site_empty(tmp_path_factory, logged):
     """The page of a site that no study has reached, and where nothing waits."""
-    with sites.served(site_in(tmp_path_factory.mktemp("site"))) as here:
+    with sites.served(site_in(tmp_path_factory.mktemp("site")), log=logged) as here:
         yield here
 
 
@@ -169,7 +165,7 @@ def site_waits(tmp_path_factory):
 @pytest.fixture(scope="session")
 def site_spent(tmp_path_factory, logged):
     """The page of a site with an approved study, a run under way, and budget spent."""
-    with sites.served(*sites.spent(tmp_path_factory.mktemp("site"))) as here:
+    with sites.served(*sites.spent(tmp_path_factory.mktemp("site")), log=logged) as here:
         yield here
 
 

@@ -54,9 +54,11 @@ class SitesPage(Served):
 
 
 @contextmanager
-def served(site: Site, names: Mapping[str, str] | None = None, *, has_daemon: bool = True) -> Iterator[SitesPage]:
+def served(
+    site: Site, names: Mapping[str, str] | None = None, *, has_daemon: bool = True, log: Path | None = None
+) -> Iterator[SitesPage]:
     """Serves a node's page on a free port, in a thread of its own; and notes what its daemon would, if it has one."""
-    here = SitesPage(site=site, app=PageApp(site.home).app, names=dict(names or {}))
+    here = SitesPage(site=site, app=PageApp(site.home, daemon_log=log).app, names=dict(names or {}))
     here.serve()
     try:
         if has_daemon:

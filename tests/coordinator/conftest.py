@@ -98,9 +98,16 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path, _empty_database: b
 
 
 @pytest.fixture(scope="session")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    """Keys and certificates that no test changes."""
-    return Pki.create(tmp_path_factory.mktemp("pki"), ["fed.example"])
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pki]:
+    """Keys and certificates that no test changes; one that has to takes a copy of the folder."""
+    made = Pki.create(tmp_path_factory.mktemp("pki"), ["fed.example"])
+
+    def files() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in made.folder.iterdir() if file.suffix != ".lock"}
+
+    before = files()
+    yield made
+    assert files() == before
 
 
 @pytest.fixture(scope="session")

@@ -197,12 +197,12 @@ def test_a_damaged_file_is_told_with_what_to_do(site, browser):
         assert "Restore the newest copy from a backup" in answer.text
 
 
-def test_the_log_is_that_of_the_parent(site, browser, tmp_path, monkeypatch):
+def test_the_log_is_that_of_the_daemon(site, browser, tmp_path):
     from confide.client_node.page import log
 
     (tmp_path / "daemon.log").write_text("first\nsvi is connected\n")
-    assert log._of_parent(tmp_path / "none")[1] is None
+    assert log._of_daemon(tmp_path / "none")[1] is None
     (tmp_path / "link").symlink_to(tmp_path / "daemon.log")
-    assert log._of_parent(tmp_path / "link") == (str(tmp_path / "daemon.log"), "first\nsvi is connected\n")
+    assert log._of_daemon(tmp_path / "link") == (str(tmp_path / "daemon.log"), "first\nsvi is connected\n")
     (site.home / "page.log").write_text("<b>warned</b>\n")
     assert "&lt;b&gt;warned" in browser.get("/log").text

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import sqlalchemy as sa
 
@@ -7,6 +9,7 @@ from confide.client_node.errors import MessageInvalid
 from confide.client_node.wire import checkpoints as wire
 from confide.client_node.wire.checkpoints import DIGESTS_A_MESSAGE
 from confide.coordinator.errors import StateDamaged
+from confide.coordinator.federation import Pki
 from confide.coordinator.oversight import checkpoints
 from confide.coordinator.store import audit_log
 from confide.coordinator.store.tables import CheckpointRow
@@ -73,7 +76,12 @@ def test_a_long_log_is_countersigned_in_steps_of_one_message(empty_store, pki, n
 
 
 @pytest.mark.parametrize("has_new_key", [False, True])
-def test_a_node_whose_answer_was_lost_or_whose_home_was_put_back_catches_up(empty_store, pki, node, has_new_key):
+def test_a_node_whose_answer_was_lost_or_whose_home_was_put_back_catches_up(
+    empty_store, pki, node, has_new_key, tmp_path
+):
+    if has_new_key:
+        shutil.copytree(pki.folder, tmp_path / "pki")
+        pki = Pki.load(tmp_path)
     note(empty_store, 3)
     offer = checkpoints.offer(empty_store, pki, "svi")
     witness.answer(node.home, "svi", pki.signing.now.all, node.signer, offer)  # lost on its way
