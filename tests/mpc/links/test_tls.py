@@ -1,10 +1,12 @@
 """Real TLS on 127.0.0.1; the parties are threads."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import socket
 import ssl
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +103,57 @@ def test_links_speak_tls_1_3(configs, connect):
 def test_large_words_do_not_block(configs, connect, kit):
     words = [bytes([i]) * 3_000_000 for i in range(3)]
     assert together(kit, connect(configs), data=words, limit=3_000_000) == [words] * 3
+
+
+@pytest.mark.parametrize("me", range(3))
+def test_nobody_waits_for_a_word_before_it_has_spoken_to_both_others(configs, connect, me):
+    """Else each step would take two round trips in place of half of one."""
+    links = connect(configs)
+    one = links[me]
+    waiting = threading.Thread(target=one.all_gather, args=("TEST", b"word", 4))
+    waiting.start()
+    others = [links[peer]._links[me] for peer in range(3) if peer != me]
+    for other in others:
+        other.settimeout(60)
+        assert other.recv(12) == struct.pack(">4sI", b"TEST", 4) + b"word"
+    for other in others:
+        other.sendall(struct.pack(">4sI", b"TEST", 0))
+    waiting.join()
+
+
+def test_a_party_may_be_a_step_ahead(configs, connect, kit):
+    first, second, third = connect(configs)
+    words = [bytes([i]) * 3_000_000 for i in range(3)]
+
+    def slow(one, pause):
+        found = []
+        for turn in range(4):
+            time.sleep(pause)
+            found.append(one.all_gather(f"STE{turn}", words[one.aggregator_id], 3_000_000))
+        return found
+
+    calls = {0: lambda: slow(first, 0), 1: lambda: slow(second, 0), 2: lambda: slow(third, 0.1)}
+    assert list(kit.outcomes(calls).values()) == [[words] * 4] * 3
+
+
+def test_a_party_that_trickles_is_lost_after_the_timeout(configs, connect):
+    links = connect(configs)
+    links[0].timeout_s, over = 1.0, threading.Event()
+
+    def trickle():
+        link = links[1]._links[0]
+        link.settimeout(60)
+        with contextlib.suppress(OSError):  # once it is given up
+            link.sendall(struct.pack(">4sI", b"TEST", 100_000))
+            while not over.wait(0.05):
+                link.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with pytest.raises(PartyLost, match=r"aggregator 1 is lost at step TEST: timed out"):
+        links[0].all_gather("TEST", b"", 100_000)
+    over.set()
+    thread.join()
 
 
 def test_closed_link_is_noticed_at_once(configs, connect, kit):
