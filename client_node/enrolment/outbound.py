@@ -23,6 +23,7 @@ _PROXY = re.compile(r"http://(?:[^\s/@]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])
 _MOST_PORT = 65535
 _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_...
 _OTHER_NAME = (62, 64)  # of a host, of an address
+_KEPT_S = 25.0  # an idle connection; a new one costs two round trips, and the gate ends its own after 30
 _SUCCESSOR = "ask the operator for the statement about the new one, and take it: client-node ca accept FILE"
 
 
@@ -62,7 +63,8 @@ def open_client(address: str, context: ssl.SSLContext, proxy: str | None, timeou
     import httpx
 
     url = _from_environment(address) if proxy == ENVIRONMENT else proxy and check_proxy(proxy)
-    return httpx.Client(verify=context, timeout=timeout, trust_env=False, proxy=url or None)
+    limits = httpx.Limits(keepalive_expiry=_KEPT_S)
+    return httpx.Client(verify=context, timeout=timeout, trust_env=False, proxy=url or None, limits=limits)
 
 
 def trusting(ca_pem: str) -> ssl.SSLContext:

@@ -2,8 +2,11 @@
 
 import datetime as dt
 import logging
+import os
+import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -139,3 +142,23 @@ def test_a_certificate_with_another_key_is_not_shown(pki: Pki, server: GateServe
         server.show(other.certificate_path, pki.key_path)
     with outbound.open_client("x", outbound.trusting(pki.ca_path.read_text()), None, 5) as client:
         assert asked(client, server) == serial_at(pki)
+
+
+def test_the_parts_of_an_answer_do_not_wait_for_each_other(pki: Pki, server: GateServer) -> None:
+    """The kernel would hold an answer's body back until its head has arrived, which is far away a second."""
+    context = ssl.create_default_context(cafile=str(pki.ca_path))
+    with (
+        socket.create_connection(("127.0.0.1", server.port)) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as mine,
+    ):
+        assert sends_at_once(mine.getsockname()) == [True]
+
+
+def sends_at_once(peer: tuple[str, int]) -> list[bool]:
+    """Of each socket of this process, as the gate's are, whose other end is `peer`: whether it sends at once."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as one:  # no socket, or not connected
+            if one.getpeername() == peer:
+                found.append(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1)
+    return found
