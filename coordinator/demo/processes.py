@@ -84,17 +84,24 @@ class DemoFederation:
         spoken = dict(zip(self.nodes, fingerprints, strict=True))
         for site, text in site_toml.items():
             write_private(self.node_home(site) / "site.toml", text.encode())
-        study_hash = self._create_study(study_toml)
-        consent = ["--yes", "--runs", str(runs), *(["--unprotected"] if unprotected else [])]
         # Each aggregator confirms each site's fingerprint, as people do by telephone.
         confirmed = [word for site in self.sites for word in ("--confirm", f"{site}={spoken[site]}")]
+        study_hash = self.add_study(study_toml, unprotected=unprotected, runs=runs, confirmed=confirmed)
+        write_private(self.folder / "founded", study_hash.encode())
+        return study_hash
+
+    def add_study(
+        self, study_toml: Path, *, unprotected: bool = False, runs: int = 1, confirmed: Sequence[str] = ()
+    ) -> str:
+        """Makes a study that every node approves, as `found` says; returns its hash."""
+        study_hash = self._create_study(study_toml)
+        consent = ["--yes", "--runs", str(runs), *(["--unprotected"] if unprotected else [])]
 
         def approve(node: str) -> str:
             heard = confirmed if node in self.aggregators else []
             return self.client(node, "study", "approve", study_hash, *heard, *consent)
 
         self._each(approve, self.nodes)
-        write_private(self.folder / "founded", study_hash.encode())
         return study_hash
 
     def bring_up(self) -> None:
@@ -174,11 +181,15 @@ class DemoFederation:
 
     def command(self, program: str, *arguments: str) -> str:
         """Runs a command to its end and returns its output. Raises `DemoFailed` with the command's message."""
-        done = subprocess.run([str(_BIN / program), *arguments], capture_output=True, text=True, env=environment())
+        done = subprocess.run(self.words(program, arguments), capture_output=True, text=True, env=environment())
         if done.returncode != 0:
             words = " ".join((program, *arguments[:3]))
             raise DemoFailed(f"`{words}` failed: {(done.stderr or done.stdout).strip()[-2000:]}")
         return done.stdout
+
+    def words(self, program: str, arguments: Sequence[str]) -> list[str]:
+        """Returns the command line of a program."""
+        return [str(_BIN / program), *arguments]
 
     def client(self, node: str, *arguments: str) -> str:
         """Runs a `client-node` command on a node's home."""
@@ -214,7 +225,7 @@ class DemoFederation:
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
             self._children[name] = subprocess.Popen(
-                [str(_BIN / program), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                self.words(program, arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environment(), start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
 
