@@ -7,6 +7,7 @@ A coordinator, three sites and three aggregators, each in a network namespace of
 """
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -121,7 +122,7 @@ def measure(here: Apart, links: Links, study: str, rounds: int) -> Iterator[dict
             passed = links.passed() - passed
             ended = [row.committed_at for row in store.rounds(run)][-rounds - 1 :]
             assert last == len(store.rounds(run))
-            took = [after - before for before, after in zip(ended, ended[1:], strict=False)]
+            took = [after - before for before, after in itertools.pairwise(ended)]
             yield {
                 "study": study, "rtt_ms": way.rtt_ms, "loss": way.loss, "mbit_s": way.mbit_s,
                 "seconds": statistics.median(took), "slowest": max(took), "kib": passed / rounds / 1024,
@@ -151,23 +152,24 @@ def main() -> None:
     asked = parser.parse_args()
     rows = []
     for rank in asked.rank:
-        with tempfile.TemporaryDirectory() as folder, Links(["coordinator", *SITES, *AGGREGATORS]) as links:
-            with federation(Path(folder), links, rank) as here:
-                for study in ("checked", "unchecked"):
-                    for row in measure(here, links, study, asked.rounds):
-                        rows.append({"rank": rank, **row})
-                        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Links(["coordinator", *SITES, *AGGREGATORS]) as links,
+            federation(Path(folder), links, rank) as here,
+        ):
+            for study in ("checked", "unchecked"):
+                for row in measure(here, links, study, asked.rounds):
+                    rows.append({"rank": rank, **row})
+                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     if asked.json:
         print(json.dumps({"rows": rows}))
     else:
-        print(
-            "| rank | round trip | loss | Mbit/s | norms | s a round | slowest | KiB a round |\n|---|---|---|---|---|---|---|---|"
-        )
+        print("| rank | round trip | loss | Mbit/s | norms | s a round | slowest | KiB a round |")
+        print("|---" * 8 + "|")
         for row in rows:
-            print(
-                f"| {row['rank']} | {row['rtt_ms']:.0f} ms | {row['loss']:.0%} | {row['mbit_s'] or '-'} | {row['study']} "
-                f"| {row['seconds']:.2f} | {row['slowest']:.2f} | {row['kib']:,.0f} |"
-            )
+            way = f"{row['rtt_ms']:.0f} ms | {row['loss']:.0%} | {row['mbit_s'] or '-'}"
+            took = f"{row['seconds']:.2f} | {row['slowest']:.2f} | {row['kib']:,.0f}"
+            print(f"| {row['rank']} | {way} | {row['study']} | {took} |")
 
 
 if __name__ == "__main__":
