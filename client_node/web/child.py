@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 300.0)  # between two starts, from the first failure on
 LASTED_S = 60.0  # a process that lived for so long ends a row of failures
+SILENT_S, FIRST_SIGN_S = 120.0, 300.0  # without a sign of life: of a process that listens, of one that begins
+_AWAY_S = 10.0  # between two looks of ours: whoever slept for longer has missed no sign yet
 _STOP_S = 5.0
 _LOG_S = 5.0  # between two looks at the size of its log
 _MOST_LINE = 4096
@@ -37,6 +39,9 @@ _NOTED_FORM = TypeAdapter(_Noted)
 
 class WebChild:
     """The process behind a page. It says `{"address": ...}` once it listens, and ends when its input is closed.
+
+    From then on it says an empty line every few seconds, as long as it could answer a request. One that is silent for
+    `SILENT_S` hangs, and is ended and started anew.
 
     Args:
         command: starts it.
@@ -61,20 +66,30 @@ class WebChild:
         self._ear: threading.Thread | None = None
         self._started, self._not_before, self._failures = 0.0, 0.0, 0
         self._log_cut = 0.0
+        self._sign, self._looked = 0.0, 0.0  # the last sign of life, and our last look for one
+        self._hangs = False  # and was told to end
         self.address = ""  # where it listens; "" while it does not
 
     def tick(self) -> None:
-        """Starts the process if it does not run, and logs its end."""
+        """Starts the process if it does not run, ends it if it hangs, and logs its end."""
         now = time.monotonic()
+        if now - self._looked > _AWAY_S:  # this process stood still itself, and so did nobody take signs of life
+            self._sign = now
+        self._looked = now
         if self._child is None:
             if now >= self._not_before and not self._is_given_up:
                 self._start()
             return
         if (code := self._child.poll()) is None:
             self._cut_log(now)
+            if not self._hangs and now - self._sign > (SILENT_S if self.address else FIRST_SIGN_S):
+                logger.warning("the page gave no sign of life for %.0f s, and is ended", now - self._sign)
+                self._hangs = True
+                self._child.kill()  # one that was stopped takes no other signal; the next tick finds its end
             return
+        lived_until = self._sign if self._hangs else now
         self._close()
-        self._failures = 1 if now - self._started > LASTED_S else self._failures + 1
+        self._failures = 1 if lived_until - self._started > LASTED_S else self._failures + 1
         pause = min(PAUSES_S[0] * 4.0 ** min(self._failures - 1, 16), PAUSES_S[1])
         self._not_before = now + pause
         if self._is_given_up:
@@ -113,7 +128,8 @@ class WebChild:
         self._close()
 
     def _start(self) -> None:
-        self._started = time.monotonic()
+        self._started = self._sign = time.monotonic()
+        self._hangs = False
         self._forget()
         try:
             log_lines.cut_off(self.log_path)
@@ -133,13 +149,16 @@ class WebChild:
     def _listen(self, lines: IO[bytes]) -> None:
         with suppress(ValueError, OSError, KeyError, TypeError):  # it has ended, or says what is none
             told = json.loads(lines.readline(_MOST_LINE))
-            self.address = str(told["address"])
+            self.address, self._sign = str(told["address"]), time.monotonic()
             logger.info("the page is at %s", self.address)
         if self.address and self._noted_in is not None:
             try:
                 write_private(self._noted_in, json.dumps({"address": self.address}).encode())
             except OSError as err:
                 logger.warning("no command finds the page: %s cannot be written (%s)", self._noted_in, err.strerror)
+        with suppress(ValueError, OSError):
+            while self.address and lines.readline(_MOST_LINE):
+                self._sign = time.monotonic()
 
     def _close(self) -> None:
         assert self._child is not None

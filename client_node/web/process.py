@@ -1,9 +1,10 @@
 """The process behind a page: serves it until its standard input is closed, so that it never outlives its parent.
 
 It is started with one argument, a place in JSON (`command`), and says `{"address": ...}` on its standard output once it
-listens.
+listens. From then on it says an empty line every few seconds, by which `WebChild` sees that it does not hang.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -11,10 +12,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 from ...listening import Listening
@@ -25,6 +27,7 @@ from .serving import Place, serve_page
 
 logger = logging.getLogger(__name__)
 
+SIGN_S = 5.0  # between two signs of life
 Opened = Callable[[Path, Place], AbstractContextManager[ASGIApp]]
 
 
@@ -63,11 +66,29 @@ def run(opened: Opened, errors: tuple[type[Exception], ...] = ()) -> int:
 
 def _announce(address: str, listening: Listening) -> None:
     print(json.dumps({"address": address}), flush=True)
+    signs = os.dup(sys.stdout.fileno())
+    os.set_blocking(signs, False)  # a parent that stands still does not stop the page
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is for the log
+    living = asyncio.get_running_loop().create_task(_live(signs))
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 4096):
             pass
         listening.stop()
+        with suppress(RuntimeError):  # the loop is closed already
+            living.get_loop().call_soon_threadsafe(living.cancel)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+async def _live(signs: int) -> None:
+    """Gives a sign of life as long as the loop turns and a thread is free, which every request takes."""
+    while True:
+        await run_in_threadpool(_nothing)
+        with suppress(OSError):  # the parent does not read, or has ended, which `watch` sees
+            os.write(signs, b"\n")
+        await asyncio.sleep(SIGN_S)
+
+
+def _nothing() -> None:
+    """Takes a thread and gives it back."""

@@ -1,11 +1,15 @@
 """The process behind a page, started for real: a program that serves as `process` of a page does."""
 
+import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -156,3 +160,112 @@ def test_the_log_of_a_page_that_lives_is_kept_small(start, monkeypatch):
     until(lambda: child.log_path.with_name("page.log.1").exists(), child)
     assert child.log_path.stat().st_size < 1 << 20
     assert child.address == "here"
+
+
+LIVELY = """
+import sys, threading, time
+from contextlib import contextmanager
+from pathlib import Path
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from confide.client_node.web import process
+process.SIGN_S = 0.02
+async def block(request):
+    time.sleep(600)
+def hold(request):
+    threading.Event().wait()
+@contextmanager
+def opened(home, place):
+    paths = {"/": lambda _: PlainTextResponse("well"), "/block": block, "/hold": hold}
+    yield Starlette(routes=[Route(path, answer) for path, answer in paths.items()])
+sys.exit(process.run(opened))
+"""
+
+
+class Clock:
+    """The system's clock, which may be ahead."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(child_module, "time", found := Clock())
+    return found
+
+
+@pytest.fixture
+def lively(tmp_path, monkeypatch, clock):
+    """A page by `web.process`, which gives signs of life."""
+    monkeypatch.setattr(child_module, "PAUSES_S", (0.01, 0.05))
+    place = json.dumps({"home": str(tmp_path), "host": "127.0.0.1", "port": 0, "certificate": None, "key": None})
+    child = WebChild([sys.executable, "-c", LIVELY, place], tmp_path / "page.log", asked_for=True)
+    until(lambda: child.address, child)
+    yield child
+    child.stop(within_s=0.1)
+
+
+@contextmanager
+def asking(address: str, path: str, times: int) -> Iterator[None]:
+    """Sends requests whose answers nobody waits for."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    with ExitStack() as sent:
+        for _ in range(times):
+            connection = sent.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        yield
+
+
+@pytest.mark.parametrize("trouble", ["stopped", "/block 1", "/hold 40"])
+def test_a_page_that_hangs_is_ended_and_started_anew(lively, clock, caplog, trouble):
+    """Its process is stopped, its loop is blocked, or no thread is free."""
+    pid = lively._child.pid
+    path, _, times = trouble.partition(" ")
+
+    def is_ended() -> bool:
+        clock.ahead += 5.0
+        return is_gone(pid)
+
+    if not times:
+        os.kill(pid, signal.SIGSTOP)
+    with asking(lively.address, path, int(times or 0)):
+        until(is_ended, lively)
+    until(lambda: lively.address and lively._child.pid != pid, lively)
+    assert httpx.get(lively.address).text == "well"
+    assert sum("gave no sign of life" in each.message for each in caplog.records) == 1
+
+
+def test_a_page_gives_signs_of_life_as_long_as_one_thread_is_free(lively):
+    with asking(lively.address, "/hold", 39):
+        for _ in range(20):
+            before = lively._sign
+            until(lambda before=before: lively._sign > before)
+    lively.tick()
+    assert lively._child.poll() is None
+
+
+def test_a_page_is_not_missed_by_a_parent_that_stood_still(lively, clock):
+    os.kill(lively._child.pid, signal.SIGSTOP)
+    for _ in range(10):
+        clock.ahead += 3600.0
+        lively.tick()
+    assert not lively._hangs
+    for _ in range(30):  # the same for one that looked
+        clock.ahead += 5.0
+        lively.tick()
+    assert lively._hangs
+
+
+def test_a_page_that_hangs_at_once_each_time_is_given_up_as_one_that_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(child_module, "PAUSES_S", (0.01, 0.05))
+    monkeypatch.setattr(child_module, "FIRST_SIGN_S", 0.01)
+    silent = [sys.executable, "-c", "import time; time.sleep(600)"]
+    child = WebChild(silent, tmp_path / "page.log", asked_for=False, tries=3)
+    until(lambda: child._is_given_up, child)
+    assert (child._child, child._failures) == (None, 3)
