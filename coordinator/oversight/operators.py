@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ _MOST_TOKEN = 256  # characters
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _TOKEN = re.compile(PREFIX + r"([a-z0-9][a-z0-9_-]{0,62})\.([A-Za-z0-9_-]{43})")
 _DAY = 86_400.0
+_ONE_HASH = threading.Lock()  # two of several lanes at once wait for each other for good (seen with OpenSSL 4.0.3)
 # Of no operator: checking a token of an unknown name takes as long as one of a known name.
 _NOBODY = "$argon2id$v=19$m=65536,t=3,p=4$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
@@ -199,7 +201,8 @@ def secret_fits(operator: Operator | None, token: str) -> bool:
     """True if the token is the operator's. Takes as long for none."""
     try:
         secret = token.strip()[:_MOST_TOKEN].encode("utf-8", "replace")
-        Argon2id.verify_phc_encoded(secret, _NOBODY if operator is None else operator.token_hash)
+        with _ONE_HASH:
+            Argon2id.verify_phc_encoded(secret, _NOBODY if operator is None else operator.token_hash)
     except InvalidKey:
         return False
     return operator is not None
@@ -230,7 +233,8 @@ def _permits(path: Path, name: str) -> bool:
 def _new_token(name: str) -> tuple[str, str]:
     token = f"{PREFIX}{name}.{secrets.token_urlsafe(32)}"
     kdf = Argon2id(salt=secrets.token_bytes(16), length=32, iterations=3, lanes=4, memory_cost=64 * 1024)
-    return token, kdf.derive_phc_encoded(token.encode())
+    with _ONE_HASH:
+        return token, kdf.derive_phc_encoded(token.encode())
 
 
 def _end(now: float, days: float | None) -> float | None:

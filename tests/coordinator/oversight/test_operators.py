@@ -1,4 +1,5 @@
 import re
+import threading
 import time
 
 import pytest
@@ -154,6 +155,19 @@ def test_a_name_is_never_used_again(store, admin):
         operators.add(store, "bob", "viewer")
     with pytest.raises(Conflict, match="was revoked"):
         operators.renew(store, "bob")
+
+
+def test_tokens_are_made_and_looked_at_by_many_threads_at_once(store, admin):
+    """A page's requests do so; without a lock of ours OpenSSL's threads wait for each other for good."""
+    doing = [lambda name=name: operators.add(store, name, "viewer") for name in ("bo", "cy", "di")]
+    doing += [lambda: operators.secret_fits(None, admin)] * 3
+    threads = [threading.Thread(target=each, daemon=True) for each in doing]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not [thread for thread in threads if thread.is_alive()]
+    assert [each.name for each in operators.operators(store)] == ["anna", "bo", "cy", "di"]
 
 
 def test_a_renewed_token_replaces_the_old_one_at_once(store, admin):
