@@ -73,13 +73,13 @@ class ClientNodeError(Exception):
 
 
 class SettingsInvalid(ClientNodeError):
-    """A file or message that breaks its schema; `problems` has one line for each problem."""
+    """A file or message that breaks its schema; `problems` has one line for each problem, `more` counts others."""
 
-    def __init__(self, source: str, problems: "tuple[str, ...]") -> None:
-        self.source = source
-        self.problems = problems
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+    def __init__(self, source: str, problems: "tuple[str, ...]", more: int = 0) -> None:
+        self.source, self.problems, self.more = source, problems, more
+        count = "1 problem" if len(problems) + more == 1 else f"{len(problems) + more:,} problems"
+        told = [*problems, *([f"and {more:,} more"] if more else [])]
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in told)]))
 
 
 class StudyInvalid(SettingsInvalid):
@@ -374,7 +374,7 @@ class MonitorUnavailable(ClientNodeError):
 
 
 class PageUnavailable(ClientNodeError):
-    """An address at which the page cannot be served."""
+    """A page that cannot be served: at its address, or in time."""
 
 
 FINAL_REFUSALS = frozenset(

@@ -86,7 +86,7 @@ def cached_study(home: Path, study_hash: str) -> Study:
     try:
         study = _checked(kept, coordinators)
     except StudyInvalid as err:
-        raise StudyInvalid(str(path), (*err.problems, _REMEDY)) from err
+        raise StudyInvalid(str(path), (*err.problems, _REMEDY), err.more) from err
     if study.study_hash != study_hash:
         raise invalid(f"the file holds study {study.study_hash[:12]}. {_REMEDY}")
     return study

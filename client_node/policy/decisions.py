@@ -317,7 +317,7 @@ def _stored(home: Path) -> Decisions | None:
     try:
         return None if data is None else parse_json(data, Decisions, error=PolicyInvalid, source=str(home / FILE))
     except PolicyInvalid as err:
-        raise PolicyInvalid(err.source, (*err.problems, _REMEDY)) from err
+        raise PolicyInvalid(err.source, (*err.problems, _REMEDY), err.more) from err
 
 
 def _begun_before(home: Path) -> dict[str, tuple[str, ...]]:

@@ -22,6 +22,7 @@ from ...models.strict import StrictModel
 from ..errors import SettingsInvalid
 
 MAX_BYTES = 2**20
+_MOST_TOLD = 50  # problems of a file; whoever sends more of them has sent something else
 
 _MOST_PARTS = 32
 # A key of so many parts, also as a table's name. tomllib takes their square in time, a minute for 100 kB of them.
@@ -157,15 +158,15 @@ def parse_json(data: str | bytes, model: type[S], *, error: type[SettingsInvalid
 def raise_problems(
     err: pydantic.ValidationError, model: type[BaseModel], *, error: type[SettingsInvalid], source: str
 ) -> NoReturn:
-    """Turns pydantic's errors for a `model` into ours and raises them."""
+    """Turns pydantic's errors for a `model` into ours and raises them; of very many the first, and how many more."""
     found = [details for details in err.errors(include_url=False) if details["type"] != "default_factory_not_called"]
-    problems = [line for details in found for line in _explain(details, model)]
-    raise error(source, tuple(problems)) from None
+    problems = [line for details in found[:_MOST_TOLD] for line in _explain(details, model)]
+    raise error(source, tuple(problems), max(0, len(found) - _MOST_TOLD)) from None
 
 
 def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
     kind, location, context = details["type"], details["loc"], details.get("ctx", {})
-    key = ".".join(str(part) for part in location if part != "[key]") or "the file"
+    key = ".".join(_cut(str(part)) for part in location if part != "[key]") or "the file"
     value = _shown(details["input"])
     if kind == "contradictions":
         return str(context["text"]).split("\n")
@@ -201,13 +202,17 @@ def _example(name: str, field: pydantic.fields.FieldInfo) -> str:
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True, default=str)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _hint(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     owner = _walk(model, location[:-1])
     names = list(owner.model_fields) if owner else []
-    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+    near = difflib.get_close_matches(_cut(str(location[-1])), names, n=1)
     return f"did you mean {near[0]}?" if near else f"the settings here are {', '.join(names)}"
 
 

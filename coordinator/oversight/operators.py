@@ -4,6 +4,7 @@ A token is `confide_NAME.SECRET`: 32 random bytes that are shown once. Its hash 
 that RFC 9106 recommends (64 MiB, 3 passes, 4 lanes), with a salt of its own.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -116,12 +117,16 @@ def add(store: Store, name: str, role: Role, *, days: float | None = None) -> st
     return token
 
 
-def renew(store: Store, name: str, *, days: float | None = None) -> str:
+def renew(store: Store, name: str, *, days: float | None = None, present: str | None = None) -> str:
     """Gives an operator a new token, which replaces the old one at once, and returns it.
+
+    Args:
+        present: `token_mark` of the token that is to be replaced, as whoever decided saw it: one of a form that is sent
+            twice, or of two people at once, replaces none that they have just been shown. None for whichever it is.
 
     Raises:
         NotFound: there is no such operator.
-        Conflict: it was revoked.
+        Conflict: it was revoked, or has another token than the `present` one.
     """
     token, hashed = _new_token(name)
     with store.session() as session:
@@ -129,9 +134,16 @@ def renew(store: Store, name: str, *, days: float | None = None) -> str:
         row = _row(session, name)
         if row.revoked_at is not None:
             raise Conflict(f"{name} was revoked; add the person under another name. Nothing was changed")
+        if present is not None and token_mark(row.token) != present:
+            raise Conflict(f"the token of {name} was renewed meanwhile, and that one counts; nothing was changed")
         row.token, row.expires_at = hashed, _end(time.time(), days)
         _log(store, session, "operator.renew", row)
     return token
+
+
+def token_mark(token_hash: str) -> str:
+    """Names a token's hash, so that a form can say which token it is about without telling it."""
+    return hashlib.sha256(token_hash.encode()).hexdigest()
 
 
 def revoke(store: Store, name: str) -> None:

@@ -101,3 +101,20 @@ def test_dots_in_texts_and_numbers_are_no_keys():
     numbers = ", ".join(["0.5"] * 1000)
     found = parse_toml(f'name = "{name}"\nnumbers = [{numbers}]', Settings, error=StudyInvalid, source="study.toml")
     assert (found.name, len(found.numbers)) == (name, 1000)
+
+
+def test_of_fifteen_thousand_unknown_keys_the_first_are_told_and_the_others_counted():
+    text = "".join(f"k{number} = 1\n" for number in range(15_000)) + "y" * 100_000 + " = 1\n"
+    with pytest.raises(StudyInvalid) as told:
+        parse_toml(text, StrictModel, error=StudyInvalid, source="study.toml")
+    lines = str(told.value).splitlines()
+    assert (lines[0], lines[-1]) == ("study.toml: 15,001 problems", "  and 14,951 more")
+    assert "k0 is not a setting" in lines[1]
+    assert len(lines) == 52
+    assert len(str(told.value)) < 10_000
+
+
+def test_a_key_without_an_end_is_told_in_short():
+    with pytest.raises(StudyInvalid) as told:
+        parse_toml("y" * 100_000 + " = 1\n", StrictModel, error=StudyInvalid, source="study.toml")
+    assert len(str(told.value)) < 200
