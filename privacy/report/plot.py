@@ -134,12 +134,17 @@ _DAYS = (1, 2, 7, 14, 28, 91, 182, 365, 730, 1825, 3650)
 
 
 def time_ticks(first: float, last: float, most: int = 6) -> list[tuple[float, str]]:
-    """Round times in UTC between two, all in seconds of Unix time."""
+    """Round times in UTC between two, all in seconds of Unix time; at least one, and one more than `most` at most."""
     steps = [*_SPANS, *(days * 86_400 for days in _DAYS)]
-    step = next((step for step in steps if (last - first) / step <= most), steps[-1])
+    at = next((at for at, step in enumerate(steps) if (last - first) / step <= most), len(steps) - 1)
+    for step in steps[at::-1]:
+        if places := list(range(math.ceil(first / step) * step, math.floor(last) + 1, step)):
+            break
+    found: list[float] = [*places] or [first]
+    if step != steps[at]:  # there is no rounder time in between, and of these there may be too many
+        found = [found[len(found) // 2]]
     shape = "%Y-%m-%d" if step >= 86_400 else "%m-%d %H:%M" if last - first > 86_400 else "%H:%M:%S"
-    places = range(math.ceil(first / step) * step, math.floor(last) + 1, step)
-    return [(place, datetime.fromtimestamp(place, UTC).strftime(shape)) for place in places]
+    return [(place, datetime.fromtimestamp(place, UTC).strftime(shape)) for place in found]
 
 
 def _step(top: float) -> float:

@@ -2,6 +2,8 @@ import math
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from confide.privacy.report.plot import Plot, linear, logarithmic, nice_top, ticks, time_ticks, whole_ticks
 
@@ -42,6 +44,14 @@ def test_times_on_an_axis_are_round_and_few(seconds):
     assert 1 <= len(found) <= 7
     assert all(first <= place <= first + seconds for place, _ in found)
     assert len({text for _, text in found}) == len(found)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+@given(first=st.floats(0, 4e9), seconds=st.floats(0, 4e8))
+def test_there_is_a_time_on_every_axis(most, first, seconds):
+    found = [place for place, _ in time_ticks(first, first + seconds, most)]
+    assert 1 <= len(found) <= most + 1 or seconds > 3650 * 86_400 * most  # beyond ten years there is no rounder step
+    assert all(first <= place <= first + seconds for place in found)
 
 
 def test_names_in_the_margin_never_overlap_and_text_is_escaped():
