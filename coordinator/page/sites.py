@@ -3,11 +3,9 @@
 import datetime as dt
 import json
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -18,7 +16,7 @@ from .. import ca_rotation, key_rotation
 from ..errors import Conflict, CoordinatorError, StateDamaged
 from ..federation import members, serving
 from ..oversight.checkpoints import WitnessStanding, witnesses
-from ..results.reports import export_ledger
+from ..results.reports import ledger_download
 from ..run.glance import MemberStanding, member_standings
 from ..store import Store
 from ..store.tables import NodeRow, Run, StudyRow
@@ -174,10 +172,7 @@ def ask_ledger(visit: Visit) -> Response:
 def download_ledger(visit: Visit) -> Response:
     """Answers with a site's ledger as `coordinator budget export` writes it; it stands in the audit log likewise."""
     name = visit.store.node(visit.part("site")).name
-    with tempfile.TemporaryDirectory(prefix="confide-") as folder:
-        file = Path(folder) / f"{name}.jsonl"
-        export_ledger(visit.store, name, file, named=f"{file.name}, a download from the page")
-        data = file.read_bytes()
+    data = ledger_download(visit.store, name)
     return Response(
         data, media_type="application/jsonl", headers={"Content-Disposition": f'attachment; filename="{name}.jsonl"'}
     )

@@ -1,5 +1,6 @@
 """Builds budget reports over the ledgers that sites have replicated to the coordinator, and gives a ledger back."""
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,24 +41,38 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
     )
 
 
-def export_ledger(store: Store, site: str, file: Path, *, named: str | None = None) -> Head:
+def export_ledger(store: Store, site: str, file: Path) -> Head:
     """Writes the replicated ledger of `site`, which has lost its own, to a new file; returns its last entry.
-
-    Args:
-        named: the file's name in the audit log, where people get it under another one; None for its path.
 
     Raises:
         NotFound: no entry of the site is replicated.
         LedgerFileInvalid: `file` exists already, or it cannot be written.
     """
+    entries = _entries(store, site)
+    if not os.path.lexists(file):  # else it is refused
+        _note_export(store, site, str(file))
+    return backup.write(file, entries, _opening_key(store, site, entries))
+
+
+def ledger_download(store: Store, site: str) -> bytes:
+    """Makes what `export_ledger` writes for a browser's download; no disk is written. Raises `NotFound`."""
+    entries, file = _entries(store, site), io.BytesIO()
+    backup.write_to(file, entries, _opening_key(store, site, entries))
+    _note_export(store, site, f"{site}.jsonl, a download from the page")
+    return file.getvalue()
+
+
+def _entries(store: Store, site: str) -> list[Entry]:
     nodes = {node.name: node for node in store.nodes()}
     entries = LedgerReplica(store).entries(site) if site in nodes else []
     if not entries:
         raise NotFound(f"no ledger of {site} is here; a site sends it when a run begins")
-    if not os.path.lexists(file):  # else it is refused
-        with store.session() as session:
-            store.log_action(session, "budget.export", site=site, file=plain(named or file))
-    return backup.write(file, entries, _opening_key(store, site, entries))
+    return entries
+
+
+def _note_export(store: Store, site: str, file: str) -> None:
+    with store.session() as session:
+        store.log_action(session, "budget.export", site=site, file=plain(file))
 
 
 def _opening_key(store: Store, site: str, entries: Sequence[Entry]) -> str:

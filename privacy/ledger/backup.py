@@ -29,15 +29,11 @@ def write(path: Path, entries: Iterable[Entry], public_key: str) -> Head:
     Whatever is raised, nothing is left at `path` that was not there before.
     """
     _require_new(path)
-    head, key, beside = START, public_key, path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.unlink(missing_ok=True)  # what a process of that number left when it was killed
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            _write_line(file, {"format": FORMAT})
-            for entry in entries:
-                head, key = follow(head, [entry], key)
-                _write_line(file, entry.model_dump())
-            _write_line(file, {"entries": head.seq + 1, "head": head.hash})
+            head = write_to(file, entries, public_key)
             file.flush()
             os.fsync(file.fileno())
         _require_new(path)
@@ -46,6 +42,17 @@ def write(path: Path, entries: Iterable[Entry], public_key: str) -> Head:
         raise LedgerFileInvalid(f"cannot write {path}: {err.strerror}") from err
     finally:
         beside.unlink(missing_ok=True)
+    return head
+
+
+def write_to(file: BinaryIO, entries: Iterable[Entry], public_key: str) -> Head:
+    """Writes a whole ledger to an open file as `write` does; raises `LedgerBroken` in the middle of it."""
+    head, key = START, public_key
+    _write_line(file, {"format": FORMAT})
+    for entry in entries:
+        head, key = follow(head, [entry], key)
+        _write_line(file, entry.model_dump())
+    _write_line(file, {"entries": head.seq + 1, "head": head.hash})
     return head
 
 
