@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -160,10 +160,14 @@ def _write(home: Path, run_id: str, folder: Path, operator: Operator | None, ove
         "home": str(home), "run": run_id, "folder": str(folder), "override_audit": override_audit,
         "operator": None if operator is None else operator.name,
     }  # fmt: skip
-    command = [sys.executable, "-P", "-m", "confide.coordinator.page.exporting", json.dumps(order)]
+    command = [sys.executable, "-P", "-m", "confide.coordinator.page.exporting"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     with child:
+        assert child.stdin is not None, "it was started with pipes"
         assert child.stdout is not None, "it was started with pipes"
+        with suppress(BrokenPipeError):  # it has ended, as its exit code then says
+            child.stdin.write(json.dumps(order).encode() + b"\n")
+            child.stdin.flush()
         ending = threading.Timer(_LONGEST_S, child.kill)
         ending.start()
         try:

@@ -1,7 +1,8 @@
-"""The process that writes an adapter for a download: `python -m confide.coordinator.page.exporting ORDER`, in JSON.
+"""The process that writes an adapter for a download: `python -m confide.coordinator.page.exporting`.
 
-It loads the model, which the page's own process never does. It says `{}` or `{"kind": ..., "problem": ...}` on its
-standard output, and ends when its standard input is closed, so it never outlives the page.
+It loads the model, which the page's own process never does. It takes one line of JSON on its standard input, since
+every account of the machine can read arguments, and says `{}` or `{"kind": ..., "problem": ...}` on its standard
+output. It ends when its input is closed, so it never outlives the page.
 """
 
 import json
@@ -41,7 +42,7 @@ def write(home: Path, run_id: str, folder: Path, *, operator: str | None, overri
 
 def main() -> int:
     """Carries out one order; returns the exit code."""
-    told: dict[str, Any] = json.loads(sys.argv[1])
+    told: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     out = os.dup(1)
     os.dup2(2, 1)  # what a library prints is for the log
     log_to_stderr(logging.WARNING)

@@ -128,15 +128,25 @@ def test_attacks_are_shown_beside_what_the_guarantee_rules_out(browser, federati
 
 
 @pytest.mark.process
-def test_a_download_is_what_the_command_writes_and_leaves_nothing_behind(app, federation, tmp_path):
+def test_a_download_is_what_the_command_writes_and_leaves_nothing_behind(app, federation, tmp_path, monkeypatch):
     study = with_run(federation, audited=False)
     spend(federation, study, "svi", rounds=2)
     before = {path.name for path in federation.home.iterdir()}
     operators.add(federation.store, "anna", "admin")
     operators.add(federation.store, "oscar", "operator")
     [proof] = [each.token_hash for each in operators.operators(federation.store) if each.name == "oscar"]
+    begun: list[tuple[object, object]] = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, args, **options):
+            begun.append((args, options.get("env")))
+            super().__init__(args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
     answer = send(entered(app, federation, "oscar", proof), reason="a paper | of ours")
     assert answer.status_code == 200, answer.text
+    assert ["exporting" in str(each) for each in begun] == [True]
+    assert "paper" not in str(begun)  # arguments are for every account of the machine to read
     assert answer.headers["content-disposition"] == f'attachment; filename="{RUN}-adapter.zip"'
     assert int(answer.headers["content-length"]) == len(answer.content)
     export_adapter(federation.store, federation.home, RUN, tmp_path / "same", override_audit="a paper | of ours")
