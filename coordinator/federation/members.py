@@ -131,7 +131,7 @@ def party_certificate_ends(node: NodeRow) -> dt.datetime | None:
 
 
 def revoke(store: Store, home: Path, name: str) -> None:
-    """Revokes a site: a running server refuses its next request. Raises `NotFound`."""
+    """Revokes a site: a running server refuses its next request. Raises `NotFound`; `Conflict` if it was before."""
     Register(store, Pki.load(home)).revoke(name)
 
 

@@ -261,10 +261,17 @@ class Register:
             raise EnrolmentInvalid("the succession does not follow from this node's present key, or to a fresh one")
 
     def revoke(self, name: str) -> None:
-        """Revokes a node and its invitation code: the gate refuses its next request, and its keys never come back."""
-        node = self._store.node(name)
+        """Revokes a node and its invitation code: the gate refuses its next request, and its keys never come back.
+
+        Raises:
+            NotFound: there is no such node.
+            Conflict: it was revoked before, and stays so since then.
+        """
         turned_out = {"revoked_at": time.time(), "left_at": None, "invite_digest": None}
         with self._store.alone(_ABOUT) as session:
+            node = self._store.node(name)
+            if _is_revoked(node):
+                raise Conflict(f"{node.name} was revoked before; nothing was changed")
             session.execute(update(NodeRow).where(NodeRow.name == node.name).values(**turned_out))
             self._store.log_action(session, "site.revoke", site=node.name)
 

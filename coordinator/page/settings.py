@@ -70,7 +70,7 @@ def renew_operator(visit: Visit) -> Response:
     """Gives an operator a new token, as `coordinator operator renew` does; it stands in this answer alone."""
     name, days = visit.part("operator"), visit.form.get("days", "").strip()[:80]
     try:
-        token = operators.renew(visit.store, name, days=_days(days))
+        token = operators.renew(visit.store, name, days=_days(days), present=visit.form.get("present"))
     except Conflict as err:
         return _form(visit, "renew", status=409, name=_known(visit).name, days=days, problem=str(err))
     return _token(visit, name, token)
@@ -96,7 +96,7 @@ def _form(
     return visit.render(
         "operator.html", status=status, order=order, name=name, role=role, days=days, problem=problem,
         roles=get_args(Role), most_days=MOST_DAYS, is_self=_is_self(visit, name),
-        is_first=not operators.any_operator(visit.store),
+        is_first=not operators.any_operator(visit.store), present=_present(visit, name),
     )  # fmt: skip
 
 
@@ -106,6 +106,11 @@ def _token(visit: Visit, name: str, token: str) -> Response:
         "token.html", operator=shown, token=token, is_self=_is_self(visit, name), ends_session=visit.operator is None,
         warnings=access.warnings(visit.store),
     )  # fmt: skip
+
+
+def _present(visit: Visit, name: str) -> str:
+    found = operators.named(visit.store, name)
+    return "" if found is None else operators.token_mark(found.token_hash)
 
 
 def _is_self(visit: Visit, name: str) -> bool:

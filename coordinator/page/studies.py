@@ -83,17 +83,18 @@ def ask_start(visit: Visit) -> Response:
     """Asks whether a run of a study shall be started, and says what it costs."""
     study = load_study(visit.store.study(visit.part("study")))
     study.require_start()
-    unsettled = [run for run in _rows(visit.store, study) if not run.state.is_settled]
+    own = _rows(visit.store, study)
+    unsettled = [run for run in own if not run.state.is_settled]
     return visit.render(
-        "start.html", study=study, epsilon=planned(study), unsettled=unsettled[::-1],
+        "start.html", study=study, epsilon=planned(study), unsettled=unsettled[::-1], newest=own[-1].id if own else "",
         is_served=read_serving(visit.home) is not None,
     )  # fmt: skip
 
 
 def start(visit: Visit) -> Response:
-    """Starts a run, as `coordinator run start` does."""
-    row = visit.store.study(visit.part("study"))
-    run = control.start_run(visit.store, row.hash, again=visit.form.get("again") == "yes")
+    """Starts a run, as `coordinator run start` does, unless one was started since the form was shown."""
+    row, is_again = visit.store.study(visit.part("study")), visit.form.get("again") == "yes"
+    run = control.start_run(visit.store, row.hash, again=is_again, newest=visit.form.get("newest"))
     return visit.go("runs", run, notice="The run is started.")
 
 

@@ -13,14 +13,16 @@ from ..studies.catalogue import load_study
 from .overview import is_silent
 
 
-def start_run(store: Store, study: str, *, again: bool = False) -> str:
+def start_run(store: Store, study: str, *, again: bool = False, newest: str | None = None) -> str:
     """Adds a pending run of the study of that name or hash and returns its id.
 
     Args:
         again: True to start another run of a study although one is not done; it spends the sites' budgets again.
+        newest: the study's newest run as whoever decided saw it, "" for none: if another was started since, as by a
+            form that is sent twice, nothing is. None if nobody looked.
 
     Raises:
-        Conflict: a run of the study is not done, or several studies have that name.
+        Conflict: a run of the study is not done, another was started since, or several studies have that name.
         NotFound: there is no such study.
         StudyOutdated: an earlier version made the study.
     """
@@ -29,9 +31,12 @@ def start_run(store: Store, study: str, *, again: bool = False) -> str:
     run_id = f"{row.name}-{secrets.token_hex(4)}"
     with store.alone("the runs") as session:  # of two commands at once one sees the other's run
         session.add(Run(id=run_id, study=row.hash, state=RunState.PENDING, created_at=time.time()))
+        others = select(Run).where(Run.study == row.hash, Run.id != run_id).order_by(Run.created_at.desc()).limit(1)
+        last = session.scalars(others).first()
+        if newest is not None and last is not None and last.id != newest:
+            raise Conflict(f"run {last.id} of study {row.name} was started meanwhile; look at it first")
         unsettled = Run.state.not_in([state for state in RunState if state.is_settled])
-        others = select(Run).where(Run.study == row.hash, Run.id != run_id, unsettled)
-        other = session.scalars(others.order_by(Run.created_at.desc()).limit(1)).first()
+        other = session.scalars(others.where(unsettled)).first()
         if other is not None and not again:
             raise Conflict(_unfinished(row.name, other))
         store.log_action(session, "run.start", run=run_id, hash=row.hash)
