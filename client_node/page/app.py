@@ -22,7 +22,7 @@ from ..login import in_name_of
 from ..telling import said
 from ..web.forms import FormInvalid
 from ..web.rendering import Renderer
-from ..web.routing import routes_of
+from ..web.routing import aftermath, routes_of
 from .door import SiteDoor
 from .views import VIEWS
 from .visits import Node, Visit
@@ -83,19 +83,21 @@ class PageApp:
                 return look(visit)
         except _TROUBLES as err:
             status = next((status for kind, status in _STATUS.items() if isinstance(err, kind)), 400)
-            return visit.render("trouble.html", status=status, problem=str(err))
+            return visit.render("trouble.html", status=status, problem=str(err), **aftermath(status))
         except Exception as err:
             logger.error("%s could not be shown", command, exc_info=TextLeftOut.of(err))
             problem = "an error that should not happen; the page's log says where"
-            return visit.render("trouble.html", status=500, problem=problem)
+            said = aftermath(500, has_begun=form is not None)
+            return visit.render("trouble.html", status=500, problem=problem, **said)
 
     def _refused(self, request: Request, err: Exception, status: int) -> Response:
         return self._bare(request, str(err), status)
 
     def _bare(self, request: Request, problem: str, status: int) -> Response:
         return self._node.renderer.page(
-            request, "outside.html", status=status, federation=self._node.name, problem=problem
-        )
+            request, "outside.html", status=status, federation=self._node.name, problem=problem,
+            **aftermath(status),
+        )  # fmt: skip
 
     async def _not_there(self, request: Request, err: Exception) -> Response:
         status = err.status_code if isinstance(err, HTTPException) else 404

@@ -4,14 +4,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
+from anyio import move_on_after, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from ..errors import PageUnavailable
 from .entering import Session
 from .forms import FormInvalid, read_form
 
+VIEW_S = 30.0  # for what a browser is shown; a lock in a database is waited for by 20 s
 T = TypeVar("T")
 
 
@@ -85,19 +88,34 @@ def routes_of(
 
     Args:
         answer: takes the request, the command that does the same, the function that answers it, and a form's fields.
-        refuse: answers what is no form of ours.
+        refuse: answers what is no form of ours, and what takes too long to be shown.
     """
     found = []
     for path, view in views.items():
-        found.append(Route(path, _shown(view, answer), methods=["GET"]))
+        found.append(Route(path, _shown(view, answer, refuse), methods=["GET"]))
         if view.carry_out is not None:
             found.append(Route(path, _carried_out(view, view.carry_out, answer, refuse), methods=["POST"]))
     return found
 
 
-def _shown(view: Viewed, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+def aftermath(status: int, *, has_begun: bool = False) -> dict[str, str]:
+    """Says what came of a request that failed, and what to do; `has_begun` of an action that may be done in part."""
+    if status < 500:
+        return {"heading": "Nothing was done", "advice": ""}
+    if has_begun:
+        said = "Look at what stands now before you do it again."
+        return {"heading": "It is not certain that this was done", "advice": said}
+    said = "Nothing was changed. Try again in a moment: the page itself needs no restart."
+    return {"heading": "This cannot be answered just now", "advice": said}
+
+
+def _shown(
+    view: Viewed, answer: Answer, refuse: Callable[[Request, Exception, int], Response]
+) -> Callable[[Request], Awaitable[Response]]:
     async def shown(request: Request) -> Response:
-        return await run_in_threadpool(answer, request, view.command, view.look, None)
+        with move_on_after(VIEW_S):  # what hangs, as a database may, must not keep a person waiting
+            return await to_thread.run_sync(answer, request, view.command, view.look, None, abandon_on_cancel=True)
+        return refuse(request, PageUnavailable(f"this was not ready within {VIEW_S:.0f} s, and is not waited for"), 503)
 
     return shown
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...client_node.errors import ClientNodeError, StudyInvalid
+from ...client_node.errors import ClientNodeError, KeysSealed, StudyInvalid
 from ...models.errors import ModelError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
@@ -32,6 +32,7 @@ _STATUS: Mapping[type[Exception], int] = {  # the first that fits
     AccessRefused: 403,
     NotFound: 404,
     Conflict: 409,
+    KeysSealed: 409,
     StudyRefused: 422,
     StudyInvalid: 422,
     ModelError: 422,  # of a draft's backbone

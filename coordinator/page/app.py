@@ -11,11 +11,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount
 
 from ... import __version__
-from ...client_node.errors import ClientNodeError
-from ...client_node.web.entering import Session
+from ...client_node.errors import ClientNodeError, KeysSealed
 from ...client_node.web.forms import FormInvalid
 from ...client_node.web.rendering import Renderer
-from ...client_node.web.routing import routes_of
+from ...client_node.web.routing import aftermath, routes_of
 from ...mpc.crash import TextLeftOut
 from ...privacy.errors import PrivacyError
 from ..api.app import PREFIX, make_api
@@ -34,7 +33,9 @@ from .visits import Federation, Visit
 logger = logging.getLogger(__name__)
 
 _TROUBLES = (CoordinatorError, ClientNodeError, PrivacyError, FormInvalid)
-_STATUS: Mapping[type[Exception], int] = {AccessRefused: 403, NotFound: 404, Conflict: 409, StoreUnavailable: 503}
+_STATUS: Mapping[type[Exception], int] = {
+    AccessRefused: 403, NotFound: 404, Conflict: 409, KeysSealed: 409, StoreUnavailable: 503,
+}  # fmt: skip
 
 
 class PageApp:
@@ -86,25 +87,28 @@ class PageApp:
                 return look(visit)
         except _TROUBLES as err:
             status = next((status for kind, status in _STATUS.items() if isinstance(err, kind)), 400)
-            return self._refused(request, err, status, visit)
+            return self._troubled(visit, err, status)
         except Exception as err:
             logger.error("%s could not be shown", command, exc_info=TextLeftOut.of(err))
             trouble = CoordinatorError("an error that should not happen; the page's log says where")
-            return self._refused(request, trouble, 500, visit)
+            return self._troubled(visit, trouble, 500)
 
     def _to_login(self, request: Request, form: Mapping[str, str] | None) -> Response:
         if form is not None or request.headers.get("x-live"):
             return self._refused(request, AccessRefused("the session has ended; log in again"), 401)
         return RedirectResponse("/login", status_code=303)
 
-    def _refused(self, request: Request, err: Exception, status: int, visit: Visit | None = None) -> Response:
-        if visit is not None:
-            return visit.render("trouble.html", status=status, problem=str(err), session=visit.session)
+    def _troubled(self, visit: Visit, err: Exception, status: int) -> Response:
+        said = aftermath(status, has_begun=visit.request.method == "POST")
+        return visit.render("trouble.html", status=status, problem=str(err), **said)
+
+    def _refused(self, request: Request, err: Exception, status: int) -> Response:
         return self._bare(request, str(err), status)
 
-    def _bare(self, request: Request, problem: str, status: int, session: Session | None = None) -> Response:
+    def _bare(self, request: Request, problem: str, status: int) -> Response:
         return self._federation.renderer.page(
             request, "outside.html", status=status, federation=self._federation.name, problem=problem,
+            **aftermath(status),
         )  # fmt: skip
 
     async def _not_there(self, request: Request, err: Exception) -> Response:

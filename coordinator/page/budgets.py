@@ -4,7 +4,9 @@ from datetime import UTC, datetime
 
 from starlette.responses import Response
 
+from ...client_node.errors import ClientNodeError
 from ...privacy.report.language import DEFAULT, languages
+from ..errors import CoordinatorError
 from ..federation import Pki
 from . import charts
 from .downloads import REPORT_POLICY, attached
@@ -80,8 +82,12 @@ def _chart(found: list[Spending]) -> object:
 
 
 def _verifying(visit: Visit, found: list[Spending]) -> str:
-    """Writes the command that checks a report, with the keys that this federation knows."""
-    parts = ["coordinator budget verify report.json", f"--issuer {Pki.load(visit.home).identity_hex}"]
+    """Writes the command that checks a report, with the keys that this federation knows; else why they are not."""
+    try:
+        issuer = Pki.load(visit.home).identity_hex
+    except (CoordinatorError, ClientNodeError) as err:  # sealed or damaged, which takes away no figure
+        return str(err)
+    parts = ["coordinator budget verify report.json", f"--issuer {issuer}"]
     with_ledger = {each.site for each in found}
     parts += [f"--site {node.name}={node.identity}" for node in visit.store.nodes() if node.name in with_ledger]
     return " \\\n  ".join(parts)

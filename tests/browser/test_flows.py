@@ -158,6 +158,15 @@ def test_a_page_that_nobody_serves_says_so_until_somebody_does(here, open_page):
     assert path_of(page) == "/runs"
 
 
+def test_a_page_that_a_server_lets_wait_says_so_until_it_is_answered(here, open_page):
+    page = open_page("operator", "/runs")
+    page.evaluate("() => { const own = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = () => own(100); }")
+    page.route("**/runs", lambda route: None)  # nobody answers, as a process that was stopped
+    expect(page.locator("#lost")).to_be_visible(timeout=SOON_MS)
+    page.unroute("**/runs")
+    expect(page.locator("#lost")).to_be_hidden(timeout=SOON_MS)
+
+
 def test_an_open_page_goes_to_the_door_when_its_session_ends(here, open_page):
     page = open_page("operator", "/runs")
     expect(page.get_by_role("heading", name="Runs")).to_be_visible()

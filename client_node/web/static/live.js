@@ -4,8 +4,8 @@
 (() => {
   const parts = () => document.querySelectorAll("[data-live][id]");
   if (!parts().length) return;
-  const calm = 2000, most = 30000;
-  let pause = calm, tag = null;
+  const calm = 2000, most = 30000, patience = 15000; // ms
+  let pause = calm, tag = null, next = 0;
 
   const isInUse = (part) => {
     const focused = document.activeElement;
@@ -34,12 +34,13 @@
   };
 
   const look = async () => {
+    next = 0;
     if (!document.hidden) {
       try {
         const headers = { "X-Live": "1" };
         if (tag) headers["If-None-Match"] = tag;
         const begun = performance.now();
-        const answer = await fetch(location.href, { headers, redirect: "manual", cache: "no-store" });
+        const answer = await fetch(location.href, { headers, redirect: "manual", cache: "no-store", signal: AbortSignal.timeout(patience) });
         if (answer.status === 200) {
           tag = answer.headers.get("ETag");
           put(new DOMParser().parseFromString(await answer.text(), "text/html"));
@@ -56,7 +57,7 @@
         pause = Math.min(2 * pause, most);
       }
     }
-    setTimeout(look, pause);
+    next = setTimeout(look, pause);
   };
   const form = document.querySelector("form[data-check]");
   if (form) {
@@ -77,6 +78,11 @@
     });
     return; // to ask for the page again would take away what was found
   }
-  setTimeout(look, pause);
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) pause = calm; });
+  next = setTimeout(look, pause);
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden || !next) return; // what is asked for just now comes by itself
+    clearTimeout(next);
+    pause = calm;
+    look(); // what stands there may be hours old
+  });
 })();

@@ -77,6 +77,8 @@ def test_the_page_outlives_no_daemon_that_was_killed(site, daemon):
             httpx.get(address)
         except httpx.ConnectError:
             return True
+        except httpx.TransportError:  # it is about to end
+            return False
         return False
 
     until(is_gone)

@@ -12,6 +12,7 @@ from confide.client_node.web.framing import POLICY
 from confide.client_node.web.rendering import FILTERS, Renderer, ago, amount, duration, epsilon, iso, short, when
 
 HOSTILE = "<script>alert('1')</script>\"&"
+SAID = {"heading": "Nothing was done", "advice": ""}
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def asked(**headers: str) -> Request:
 
 
 def shown(renderer, problem=HOSTILE, **headers):
-    return renderer.page(asked(**headers), "outside.html", federation=HOSTILE, problem=problem)
+    return renderer.page(asked(**headers), "outside.html", federation=HOSTILE, problem=problem, **SAID)
 
 
 def test_text_is_never_markup(renderer):
@@ -37,7 +38,7 @@ def test_text_is_never_markup(renderer):
 
 def test_a_fact_that_is_missing_is_an_error_and_not_empty(renderer):
     with pytest.raises(Exception, match="problem"):
-        renderer.page(asked(), "outside.html", federation="f")
+        renderer.page(asked(), "outside.html", federation="f", **SAID)
 
 
 def test_a_page_that_the_browser_has_is_told_by_its_tag(renderer):
@@ -48,9 +49,9 @@ def test_a_page_that_the_browser_has_is_told_by_its_tag(renderer):
 
 
 def test_an_error_is_never_answered_by_what_the_browser_has(renderer):
-    first = renderer.page(asked(), "outside.html", status=403, federation="f", problem="p")
+    first = renderer.page(asked(), "outside.html", status=403, federation="f", problem="p", **SAID)
     tag = first.headers["ETag"]
-    again = renderer.page(asked(if_none_match=tag), "outside.html", status=403, federation="f", problem="p")
+    again = renderer.page(asked(if_none_match=tag), "outside.html", status=403, federation="f", problem="p", **SAID)
     assert (again.status_code, again.body) == (403, first.body)
 
 
