@@ -19,6 +19,17 @@ def figures_up(bound: float, figures: int = 3) -> str:
     return f"{float(exact.quantize(last, rounding=ROUND_CEILING)):.{figures}g}"
 
 
+def power_of_ten(value: float) -> str:
+    """Writes a small number, such as a delta, as a power of ten, to four significant digits.
+
+    >>> power_of_ten(1e-5), power_of_ten(2.5e-6)
+    ('10⁻⁵', '2.5 · 10⁻⁶')
+    """
+    digits, exponent = f"{value:.3e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if float(digits) == 1 else f"{float(digits):g} · {power}"
+
+
 def rounded_down(bound: float, decimals: int = 2) -> str:
     """Writes a lower bound, such as what is left of a budget or what an audit has shown, rounded down."""
     return _rounded(bound, decimals, ROUND_FLOOR)

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,7 +22,7 @@ from ..errors import ApprovalRefused, ClientNodeError, SecondPersonMissing, Stud
 from ..login import in_name_of
 from ..telling import said
 from ..web.forms import FormInvalid
-from ..web.rendering import Renderer
+from ..web.rendering import Renderer, small
 from ..web.routing import aftermath, routes_of
 from .door import SiteDoor
 from .views import VIEWS
@@ -47,7 +48,7 @@ class PageApp:
     def __init__(self, home: Path, *, daemon_log: Path | None = None) -> None:
         log = daemon_log or Path(f"/proc/{os.getppid()}/fd/2")
         enrolment = Enrolment.load(home)
-        renderer = Renderer(__name__, version=__version__, said=said)
+        renderer = Renderer(__name__, version=__version__, said=_said)
         self._node = Node(home, enrolment.name, enrolment.roles, renderer, log)
         self._door = SiteDoor(self._node)
         self.app = Starlette(
@@ -102,3 +103,8 @@ class PageApp:
     async def _not_there(self, request: Request, err: Exception) -> Response:
         status = err.status_code if isinstance(err, HTTPException) else 404
         return self._bare(request, "there is no such page", status)
+
+
+def _said(value: Any) -> str:
+    """Writes a setting's value, a small number as reports do."""
+    return small(value) if isinstance(value, float) else said(value)

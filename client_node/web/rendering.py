@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ... import durations
-from ...models.rounding import rounded_down, rounded_up
+from ...models.rounding import power_of_ten, rounded_down, rounded_up
 
 _FOR_GOOD = "public, max-age=31536000, immutable"
 _TIME = Markup('<time datetime="{iso}" title="{iso}">{text}</time>')
@@ -112,6 +112,11 @@ def epsilon(bound: float | None) -> str:
     return "–" if bound is None else rounded_up(bound)
 
 
+def small(value: float) -> str:
+    """Writes a number; one below a thousandth, such as a delta, as a power of ten, as reports do."""
+    return power_of_ten(value) if 0 < abs(value) < 1e-3 else f"{value:g}"
+
+
 def lower_bound(bound: float) -> str:
     """Writes a lower bound of epsilon, rounded down."""
     return rounded_down(bound)
@@ -125,6 +130,6 @@ def short(text: str) -> Markup:
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "ago": ago, "when": when, "iso": iso, "duration": duration, "amount": amount, "epsilon": epsilon,
-    "lower_bound": lower_bound, "short": short,
+    "lower_bound": lower_bound, "short": short, "small": small,
     "number": lambda value: f"{value:,}",
 }  # fmt: skip

@@ -34,6 +34,7 @@ from .model_tables import (
     show_combined,
     show_deployed,
     show_evaluation,
+    show_kept_routing,
     show_options,
     show_routing,
     show_suite,
@@ -434,13 +435,32 @@ def adapter_routing(
     The figures depend on what is read: publish them only if that is public.
     """
     from ..federation import opened_store
-    from ..results.router_statistics import measure, reader_of_run
+    from ..routing.measuring import measure, reader_of_run
 
     with opened_store(home) as store:
         directory, model = reader_of_run(store, home, run)
     with reading(tokens) as progress:
         found = measure(directory, text, tokens=tokens, model=model, progress=progress)
     show_routing(run, found, html, as_json)
+
+
+@app.command("map", epilog=epilog("coordinator adapter map RUN"))
+def adapter_map(
+    run: str,
+    tokens: TokensOption = 1024,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a heat map of a run's routing, before training and with its adapter, for the adapter's page.
+
+    Both read the same public tokens: synthetic records, or the licence that comes with the backbone.
+    """
+    from ..federation import opened_store
+    from ..routing.measuring import keep
+
+    with opened_store(home) as store, bar("Reading public tokens") as progress:
+        found = keep(store, home, run, tokens=tokens, progress=progress)
+    show_kept_routing(run, found, as_json)
 
 
 def parse_weights(text: str | None) -> list[float] | None:

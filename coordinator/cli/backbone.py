@@ -96,7 +96,7 @@ def backbone_build(
         raise typer.BadParameter("--structure and --tokens go with --public: synthetic records of fields have neither")
     from ...client_node.study import load_draft
     from ...models.backbones.pretraining import pretrain
-    from ..results.router_statistics import measure_records
+    from ..routing.measuring import measure_records
 
     schemas = [load_draft(draft).record_schema() for draft in drafts]
     with bar("Pretraining on synthetic records") as progress:
@@ -301,7 +301,7 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     """
     from ...models.backbones.loading import describe
     from ...models.compression.compressing import made_of
-    from ..results.router_statistics import measure_records
+    from ..routing.measuring import measure_records
 
     found = describe(directory)
     has_routing = found.reads == "records" and found.experts is not None
@@ -321,7 +321,7 @@ def backbone_routing(
 
     The figures depend on what is read: publish them only if that is public.
     """
-    from ..results.router_statistics import measure
+    from ..routing.measuring import measure
 
     with reading(tokens) as progress:
         found = measure(directory, text, tokens=tokens, progress=progress)

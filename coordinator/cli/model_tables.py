@@ -13,6 +13,7 @@ from rich.markup import escape
 from ...client_node.cli.console import err, out, print_json, print_rows, show_page, table_of, tell
 from ...client_node.cli.tables import show_facts
 from ...models.errors import InvalidBackbone
+from ...models.evaluation.layer_routing import moved
 from ...models.rounding import figures_up, rounded_up
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -25,9 +26,10 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from ...models.compression.compressing import Compressed
     from ...models.deployment.choosing import Option
     from ...models.deployment.deploying import Deployed
-    from ...models.evaluation.router_statistics import LayerRouting
+    from ...models.evaluation.layer_routing import LayerRouting
     from ..results.asking import Answers
-    from ..results.router_statistics import Routing
+    from ..routing.kept import KeptRouting
+    from ..routing.measuring import Routing
 
 
 def show_built(directory: Path, digest: str, routing: "Routing | None", as_json: bool) -> None:
@@ -388,7 +390,7 @@ def reading(tokens: int) -> Iterator[Callable[[int], None]]:
 
 def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) -> None:
     """Prints a routing as a table or JSON, or writes it as a page."""
-    from ..results.router_page import render_html
+    from ..routing.page import render_html
 
     read = f"{name}, {found.layers[0].tokens:,} tokens of {found.read}"
     warn_of_unused(found.layers)
@@ -400,6 +402,25 @@ def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) 
         html=html,
         as_json=as_json,
     )
+
+
+def show_kept_routing(run: str, found: "KeptRouting", as_json: bool) -> None:
+    """Prints how far a run's training has moved the routing of public tokens, as a table or JSON."""
+    if as_json:
+        return print_json({"run": run, **found.model_dump(mode="json")})
+    rows = [
+        {
+            "layer": after.layer,
+            "moved": f"{100 * moved(before, after):.1f} %",
+            "entropy before": f"{before.entropy:.3f}",
+            "after": f"{after.entropy:.3f}",
+            "never chosen before": len(before.unused),
+            "now": len(after.unused),
+        }
+        for before, after in found.layers
+    ]
+    title = f"{escape(run)} after round {found.round}, {found.before[0].tokens:,} tokens of {escape(found.read)}"
+    out.print(table_of(title, rows))
 
 
 def routing_rows(layers: Sequence["LayerRouting"]) -> list[dict[str, Any]]:

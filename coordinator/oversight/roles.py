@@ -79,6 +79,7 @@ COMMANDS: Mapping[str, Access] = {
     "adapter serve": Access(ANYONE),
     "adapter evaluate": Access("viewer"),
     "adapter routing": Access("viewer"),
+    "adapter map": Access("operator", "adapter.map"),
     "space build": Access(ANYONE),
     "audit privacy": Access("operator", "audit.privacy"),
     "audit log": Access("viewer"),

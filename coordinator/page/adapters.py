@@ -1,5 +1,7 @@
 """Adapters: what runs have trained, what is known of it, and its export to who asks for it."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -15,9 +17,10 @@ from ..run.progress import event_of
 from ..store import Store
 from ..store.states import RunState
 from ..store.tables import Run
-from ..studies.catalogue import load_study
-from . import charts
+from ..studies.catalogue import load_study, study_start
+from . import charts, routing
 from .downloads import attached
+from .model_work import Form
 from .trained import Trained
 from .visits import Visit
 
@@ -69,27 +72,49 @@ def show(visit: Visit) -> Response:
     prototype, guaranteed = visit.store.prototype(found.run.id), _guaranteed(visit, found.study)
     return visit.render(
         "adapter.html", found=found, attacks=attacks, prototype=prototype, guaranteed=guaranteed,
+        routing=routing.shown(visit, found.run.id, found.trained.state_hash, found.study.backbone_hash),
         audit_chart=charts.of_report(figures.audits, found.audits) if found.audits else Markup(""),
         roc=_roc(found, attacks, guaranteed),
     )  # fmt: skip
 
 
-def ask(visit: Visit) -> Response:
-    """Shows what an export writes, and what it still takes."""
-    return visit.render("export.html", found=adapter_of(visit, visit.part("run")))
+def ask(form: Form) -> Callable[[Visit], Response]:
+    """Makes the page that shows what an export, or a merge, writes, and what it still takes."""
+
+    def asked(visit: Visit) -> Response:
+        found = adapter_of(visit, visit.part("run"))
+        size = _backbone_size(visit, found.study) if form == "merged" else None
+        return visit.render("export.html", found=found, form=form, size=size)
+
+    return asked
 
 
-def send(visit: Visit) -> Response:
-    """Sends an adapter, as `coordinator adapter export` writes it."""
-    found = adapter_of(visit, visit.part("run"))
-    reason = visit.form.get("reason", "").strip()[:_MOST_REASON]
-    is_blocked = found.verdict in ("failed", "missing")
-    if is_blocked and not reason:
-        raise AuditMissing("no audit allows this export, and no reason was typed; nothing was written")
-    archive = visit.federation.exports.zip(
-        visit.home, found.run.id, visit.operator, reason if is_blocked else None
-    )  # fmt: skip
-    return attached(archive, f"{found.run.id}-adapter.zip", "application/zip")
+def send(form: Form) -> Callable[[Visit], Response]:
+    """Makes the answer that sends an adapter or a merged model, as `adapter export` or `adapter merge` writes it."""
+
+    def sent(visit: Visit) -> Response:
+        found = adapter_of(visit, visit.part("run"))
+        reason = visit.form.get("reason", "").strip()[:_MOST_REASON]
+        is_blocked = found.verdict in ("failed", "missing")
+        if is_blocked and not reason:
+            raise AuditMissing("no audit allows this export, and no reason was typed; nothing was written")
+        if form == "merged":
+            _require_room(visit, found.study)
+        archive = visit.federation.models.zip(
+            visit.home, found.run.id, form, visit.operator, reason if is_blocked else None
+        )  # fmt: skip
+        return attached(archive, f"{found.run.id}-{form}.zip", "application/zip")
+
+    return sent
+
+
+def begin_map(visit: Visit) -> Response:
+    """Begins to make an adapter's heat map, as `coordinator adapter map` does, and goes back to where it will be."""
+    found, models = adapter_of(visit, visit.part("run")), visit.federation.models
+    making = models.making(found.run.id)
+    if making is None or making.problem:
+        models.begin_map(visit.home, found.run.id, visit.operator)
+    return visit.go("adapters", found.run.id, notice="The heat map is being made. It appears under Routing.")
 
 
 def adapter_of(visit: Visit, run_id: str) -> Adapter:
@@ -106,7 +131,7 @@ def adapter_of(visit: Visit, run_id: str) -> Adapter:
         raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
     trained = known.get(run_id)
     if trained is None or trained.event.state != run.state or trained.rounds != last.number:
-        trained = Trained(last.number, event_of(store, study, run_id), *_measured(store, run_id))
+        trained = Trained(last.number, last.state_hash, event_of(store, study, run_id), *_measured(store, run_id))
         if run.state == RunState.DONE:  # and so nothing of it changes any more
             known[run_id] = trained
     found = tuple(audits(store, run_id))
@@ -118,6 +143,24 @@ def _measured(store: Store, run_id: str) -> tuple[Measurement | None, str]:
         return measurement(store, run_id), ""
     except Conflict as err:
         return None, str(err)
+
+
+def _backbone_size(visit: Visit, study: Study) -> int | None:
+    """Adds up the bytes of the backbone's files; None if they are not there."""
+    try:
+        return sum(path.stat().st_size for path in study_start(visit.home, study).backbone.iterdir())
+    except OSError:
+        return None
+
+
+def _require_room(visit: Visit, study: Study) -> None:
+    """Raises `Conflict` unless the home's disk has room for a merged model and its archive."""
+    size, free = _backbone_size(visit, study), shutil.disk_usage(visit.home).free
+    if size is not None and free < 2 * size:
+        raise Conflict(
+            f"a merged model takes {2 * size / 1e9:.1f} GB of the coordinator's disk while it is written, and "
+            f"{free / 1e9:.1f} GB are free; nothing was written"
+        )
 
 
 def _guaranteed(visit: Visit, study: Study) -> float | None:

@@ -62,7 +62,8 @@ class PageApp:
         self.app.router.redirect_slashes = False  # it would lead to the name that the request gives itself
 
     def close(self) -> None:
-        """Ends the thread that follows the ledgers."""
+        """Ends the thread that follows the ledgers, and what a loaded model is needed for."""
+        self._federation.models.close()
         self._federation.ledgers.stop()
 
     def _answer(self, request: Request, command: str, look: Look, form: Mapping[str, str] | None) -> Response:

@@ -11,20 +11,20 @@ from markupsafe import Markup
 
 from ...privacy.report.figures import Sheet
 from ...privacy.report.language import DEFAULT, load
-from ...privacy.report.plot import Plot, linear, nice_top, ticks, time_ticks, whole_ticks
+from ...privacy.report.plot import Plot, Scale, linear, nice_top, ticks, time_ticks, whole_ticks
 from ..run.overview import OpenedRound
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ...privacy.ledger.standings import Course
-    from .comparing import Point
+    from .comparing import DatedPoint, Point
 
 WIDE, NARROW = 760, 310  # units across on a wide page, and on a telephone
 _LETTER = 7.0  # width of a letter, on the safe side
 
 
-def twice(draw: Callable[[float], Markup]) -> Markup:
+def twice(draw: Callable[[float], Markup], wide: float = WIDE) -> Markup:
     """Draws a chart for a wide page and for a narrow one; the style shows one of them."""
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(draw(WIDE), draw(NARROW))
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(draw(wide), draw(NARROW))
 
 
 def of_report(draw: Callable[..., Markup], *facts: object) -> Markup:
@@ -114,11 +114,7 @@ def measured(found: "Sequence[Point]") -> Markup:
             near = round(at / 14)
             places[near] = places.get(near, 0) + 1
             at += 14 * (places[near] - 1) * (-1 if at > width / 2 else 1)  # runs of one study cost the same
-            plot.line("series0", at, y(each.main.low), at, y(each.main.high))
-            for edge in (each.main.low, each.main.high):
-                plot.line("series0", at - 4, y(edge), at + 4, y(edge))
-            plot.dot("whole", at, y(each.main.value))
-            plot.text("label", at, y(each.main.high) - 6, each.letter, "middle")
+            _interval(plot, each, at, y)
         story = "; ".join(
             f"{each.letter}, {each.run}: {each.main.value:.3f}, {each.main.low:.3f} to {each.main.high:.3f}"
             for each in found
@@ -126,6 +122,54 @@ def measured(found: "Sequence[Point]") -> Markup:
         return plot.svg("measured", f"{name} and ε of each run", story)
 
     return twice(draw)
+
+
+def learned(found: "Sequence[DatedPoint]") -> Markup:
+    """Draws what the runs of a study measured, with its interval, over the epsilon that the study had cost by then.
+
+    Without privacy it is drawn over time; empty unless something was measured. A thin line leads from run to run.
+    """
+    if not found:
+        return Markup("")
+    name, by_time = found[0].name, any(each.spent is None or not math.isfinite(each.spent) for each in found)
+    places = [each.at if by_time or each.spent is None else each.spent for each in found]
+    margin = max(60.0, 0.05 * (places[-1] - places[0]))
+    low = max(0, min(floor(10 * min(each.main.low for each in found) - 0.5), 9))  # in tenths
+
+    def draw(width: float) -> Markup:
+        plot = Plot(width=width, height=220, left=42, right=20, top=26, bottom=40)
+        left, right = plot.x_range[0] + 8, plot.x_range[1] - 12
+        y = linear(low / 10, 1, *plot.y_range)
+        plot.y_axis(name, y, [(each / 10, f"{each / 10:g}") for each in range(low, 11)])
+        if by_time:
+            x = linear(places[0] - margin, places[-1] + margin, left, right)
+            marks = time_ticks(places[0] - margin, places[-1] + margin, most=2 if width < WIDE else 5)
+            plot.x_axis("measured at, UTC", x, marks)
+        else:
+            top = nice_top(places[-1])
+            x = linear(0, top, left, right)
+            plot.x_axis("ε of all runs by then, by PLD", x, ticks(top))
+        if len(found) > 1:
+            ways = [(x(place), y(each.main.value)) for place, each in zip(places, found, strict=True)]
+            plot.curve("way", ways)
+        for place, each in zip(places, found, strict=True):
+            _interval(plot, each, x(place), y)
+        story = "; ".join(
+            f"{each.letter}, {each.run}: {each.main.value:.3f}, {each.main.low:.3f} to {each.main.high:.3f}"
+            for each in found
+        )
+        return plot.svg("measured", f"{name} of each run of the study", story)
+
+    return twice(draw)
+
+
+def _interval(plot: Plot, each: "Point", at: float, y: Scale) -> None:
+    """Draws a run's figure with its interval, and its letter above."""
+    plot.line("series0", at, y(each.main.low), at, y(each.main.high))
+    for edge in (each.main.low, each.main.high):
+        plot.line("series0", at - 4, y(edge), at + 4, y(edge))
+    plot.dot("whole", at, y(each.main.value))
+    plot.text("label", at, y(each.main.high) - 6, each.letter, "middle")
 
 
 def spending(course: "Course", cap: float | None) -> Markup:

@@ -1,6 +1,6 @@
 """Runs side by side: terms that differ, rounds, cost and what was measured."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -37,6 +37,14 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class DatedPoint(Point):
+    """The same, among the runs of one study."""
+
+    at: float  # when it was measured
+    spent: float | None  # by all runs of the study until then, by PLD; None without privacy
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """One run as it is compared."""
 
@@ -50,6 +58,7 @@ class Look:
     seconds: float | None  # the middle round's
     bytes_per_site: int
     problem: str  # why nothing was measured
+    measured_at: float | None
     metrics: Mapping[str, Estimate | None]  # by their names for people; None where noise hides them
 
     @property
@@ -84,14 +93,35 @@ def show(visit: Visit) -> Response:
     )  # fmt: skip
 
 
-def points(store: Store, study: Study, runs: Sequence[str]) -> list[Point]:
-    """Lists what runs of a study have measured, those that are done; noise may hide it."""
-    found: list[Point] = []
+def points(store: Store, study: Study, runs: Sequence[str]) -> list[DatedPoint]:
+    """Lists what runs of a study have measured, the oldest first, with what the study had cost by then.
+
+    Nothing else was ever measured: a run is evaluated at most once, and its sites are charged for it. Noise may hide
+    what was found.
+
+    Args:
+        runs: those of interest, of which the newest that have measured something are taken.
+    """
+    found: list[tuple[float, str, Estimate]] = []
     for run in runs:
         metrics, _ = _measured(store, study, run)
-        if (main := metrics.get(main_name(study))) is not None:
-            found.append(Point(_letter(len(found)), run, main_name(study), main, _planned(study)))
-    return found
+        row, main = store.evaluation(run), metrics.get(main_name(study))
+        if row is not None and main is not None:
+            found.append((row.committed_at, run, main))
+    found = sorted(found, key=lambda each: each[0])[-MOST_MEASURED:]
+    opened = store.openings_of(study.study_hash) if found else []
+    return [
+        DatedPoint(_letter(place), run, main_name(study), main, _planned(study), at, _spent(study, opened, at))
+        for place, (at, run, main) in enumerate(found)
+    ]
+
+
+def _spent(study: Study, opened: Iterable[tuple[int, float]], until: float) -> float | None:
+    """Computes what sums of a study's runs that were opened until a moment have cost together, by PLD."""
+    privacy = study.draft.privacy
+    if privacy.mode == "none":
+        return None
+    return epsilon_of_rounds(study, (number for number, at in opened if at <= until), colluding=privacy.collusion)
 
 
 def differences(found: Sequence[Look]) -> Iterator[Difference]:
@@ -115,12 +145,14 @@ def _look(store: Store, at: int, run: Run) -> Look:
     privacy, seconds = study.draft.privacy, sorted(row.seconds for row in rows)
     opened = [row.number for row in rows]
     metrics, problem = _measured(store, study, run.id)
+    row = store.evaluation(run.id) if metrics else None
     return Look(
         letter=_letter(at), run=run.id, state=run.state, study=study,
         rounds=sum(isinstance(row, Round) for row in rows),
         epsilon=None if privacy.mode == "none" else epsilon_of_rounds(study, opened, colluding=privacy.collusion),
         epsilon_planned=_planned(study), seconds=seconds[len(seconds) // 2] if seconds else None,
-        bytes_per_site=sum(row.bytes_per_site for row in rows), problem=problem, metrics=metrics,
+        bytes_per_site=sum(row.bytes_per_site for row in rows), problem=problem,
+        measured_at=None if row is None else row.committed_at, metrics=metrics,
     )  # fmt: skip
 
 

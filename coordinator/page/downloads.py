@@ -1,15 +1,11 @@
-"""Makes what is downloaded: budget reports, and adapters, which a process of their own writes."""
+"""Makes budget reports for a download, and answers with files."""
 
 import json
 import re
-import secrets
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,21 +14,17 @@ from starlette.responses import Response, StreamingResponse
 
 from ...privacy.report.build import render_html
 from ...privacy.report.language import load
-from ..errors import AuditMissing, Conflict, CoordinatorError, StateDamaged
-from ..oversight.operators import Operator
+from ..errors import Conflict
 from ..results.reports import budget_report
 from ..store import Store
 
-FOLDER = "page-exports"  # in the home; what is in it lasts while an adapter is written
 REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; sandbox"
 )
 _KEPT_S = 60.0
-_PATIENCE_S = 2.0  # for a report or an adapter that somebody else is having made
-_LONGEST_S = 1800.0
+_PATIENCE_S = 2.0  # for a report that somebody else is having made
 _CHUNK = 1 << 18
-_ERRORS = {each.__name__: each for each in (AuditMissing, Conflict, StateDamaged)}
 _ODD = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -63,13 +55,13 @@ class Reports:
             LedgerBroken: a ledger does not hold together.
             ReportInvalid: it would be too long.
         """
-        with _alone(self._one, "another budget report is being made"):
+        with alone(self._one, "another budget report is being made", _PATIENCE_S):
             return self._newest(store, home, study).json
 
     def html(self, store: Store, home: Path, study: str | None, language: str) -> bytes:
         """Makes the page of `budget report --html`; arguments and errors are those of `json`."""
         load(language)  # before what takes long
-        with _alone(self._one, "another budget report is being made"):
+        with alone(self._one, "another budget report is being made", _PATIENCE_S):
             made = self._newest(store, home, study)
             if language not in made.pages:
                 made.pages[language] = render_html(json.loads(made.json), language=language).encode()
@@ -85,38 +77,6 @@ class Reports:
         return made
 
 
-class Exports:
-    """Adapters as zip archives, written one at a time by a process that loads the model.
-
-    Its method may be called from any thread.
-    """
-
-    def __init__(self) -> None:
-        self._one = threading.Lock()
-
-    def zip(self, home: Path, run_id: str, operator: Operator | None, override_audit: str | None) -> BinaryIO:
-        """Writes a run's adapter as `adapter export` does; returns the open archive, which is in no folder any more.
-
-        Raises:
-            Conflict: another one is being written, no round is committed yet, or a charge is missing.
-            AuditMissing: the study claims privacy, and no reason is given where an audit is required.
-            CoordinatorError: it cannot be written.
-        """
-        with _alone(self._one, "another adapter is being written"):
-            parent = home / FOLDER
-            shutil.rmtree(parent, ignore_errors=True)  # of a process that was ended
-            folder = parent / secrets.token_hex(8)  # an older one, if it still runs, has another
-            try:
-                parent.mkdir(mode=0o700)
-                folder.mkdir(mode=0o700)
-                _write(home, run_id, folder, operator, override_audit)
-                return (folder / "adapter.zip").open("rb")
-            except OSError as err:
-                raise CoordinatorError(f"{folder} cannot be written: {err.strerror}; nothing is kept of it") from err
-            finally:
-                shutil.rmtree(parent, ignore_errors=True)
-
-
 def attached(body: bytes | BinaryIO, name: str, kind: str, *, is_shown: bool = False) -> Response:
     """Answers with a file to be kept under a name; `is_shown` if the browser may show it first."""
     manner = "inline" if is_shown else "attachment"
@@ -129,11 +89,16 @@ def attached(body: bytes | BinaryIO, name: str, kind: str, *, is_shown: bool = F
     return StreamingResponse(_chunks(body), headers=headers)
 
 
+def busy(problem: str) -> Conflict:
+    """Makes the error for who finds that somebody else is served."""
+    return Conflict(f"{problem} for somebody else, and nothing was made for you; try again in a minute")
+
+
 @contextmanager
-def _alone(lock: threading.Lock, problem: str) -> Iterator[None]:
-    """Holds a lock; raises `Conflict` if another has it for long."""
-    if not lock.acquire(timeout=_PATIENCE_S):
-        raise Conflict(f"{problem} for somebody else, and nothing was made for you; try again in a minute")
+def alone(lock: threading.Lock, problem: str, patience_s: float) -> Iterator[None]:
+    """Holds a lock; raises `Conflict` if another has it for longer."""
+    if not lock.acquire(timeout=patience_s):
+        raise busy(problem)
     try:
         yield
     finally:
@@ -152,32 +117,3 @@ def _heads(store: Store) -> tuple[tuple[str, int, str], ...]:
         if length := store.ledger_length(node.name):
             found.append((node.name, length, "".join(store.ledger_hashes(node.name, length - 1))))
     return tuple(found)
-
-
-def _write(home: Path, run_id: str, folder: Path, operator: Operator | None, override_audit: str | None) -> None:
-    """Lets another process load the model and write: it takes hundreds of megabytes, which this one must not keep."""
-    order = {
-        "home": str(home), "run": run_id, "folder": str(folder), "override_audit": override_audit,
-        "operator": None if operator is None else operator.name,
-    }  # fmt: skip
-    command = [sys.executable, "-P", "-m", "confide.coordinator.page.exporting"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    with child:
-        assert child.stdin is not None, "it was started with pipes"
-        assert child.stdout is not None, "it was started with pipes"
-        with suppress(BrokenPipeError):  # it has ended, as its exit code then says
-            child.stdin.write(json.dumps(order).encode() + b"\n")
-            child.stdin.flush()
-        ending = threading.Timer(_LONGEST_S, child.kill)
-        ending.start()
-        try:
-            told = child.stdout.read()
-            child.wait()
-        finally:
-            ending.cancel()
-            child.kill()
-    if child.returncode != 0 or not told:
-        raise CoordinatorError("the adapter was not written: its process ended; the page's log says why")
-    found = json.loads(told)
-    if problem := found.get("problem"):
-        raise _ERRORS.get(found["kind"], CoordinatorError)(problem)

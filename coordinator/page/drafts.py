@@ -1,8 +1,6 @@
 """A new study: from a form whose fields explain themselves, or from the text of a study.toml.
 
-The form changes an existing study's terms; the text can state any. A draft lies in no file. Only two kinds of folder
-are read as its backbone: those within the home, and the one of the study that it started from, so that a path that
-somebody types opens no other file of the coordinator's machine.
+The form changes an existing study's terms; the text can state any. A draft lies in no file.
 """
 
 import hashlib
@@ -11,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
@@ -137,7 +134,7 @@ def _page(
     return visit.render(
         "study_new.html", wish=wish, found=found, is_checked=is_checked,
         is_refused=is_refused, fields=FIELDS, studies=visit.store.studies()[::-1][:100],
-        digest=_digest(found.questions) if found else "", home=visit.home,
+        digest=_digest(found.questions) if found else "",
         enrolled={role: _named(known, role) for role in ("train", "aggregate")},
     )  # fmt: skip
 
@@ -254,25 +251,13 @@ def _examined(visit: Visit, wish: Wish) -> Examination:
         return unreadable(err)
     with _alone():
         try:
-            folder = _folder(visit, draft, wish.base)
+            folder = backbone_folder(visit.home, draft, wish.base)
         except StudyRefused as err:
             found = examine_cost(draft, units=units)
             return replace(found, problems=(*found.problems, err))
         return examine_draft(
             visit.store, draft, folder, SOURCE, units=units, accept_unused_experts=wish.accept_unused_experts
         )
-
-
-def _folder(visit: Visit, draft: StudyDraft, base: Study | None) -> Path:
-    """Finds the backbone's folder, from the home on. Raises `StudyRefused` for one that the page may not read."""
-    home = visit.home.resolve()
-    folder = backbone_folder(home, draft)
-    if folder.is_relative_to(home) or (base and folder == study_start(visit.home, base).backbone.resolve()):
-        return folder
-    raise StudyRefused(
-        f"model.backbone is {draft.model.backbone}; this page reads only folders within {home}, and the one of the "
-        "study that you start from. At the machine: coordinator study create study.toml"
-    )
 
 
 def _units(wish: Wish) -> int | None:

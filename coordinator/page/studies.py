@@ -21,6 +21,7 @@ from . import charts, comparing, terms
 from .visits import Visit
 
 STUDIES_A_PAGE = RUNS_A_PAGE = 25
+MOST_LOOKED_AT = 100  # runs, for what they have measured
 _WORDS_A_LINE = 6
 
 
@@ -60,14 +61,15 @@ def show(visit: Visit) -> Response:
     runs = runs_of(visit.store, study)
     shown, page, pages = visit.page_of(runs, RUNS_A_PAGE)
     spelt = words(study.study_hash)
-    done = [each.run for each in runs if each.state == "done"][: comparing.MOST_MEASURED]
-    measured = comparing.points(visit.store, study, done) if len(done) > 1 else []
+    measured = comparing.points(
+        visit.store, study, [each.run for each in runs if each.state == "done"][:MOST_LOOKED_AT]
+    )
     return visit.render(
         "study.html", study=study, row=row, sentences=list(terms.in_words(study)), tables=terms.tables(study),
         spelt=[" ".join(spelt[at : at + _WORDS_A_LINE]) for at in range(0, len(spelt), _WORDS_A_LINE)],
         epsilon=planned(study), parts=list(_parts(study)), colluding=list(_by_colluders(study)),
         expected=expected(study), consents=consents(visit.store, study), measured=measured, page=page, pages=pages,
-        chart=charts.measured(measured) if len(measured) > 1 else "", refusal=_refusal(visit.store, runs),
+        chart=charts.learned(measured), refusal=_refusal(visit.store, runs),
         runs=shown,
     )  # fmt: skip
 

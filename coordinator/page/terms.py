@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from ...client_node.study import Study, StudyDraft
 from ...client_node.study import terms as of_drafts
+from ...client_node.web.rendering import small
 from ...models.strict import StrictModel
 
 _TABLES: Mapping[str, type[StrictModel]] = {
@@ -103,7 +104,7 @@ def said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return small(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {said(each)}" for name, each in value.items()) or "–"
     if isinstance(value, (list, tuple)):

@@ -11,6 +11,7 @@ class Trained:
     """The figures of a run after its last committed round."""
 
     rounds: int
+    state_hash: str  # of the adapter
     event: Event
     measured: Measurement | None
     unmeasured: str  # why it is not

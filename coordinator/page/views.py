@@ -56,7 +56,11 @@ VIEWS: Mapping[str, View] = {
     "/budgets/{site}": View("budget report", budgets.show),
     "/adapters": View("run metrics", adapters.show_all),
     "/adapters/{run}": View("run metrics", adapters.show),
-    "/adapters/{run}/export": View("adapter export", adapters.ask, "adapter export", adapters.send),
+    "/adapters/{run}/export": View(
+        "adapter export", adapters.ask("adapter"), "adapter export", adapters.send("adapter")
+    ),
+    "/adapters/{run}/merge": View("adapter merge", adapters.ask("merged"), "adapter merge", adapters.send("merged")),
+    "/adapters/{run}/map": View("run metrics", adapters.show, "adapter map", adapters.begin_map),
     "/sites": View("site list", sites.show_all),
     # Deeper than a site's page, because a site may be called "invite".
     "/sites/invite/new": View("site invite", sites.ask_guests, "site invite", sites.invite),

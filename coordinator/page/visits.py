@@ -16,7 +16,8 @@ from ..ledger_standings import Ledgers
 from ..oversight import roles
 from ..oversight.operators import Operator
 from ..store import Store
-from .downloads import Exports, Reports
+from .downloads import Reports
+from .model_work import ModelWork
 from .statements import Statements
 from .trained import Trained
 
@@ -37,7 +38,7 @@ class Federation:
     renderer: Renderer
     statements: Statements = field(default_factory=Statements)
     reports: Reports = field(default_factory=Reports)
-    exports: Exports = field(default_factory=Exports)
+    models: ModelWork = field(default_factory=ModelWork)
     trained: dict[str, Trained] = field(default_factory=dict)  # by run
 
 

@@ -1,20 +1,31 @@
-"""Results of a run: adapters, metrics, audits, budget reports, statistics of routing.
+"""Results of a run: adapters, metrics, audits, budget reports.
 
 `trained` loads the model that a run has trained, `export` writes its adapter. `metrics` computes metrics from the run's
 evaluation, `held_out` from records on this machine. `privacy_audit` tests the run's training step. `reports` makes
-signed budget reports and gives a site its replicated ledger back. `router_statistics` and `router_page` show the
-experts that a backbone's routers choose. `asking` answers requests with the adapters of several studies, `deployment`
-writes a model that runs elsewhere.
+signed budget reports and gives a site its replicated ledger back. `asking` answers requests with the adapters of
+several studies, `deployment` writes a model that runs elsewhere.
 
-A page about one layer with an unused expert:
+A budget report needs ledgers that sites have sent:
 
->>> from confide.coordinator.results import router_page, router_statistics
->>> from confide.models.evaluation.router_statistics import LayerRouting
->>> layer = LayerRouting(layer=1, tokens=3, choices=(3, 2, 1, 0), weights=(0.5, 0.3, 0.2, 0.0), token_entropy=0.9)
->>> routing = router_statistics.Routing("backbone", "ab" * 32, "a text", (layer,))
->>> page = router_page.render_html("backbone", routing)
->>> page.startswith("<!doctype html>"), layer.unused
-(True, (3,))
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.coordinator.errors import NotFound
+>>> from confide.coordinator.federation import Settings, create_home
+>>> from confide.coordinator.results.reports import budget_report
+>>> from confide.coordinator.store import Store
+>>> settings = Settings(
+...     federation="clinics", address="127.0.0.1:8443", listen="127.0.0.1", port=8443, superlink_port=0
+... )
+>>> with TemporaryDirectory() as home:
+...     create_home(Path(home), settings)
+...     store = Store.open(Path(home))
+...     try:
+...         budget_report(store, Path(home), None)
+...     except NotFound as err:
+...         print(err)
+...     finally:
+...         store.close()
+no site has sent a ledger yet; a report needs at least one run that has begun
 """
 
 __all__ = [
@@ -25,7 +36,5 @@ __all__ = [
     "metrics",
     "privacy_audit",
     "reports",
-    "router_page",
-    "router_statistics",
     "trained",
 ]

@@ -58,7 +58,13 @@ def export_adapter(
 
 
 def merge_adapter(
-    store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
+    store: Store,
+    home: Path,
+    run_id: str,
+    directory: Path,
+    *,
+    override_audit: str | None = None,
+    destination: str | None = None,
 ) -> ModelCard:
     """Writes the backbone with the run's adapter in its weights; arguments and errors are those of `export_adapter`.
 
@@ -69,7 +75,7 @@ def merge_adapter(
     def write(model: StudyModel, backbone: Path, card: ModelCard) -> None:
         save_merged(model.adapted, backbone, directory, card)
 
-    return publish(store, home, run_id, "adapter.merge", directory, write, override_audit)
+    return publish(store, home, run_id, "adapter.merge", directory, write, override_audit, destination)
 
 
 def publish(

@@ -18,6 +18,11 @@ def trained_model(store: Store, home: Path, run_id: str, *, unpacked: bool = Fal
     Raises:
         Conflict: no round is committed yet.
     """
+    return trained_at(store, home, run_id, unpacked=unpacked)[0]
+
+
+def trained_at(store: Store, home: Path, run_id: str, *, unpacked: bool = False) -> tuple[StudyModel, int, str]:
+    """Loads the same, and returns the round behind it and the SHA-256 of its state: a run may go on meanwhile."""
     study = load_study(store.study(store.run(run_id).study))
     last = store.last_round(run_id)
     if last.state_hash is None:
@@ -26,4 +31,4 @@ def trained_model(store: Store, home: Path, run_id: str, *, unpacked: bool = Fal
     model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash, unpacked=unpacked)
     exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
     model.adapted.load_state(exported[: model.adapted.layout.dim])  # an adaptive clip's logarithm may follow
-    return model
+    return model, last.number, last.state_hash

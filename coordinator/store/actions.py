@@ -63,6 +63,7 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "adapter.export": _Model,
     "adapter.merge": _Model,
     "adapter.deploy": _Model,
+    "adapter.map": {"run": Short, "round": _Number},
     "budget.export": {"site": Name, "file": Text},
     "ca.rotate": {"ca": Digest, "next": Digest},
     "ca.cancel": {"ca": Digest},

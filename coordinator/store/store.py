@@ -385,6 +385,18 @@ class Store:
             rows = session.execute(each.group_by(Round.run, Round.sites)).all()
         return [(run, Round(run=run, sites=sites).summed, count) for run, sites, count in rows]
 
+    def openings_of(self, study: str) -> list[tuple[int, float]]:
+        """Lists the opened sums of all runs of the study of that hash: the number in its run, and when."""
+        rounds = select(Round.number, Round.committed_at).join(Run, Run.id == Round.run).where(Run.study == study)
+        closing = [
+            select(kind.number, kind.committed_at)
+            .join(Run, Run.id == kind.run)
+            .where(Run.study == study, kind.problem.is_(None))
+            for kind in (Prototype, Evaluation)
+        ]
+        with self.session() as session:  # without the evidence, which is large
+            return [(number, at) for each in (rounds, *closing) for number, at in session.execute(each)]
+
     def last_round(self, run_id: str) -> CommittedRound:
         """Finds the last committed round of a run."""
         with self.session() as session:

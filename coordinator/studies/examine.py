@@ -1,8 +1,9 @@
 """Examines an operator's draft from all sides before anything of it is stored: what is wrong, what is to be asked."""
 
 import os
+import re
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from ...client_node.errors import StudyInvalid
 from ...client_node.replay.following import start_state
-from ...client_node.study import StudyDraft, cost, load_draft
+from ...client_node.study import Study, StudyDraft, cost, load_draft
 from ...models.errors import BackboneMismatch, InvalidBackbone, InvalidPrompt, ModelError, TargetMissing
 from ...models.rounding import rounded_up
 from ...mpc.errors import MpcError
@@ -18,6 +19,7 @@ from ...privacy.accounting import epsilon_pld
 from ..errors import StudyRefused
 from ..store import Store
 from ..store.tables import NodeRow
+from .catalogue import study_start
 from .expectation import Expectation, expectation
 from .learning_rates import with_rates
 from .questions import Facts, questions
@@ -25,6 +27,8 @@ from .questions import Facts, questions
 if TYPE_CHECKING:  # torch takes seconds to import
     from ...client_node.training.study_model import StudyModel
 
+BACKBONES = "backbones"  # in the home, for drafts that lie in no file
+_PART, _MOST_PARTS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"), 8  # so neither .. nor /
 ASSUMED_DIM = 100_000  # trained numbers where the backbone cannot be read; the cost hardly depends on them
 
 
@@ -107,7 +111,7 @@ def examine(
     except StudyInvalid as err:
         return unreadable(err)
     try:
-        folder = backbone_folder(draft_file.parent, draft)
+        folder = _resolved(draft_file.parent, draft)
     except StudyRefused as err:
         return replace(examine_cost(draft, units=units), problems=(err,))
     return examine_draft(
@@ -115,12 +119,34 @@ def examine(
     )
 
 
-def backbone_folder(parent: Path, draft: StudyDraft) -> Path:
-    """Finds the folder that a draft names as its backbone, from `parent` on; it need not be there.
+def backbone_folder(home: Path, draft: StudyDraft, base: Study | None = None) -> Path:
+    """Finds the backbone of a draft that was typed or sent, and lies in no file: a folder in `backbones` of the home.
+
+    Whoever may create studies need not learn what else lies on this machine, so no other path is looked at. What
+    `backbones` holds or links to, only the home's account decides; links in it are followed.
+
+    Args:
+        home: the federation's.
+        base: the study whose terms the draft began with: its backbone is good, too, under the whole path that is
+            stored of it.
 
     Raises:
-        StudyRefused: no folder can have that name, or links lead in a circle.
+        StudyRefused: it names another place, or links lead in a circle.
     """
+    named = PurePosixPath(draft.model.backbone)
+    if base is not None and Path(named) == (own := study_start(home, base).backbone):
+        return own
+    if len(named.parts) > _MOST_PARTS or not named.parts or not all(map(_PART.fullmatch, named.parts)):
+        also = ", or be left as it was" if base is not None else ""
+        raise StudyRefused(
+            f'model.backbone must name a folder inside {BACKBONES} of the federation\'s home, as "tiny"{also}; nothing '
+            "was stored"
+        )
+    return _resolved(home / BACKBONES, draft)
+
+
+def _resolved(parent: Path, draft: StudyDraft) -> Path:
+    """Finds the folder that a draft names, from `parent` on; it need not be there. Raises `StudyRefused`."""
     try:
         return (parent / draft.model.backbone).resolve()
     except (OSError, RuntimeError, ValueError) as err:

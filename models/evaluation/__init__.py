@@ -1,10 +1,10 @@
 """Metrics with intervals, from scores or from noised histograms, statistics of routing, and mathematical answers.
 
 `metrics` judges scores that are at hand; `binned` judges a histogram that sites have noised and summed, and says how
-much the noise hides; `router_statistics` counts which experts a model's routers choose. `answers` reads mathematical
-answers, of which nothing is run, and tells which are equal; `derivations` checks their lines. `programs` says whether a
-program parses, and `mutants` makes copies of it with one error each, which do. Every metric is an `Estimate`: a value
-and an interval that covers the population's with the stated confidence.
+much the noise hides; `router_statistics` counts which experts a model's routers choose, and `layer_routing` says how
+evenly. `answers` reads mathematical answers, of which nothing is run, and tells which are equal; `derivations` checks
+their lines. `programs` says whether a program parses, and `mutants` makes copies of it with one error each, which do.
+Every metric is an `Estimate`: a value and an interval that covers the population's with the stated confidence.
 
 Eight of nine pairs of a positive and a negative are in the right order:
 
@@ -22,4 +22,4 @@ An answer is right in any form:
 (True, False)
 """
 
-__all__ = ["answers", "binned", "derivations", "metrics", "mutants", "programs", "router_statistics"]
+__all__ = ["answers", "binned", "derivations", "layer_routing", "metrics", "mutants", "programs", "router_statistics"]

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from ...models.rounding import rounded_down, rounded_up
+from ...models.rounding import power_of_ten, rounded_down, rounded_up
 from ..errors import ReportInvalid
 from ..ledger import canonical
 from ..ledger.charges import Books, RunCharges
@@ -55,7 +55,7 @@ def _environment(language: Language) -> Environment:
         "epsilon": lambda bound: digits(rounded_up(bound)),
         "down": lambda bound: digits(rounded_down(bound)),
         "number": lambda value: digits(_number(value)),
-        "delta": lambda value: digits(_delta(value)),
+        "delta": lambda value: "–" if value is None else digits(power_of_ten(value)),
         "percent": lambda part: digits(_percent(part)),
         "written": lambda value, shape: digits(shape.format(value)),
         "odds": lambda epsilon: _odds(epsilon, language),
@@ -118,15 +118,6 @@ def _copies(report: Report, language: Language) -> list[Markup]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.6g}"
-
-
-def _delta(value: float | None) -> str:
-    """In powers of ten: 10⁻⁵, 2.5 · 10⁻⁶."""
-    if value is None:
-        return "–"
-    digits, exponent = f"{value:.3e}".split("e")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if float(digits) == 1 else f"{float(digits):g} · {power}"
 
 
 def _percent(value: float) -> str:

@@ -70,6 +70,11 @@ class Plot:
         width = max(0.0, x2 - x1)
         self._parts.append(_BAR.format(kind=kind, x=x1, y=y - height / 2, width=width, height=height))
 
+    def cells(self, kind: str, corners: Iterable[tuple[float, float]], width: float, height: float) -> None:
+        """Many rectangles of one size, each from its upper left corner, as one path: a picture may have thousands."""
+        if path := "".join(f"M{x:.1f} {y:.1f}h{width:.2f}v{height:g}h-{width:.2f}z" for x, y in corners):
+            self._parts.append(_PATH.format(kind=kind, path=path))
+
     def name(self, kind: str, y: float, text: str) -> None:
         """The name of a curve, in the right margin at the height where it ends; names never overlap."""
         self._names.append((y, kind, text))

@@ -14,12 +14,12 @@ from confide.coordinator.comparison import page as comparison_page
 from confide.coordinator.comparison.figures import Comparison, Point, Row
 from confide.coordinator.comparison.ladder import NONE, OWN, RUNGS
 from confide.coordinator.comparison.tried import Count
-from confide.coordinator.results import router_page
-from confide.coordinator.results.router_statistics import Routing
+from confide.coordinator.routing import page as router_page
+from confide.coordinator.routing.measuring import Routing
 from confide.coordinator.store.tables import Run
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, save
-from confide.models.evaluation.router_statistics import LayerRouting
+from confide.models.evaluation.layer_routing import LayerRouting
 from confide.privacy.report import page as budget_report
 from confide.privacy.report.language import languages
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from confide import __version__
@@ -17,11 +17,15 @@ from confide.coordinator.federation.pki import Pki
 from confide.coordinator.federation.serving import SeenNode, Serving, note_serving, only_server
 from confide.coordinator.oversight import operators
 from confide.coordinator.page.app import PageApp
+from confide.coordinator.routing import kept
+from confide.coordinator.routing.kept import KeptRouting
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Evaluation, LeftOut, NodeRow, Round, Run
+from confide.coordinator.studies.catalogue import load_study
 from confide.coordinator.studies.create import create_study
+from confide.models.evaluation.layer_routing import LayerRouting
 
 from ..client_node.conftest import EVALUATION, STUDY_TOML, certificate_of, changed, identity_of
 from ..coordinator.conftest import PARTIES, SITES, enrolled_nodes
@@ -133,6 +137,28 @@ def fill_large(home: Path, backbone: Path) -> dict[str, str]:
     return {"run": "thyroid-large", "study": study, "site": LARGE_SITES[1], "other": f"thyroid-{7:08x}"}
 
 
+def a_map(state_hash: str, backbone: str) -> KeptRouting:
+    """A heat map of as many experts as large models have; training leaves some alone that were chosen before."""
+    before, after = (
+        [
+            LayerRouting(layer, sum(row) // 8, tuple(row), tuple(count / sum(row) for count in row), 0.9)
+            for layer, row in enumerate(rows, 1)
+        ]
+        for rows in (
+            [[(expert * layer * 37) % 401 * 8 + 8 for expert in range(64)] for layer in range(1, 27)],
+            [[((expert * layer * 37) % 401 * 8 + 8) * (expert % 13 != layer % 13) for expert in range(64)]
+             for layer in range(1, 27)],
+        )
+    )  # fmt: skip
+    rest = [sum(one.choices) - sum(other.choices) for one, other in zip(before, after, strict=True)]
+    after = [
+        replace(each, tokens=before[place].tokens, choices=(each.choices[0] + rest[place], *each.choices[1:]))
+        for place, each in enumerate(after)
+    ]
+    read = "LICENSE.md of the backbone"
+    return KeptRouting.of(before, after, adapter=state_hash, round=40, backbone=backbone, read=read)
+
+
 def fill_runs(home: Path, study: str) -> dict[str, str]:
     """Adds three operators, and runs: done, failed with a hostile text, stopped, and one that goes on."""
     now = time.time()
@@ -141,6 +167,7 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
         "stopped": "thyroid-7d0b3344",
         "failed": "thyroid-9aa1f0e2",
         "done": "thyroid-1c44b7d8",
+        "earlier": "thyroid-0b51e7a3",
     }
     rows = (
         Run(id=ids["done"], study=study, state="done", created_at=now - 4e5, ended_at=now - 3.9e5),
@@ -158,7 +185,7 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
             for run, count in (("done", 40), ("failed", 3), ("stopped", 7), ("run", 12)):
                 for number in range(1, count + 1):
                     sites = SITES[1:] if number % 9 == 4 else SITES
-                    at = now - 3.5 * (count - number)
+                    at = (now - 3.91e5 if run == "done" else now) - 3.5 * (count - number)
                     session.add(a_round(ids[run], number, sites, 3 + number % 4 / 3, at))
             session.add(LeftOut(run=ids["done"], round=4, site=SITES[0]))
             counts = [float(max(0, 90 - 11 * place)) for place in range(10)] + [8.0 * place for place in range(10)]
@@ -166,6 +193,18 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
                 run=ids["done"], number=41, sites=json.dumps(SITES), evidence="[]", seconds=4.0, bytes_per_site=9000,
                 lease=1, committed_at=now - 3.9e5, counts=json.dumps(counts),
             ))  # fmt: skip
+            # The same study again, some days before: less ε was spent by then, and less was right.
+            session.add(Run(id=ids["earlier"], study=study, state="done", created_at=now - 9e5, ended_at=now - 8.9e5))
+            session.flush()
+            for number in range(1, 41):
+                session.add(a_round(ids["earlier"], number, SITES, 3.0, now - 8.9e5))
+            counts = [float(max(0, 60 - 5 * place)) for place in range(10)] + [6.0 * place for place in range(10)]
+            session.add(Evaluation(
+                run=ids["earlier"], number=41, sites=json.dumps(SITES), evidence="[]", seconds=4.0, bytes_per_site=9000,
+                lease=1, committed_at=now - 8.9e5, counts=json.dumps(counts),
+            ))  # fmt: skip
+        found = load_study(store.study(study))
+        kept.write(home, ids["done"], a_map(store.last_round(ids["done"]).state_hash, found.backbone_hash))
         log = RunFolder(home, ids["failed"]).path / "driver.log"
         log.write_text("".join(f"2026-03-01T12:00:{n:02}Z INFO round {n}\n" for n in range(40)) + HOSTILE + "\n")
         tokens = {role: operators.add(store, name, role) for role, name in PEOPLE.items()}

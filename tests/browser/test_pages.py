@@ -86,7 +86,9 @@ OPERATORS_PAGES = (
     Page("adapters-empty", "empty", "/adapters", is_brief=True),
     Page("adapters", "running", "/adapters", who="operator"),
     Page("adapter", "running", "/adapters/{done}", who="operator"),
+    Page("adapter-without-map", "running", "/adapters/{earlier}", who="operator", is_brief=True),
     Page("adapter-export", "running", "/adapters/{done}/export", who="operator", is_brief=True),
+    Page("adapter-merge", "running", "/adapters/{done}/merge", who="operator", is_brief=True),
 )
 
 # Every page of client_node/page/views.py, in the same way; seen by who has a link, or by "nobody".

@@ -180,3 +180,14 @@ def test_an_aggregator_confirms_a_key_by_what_its_people_heard(tmp_path, come_in
         assert [(decision, about) for _, decision, about in decisions(here)[-3:]] == [
             (decision, "rest") for decision in ("confirm", "remove", "confirm")
         ]
+
+
+@pytest.mark.parametrize("width", [360, 640], ids=["a telephone", "half a wide window, as at 200 %"])
+def test_no_line_of_the_policy_is_hidden_to_the_side(here, come_in, width):
+    page = come_in(here)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{here.address}/policy")
+    expect(page.get_by_role("rowheader").first).to_be_visible()
+    sizes = page.evaluate("[...document.querySelectorAll('.scroll')].map((box) => [box.scrollWidth, box.clientWidth])")
+    assert sizes
+    assert all(inner <= outer for inner, outer in sizes), sizes

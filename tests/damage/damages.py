@@ -113,6 +113,7 @@ COORDINATOR_COMMANDS = (
     "adapter choose {run} --clients 2",
     "adapter evaluate {run} --data {data} --unit-column patient_id",
     "adapter routing {run} --tokens 8",
+    "adapter map {run} --tokens 8",
     "audit privacy {run}",
     "audit log",
     "audit verify",

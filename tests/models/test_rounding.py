@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.models.rounding import figures_up, rounded_down, rounded_up
+from confide.models.rounding import figures_up, power_of_ten, rounded_down, rounded_up
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,10 @@ def test_no_digit_is_lost_on_the_wrong_side(bound, decimals):
 def test_a_small_bound_keeps_its_first_digits_and_never_shrinks(bound, text):
     assert figures_up(bound) == text
     assert float(text) >= bound * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-5, "10⁻⁵"), (2.5e-6, "2.5 · 10⁻⁶"), (1e-12, "10⁻¹²"), (0.0001234, "1.234 · 10⁻⁴")]
+)
+def test_a_small_number_is_written_as_a_power_of_ten(value, text):
+    assert power_of_ten(value) == text

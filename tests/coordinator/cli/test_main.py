@@ -54,7 +54,7 @@ COMMANDS = (
     "backbone+moments backbone+compress "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
     "adapter+merge adapter+deploy adapter+choose adapter+combine adapter+carry adapter+ask adapter+serve "
-    "adapter+evaluate adapter+routing "
+    "adapter+evaluate adapter+routing adapter+map "
     "space+build audit+log audit+verify audit+export audit+privacy "
     "operator+add operator+list operator+renew operator+revoke operator+recover keys+seal keys+unseal keys+rotate "
     "keys+status demo"

@@ -103,6 +103,7 @@ def test_without_a_token_no_command_of_the_table_does_anything(call, store, comm
         "run metrics": ["r"], "budget export": ["svi", tmp_path / "f"], "adapter export": ["r", tmp_path / "f"],
         "adapter merge": ["r", tmp_path / "f"], "adapter deploy": ["r", tmp_path / "f", "--target", "torch"],
         "adapter choose": ["r", "--clients", "2"], "adapter evaluate": ["r"], "adapter routing": ["r"],
+        "adapter map": ["r"],
         "audit privacy": ["r"], "audit export": [tmp_path / "f"], "operator add": ["eve", "--role", "admin"],
         "operator renew": ["anna"], "operator revoke": ["anna", "--yes"], "backup": [tmp_path / "f"],
     }  # fmt: skip
@@ -248,6 +249,7 @@ CHANGES |= {
     "adapter export": simple("adapter", "export", "{run}", "{out}/a", "--override-audit", "to look"),
     "adapter merge": simple("adapter", "merge", "{run}", "{out}/b", "--override-audit", "to look"),
     "adapter deploy": simple("adapter", "deploy", "{run}", "{out}/c", "--target", "torch", "--override-audit", "no"),
+    "adapter map": simple("adapter", "map", "{run}", "--tokens", "8"),
     "audit privacy": simple("audit", "privacy", "{run}"),
 }
 

@@ -3,8 +3,11 @@ import re
 
 import pytest
 
+from confide.client_node.study.cost import planned_releases
 from confide.coordinator.results.metrics import measurement
-from confide.coordinator.store.tables import Run
+from confide.coordinator.store.tables import Evaluation, Round, Run
+from confide.models.rounding import rounded_up
+from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import EVALUATION
 from ..conftest import SITES, committed_round, put_in_state
@@ -85,11 +88,48 @@ def test_without_runs_the_page_says_so(page):
     assert "No run yet" in text_of(page.get("/compare"))
 
 
-def test_a_study_with_two_measured_runs_shows_them_over_their_epsilon(page, runs):
-    study = runs.run("run-0").study
-    answer = page.get(f"/studies/{study}")
-    assert "AUC on held-out records" in text_of(answer)
-    assert "<svg" in answer.text
+def rows_of(answer, label: str) -> list[list[str]]:
+    """The cells of the table in a region, row by row."""
+    table = re.search(rf'aria-label="{label}">.*?</table>', answer.text, re.S)[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]
+    return [
+        [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in re.split("</t[hd]>", row)[:-1]] for row in rows
+    ]
+
+
+def test_a_study_shows_each_charged_evaluation_over_what_its_runs_had_spent_by_then(page, federation):
+    study = federation.create(EVALUATION)
+    opened = []
+    for number in range(3):
+        measured_run(federation.store, study, f"run-{number}", rounds=3 + number)
+        with federation.store.session() as session:  # a day after the other
+            for table in (Round, Evaluation):
+                for row in session.query(table).filter(table.run == f"run-{number}"):
+                    row.committed_at = 86_400.0 * (number + 1)
+        opened.append([*range(1, 4 + number), 41])
+    answer = page.get(f"/studies/{study.study_hash}")
+    told = rows_of(answer, "Measured by runs")
+    assert [row[0] for row in told] == ["A run-0", "B run-1", "C run-2"]
+    assert [row[1] for row in told] == ["1970-01-02 00:00", "1970-01-03 00:00", "1970-01-04 00:00"]
+    release, *closing = (kind for kind, _ in planned_releases(study, sites=len(study.sites)))
+    for place, row in enumerate(told):
+        updates = sum(len(own) - 1 for own in opened[: place + 1])
+        spent = [release] * updates + closing * (place + 1)
+        assert row[5] == rounded_up(epsilon_pld(spent, 1e-5, study.draft.privacy.collusion))
+        auc = measurement(federation.store, f"run-{place}").metrics.auc
+        assert row[2:4] == [f"{auc.value:.3f}", f"{auc.low:.3f} to {auc.high:.3f}"]
+    assert answer.text.count('<svg class="measured"') == 2
+    assert answer.text.count('class="way"') == 2
+
+
+def test_a_study_shows_nothing_that_was_not_charged(page, runs):
+    bare = runs.run("run-3").study
+    told = text_of(page.get(f"/studies/{bare}"))
+    assert "the study asks for no evaluation" in told
+    assert "95 % interval" not in told
+    told = text_of(page.get("/runs/run-0"))
+    assert "After round 3, from one noised histogram that 4 sites charged" in told
+    assert "no curve over rounds" in told
 
 
 def test_the_list_of_runs_leads_to_the_comparison(page, runs):

@@ -185,4 +185,4 @@ def test_a_form_of_another_session_starts_nothing(page, federation, study):
 
 def test_a_value_of_a_term_is_written_for_people():
     found = [terms.said(value) for value in (True, 1e-5, (), {"svi": 0.5}, None, ["a", "b"], 40)]
-    assert found == ["yes", "1e-05", "–", "svi: 0.5", "–", "a, b", "40"]
+    assert found == ["yes", "10⁻⁵", "–", "svi: 0.5", "–", "a, b", "40"]

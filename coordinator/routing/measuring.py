@@ -1,4 +1,4 @@
-"""Measures a backbone's routing on a public text, or on synthetic records of its schema; no site's record is read."""
+"""Measures a model's routing on a public text, or on synthetic records of its schema; no site's record is read."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,13 +9,16 @@ from typing import Any
 from ...models.backbones import checkpoints, loading, public_tokens
 from ...models.backbones.public_tokens import Batch
 from ...models.errors import MetricUndefined
-from ...models.evaluation.router_statistics import LayerRouting, router_statistics
+from ...models.evaluation.layer_routing import LayerRouting
+from ...models.evaluation.router_statistics import router_statistics
 from ..errors import Conflict, NotFound
+from ..results.trained import trained_at, trained_model
 from ..store import Store
 from ..studies.catalogue import load_study, study_start
-from .trained import trained_model
+from . import kept
 
 MAX_TEXT_BYTES = 2**20
+TOKENS = 1024  # to read, unless somebody says otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,57 @@ def reader_of_run(store: Store, home: Path, run_id: str) -> tuple[Path, Any]:
     """Loads a run's model; returns its backbone's folder and the model: `directory` and `model` of `measure`."""
     folder = study_start(home, load_study(store.study(store.run(run_id).study))).backbone
     return folder, trained_model(store, home, run_id).adapted.model
+
+
+def keep(
+    store: Store,
+    home: Path,
+    run_id: str,
+    *,
+    tokens: int = TOKENS,
+    progress: Callable[[int, int], None] | None = None,
+) -> kept.KeptRouting:
+    """Measures the routing of a run's model before training and with its adapter, and keeps both for its page.
+
+    Both read the same public tokens: synthetic records, or the licence that comes with the backbone; nothing else can
+    be named. The audit log says so before the file is there.
+
+    Args:
+        progress: called with the number of tokens read so far, and of those to read.
+
+    Raises:
+        Conflict: no round is committed yet.
+        NotFound: the backbone reads text, and comes with no licence.
+        ModelError: the backbone's folder holds no such model, or the model has no routed experts.
+        StateDamaged: a file that it needs is damaged.
+    """
+    start = study_start(home, load_study(store.study(store.run(run_id).study)))
+    model, number, state_hash = trained_at(store, home, run_id)
+    adapted, told = model.adapted, progress or (lambda _read, _all: None)
+
+    def measured(part: int) -> Routing:
+        return measure(
+            start.backbone, None, tokens=tokens, model=adapted.model,
+            progress=lambda read: told(part * tokens + min(read, tokens), 2 * tokens),
+        )  # fmt: skip
+
+    try:
+        after = measured(0)
+    except NotFound as err:
+        raise NotFound(
+            f"the backbone of run {run_id} reads text and comes with no licence, so nothing public is here to read; "
+            f"what another text gives is not kept: coordinator adapter routing {run_id} --text FILE"
+        ) from err
+    adapted.load_state(start.start.exported[: adapted.layout.dim])
+    before = measured(1)
+    found = kept.KeptRouting.of(
+        before.layers, after.layers, adapter=state_hash, round=number, backbone=after.hash,
+        read=after.read,
+    )  # fmt: skip
+    with store.session() as session:
+        store.log_action(session, "adapter.map", run=run_id, round=number)
+    kept.write(home, run_id, found)
+    return found
 
 
 def _text(path: Path) -> str:

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,16 +13,21 @@ from typer.testing import CliRunner
 from confide.coordinator.cli.main import app
 from confide.coordinator.cli.model_tables import bars
 from confide.coordinator.errors import Conflict, NotFound
-from confide.coordinator.results import router_statistics as routing
-from confide.coordinator.results.router_page import render_html
-from confide.coordinator.results.router_statistics import Routing, measure
+from confide.coordinator.routing import kept
+from confide.coordinator.routing import measuring as routing
+from confide.coordinator.routing.measuring import Routing, keep, measure, reader_of_run
+from confide.coordinator.routing.page import render_html
 from confide.models.backbones.checkpoints import content_hash, load_model
 from confide.models.backbones.loading import backbone_hash
-from confide.models.evaluation.router_statistics import LayerRouting, router_statistics
+from confide.models.evaluation.layer_routing import LayerRouting
+from confide.models.evaluation.router_statistics import router_statistics
 
-from ...models.tiny import tiny_deepseek
+from ...client_node.conftest import TEXT as OF_TEXT
+from ...models.tiny import save_text_backbone, tiny_deepseek
 from ...pages import assert_can_be_read, assert_is_told_to_everybody, colours
 from ...privacy.report.test_build import Page
+from ..conftest import logged
+from ..results.test_export import RUN, with_run
 
 WORDS = [f"w{number}" for number in range(64)]
 TEXT = " ".join(WORDS[number * number % 64] for number in range(600))
@@ -99,6 +105,46 @@ def test_the_command_prints_a_table_json_or_a_page(reader, tmp_path):
     assert "NotFound" in invoke("backbone", "routing", reader, "--text", tmp_path / "x", code=1).stderr
 
 
+def test_a_kept_map_compares_the_backbone_by_itself_with_the_adapter_in_place(federation, backbone):
+    study = with_run(federation)
+    told = []
+    found = keep(federation.store, federation.home, RUN, tokens=500, progress=lambda *each: told.append(each))
+    alone = measure(backbone, None, tokens=500)
+    adapted = measure(backbone, None, tokens=500, model=reader_of_run(federation.store, federation.home, RUN)[1])
+    assert [before for before, _ in found.layers] == list(alone.layers)
+    assert [after for _, after in found.layers] == list(adapted.layers)
+    assert alone.layers != adapted.layers  # else this test could not fail
+    assert found.is_of(federation.store.last_round(RUN).state_hash, study.backbone_hash)
+    assert found == kept.read(federation.home, RUN)
+    assert [of for _, of in told] == [1000] * len(told)
+    assert sorted(told) == told
+    assert told[-1] == (1000, 1000)
+    assert ("adapter.map", {"run": RUN, "round": 2}) in logged(federation.store)
+
+
+def test_no_map_is_kept_where_nothing_is_trained(federation):
+    with_run(federation, rounds=0)
+    with pytest.raises(Conflict, match="no committed round yet"):
+        keep(federation.store, federation.home, RUN)
+    assert kept.read(federation.home, RUN) is None
+    assert "adapter.map" not in [action for action, _ in logged(federation.store)]
+
+
+@pytest.mark.parametrize("has_licence", [True, False])
+def test_a_model_of_text_reads_the_licence_of_its_backbone_and_nothing_without_one(federation, tmp_path, has_licence):
+    save_text_backbone(tmp_path / "text")
+    if has_licence:
+        (tmp_path / "text" / "LICENSE").write_text("Use it as you like. " * 9)
+    with_run(replace(federation, backbone=tmp_path / "text"), *OF_TEXT)
+    if has_licence:
+        found = keep(federation.store, federation.home, RUN, tokens=100)
+        assert (found.read, found.after[0].tokens) == ("LICENSE of the backbone", 100)
+    else:
+        with pytest.raises(NotFound, match="nothing public is here to read"):
+            keep(federation.store, federation.home, RUN)
+        assert kept.read(federation.home, RUN) is None
+
+
 def page_of(*choices, directory="b"):
     layers = tuple(
         LayerRouting(layer, sum(row) // 2, row, tuple(count / sum(row) for count in row), 0.9)
@@ -128,8 +174,8 @@ def test_the_page_can_be_read_at_night_and_is_told_to_who_does_not_see_it():
 
 def test_the_heat_map_has_a_cell_for_each_expert_and_crosses_out_the_unused():
     heat, loads = re.findall(r"<svg.*?</svg>", page_of((4, 0, 8, 4), (4, 4, 4, 4)), re.S)
-    cells = re.findall(r'class="shade-(\d)" x="[\d.]+" y="(?:2|3|4|5|6)', heat)  # below the legend
-    assert cells == list("3" + "0" + "5" + "3" + "3333")
+    cells = {shade: path.count("M") for shade, path in re.findall(r'<path class="shade-(\d)" d="([^"]+)"', heat)}
+    assert cells == {"0": 1, "3": 6, "5": 1}  # 0, 1 and 2 times an even share; the second layer's are all even
     assert heat.count('class="unused"') == 2
     assert "2.00 times an even share, in layer 3" in heat
     assert [loads.count(f'class="{kind}"') for kind in ("least", "most", "other")] == [1, 1, 0]
