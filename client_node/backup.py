@@ -52,7 +52,7 @@ _RECORDS = str(kept_files.KEY_FILE)  # opens states of records, which are no par
 _LEFT_OUT = {  # in the home, as docs/site.md lists them
     "ledger.db", "ledger.db-wal", "ledger.db-shm", "units.db-wal", "units.db-shm", "aggregator", "spool", "holds.json",
     "batch-shapes.json", "answer-times.json", "kept-states", "outbox", "replay", "studies", "daemon.lock",
-    "pending.json", "usage.json", "daemon.json", "page.json", "page.log", "page.log.1", "page-links",
+    "pending.json", "usage.json", "daemon.json", "decisions.told", "page.json", "page.log", "page.log.1", "page-links",
 }  # fmt: skip
 
 

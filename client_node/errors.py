@@ -207,6 +207,10 @@ class CoordinatorRefused(ClientNodeError):
     """A refusal by the coordinator: this node's key is unknown there, or was revoked."""
 
 
+class CallUnknown(CoordinatorRefused):
+    """A request that the coordinator's version does not know."""
+
+
 class StatementRefused(ClientNodeError):
     """A statement about the coordinator's CA that this node does not take; what it trusts is as before."""
 

@@ -1,9 +1,10 @@
 """Counts what passes between a node and its coordinator, by day and kind of message, for the people of the site.
 
 The counts are in `traffic.json` under the home, for the last `DAYS` days on which anything passed. A message is counted
-when it has come, an answer before it leaves, by the size of its contents; Flower's wrapping, polls and the daemon's
-other requests come on top. None of the sizes follows from a record: a study fixes those of answers, and a failure has
-the name of its error, or a text that quotes no record.
+when it has come, an answer before it leaves, by the size of its contents, and so is the node's own word on decisions;
+Flower's wrapping, polls and the daemon's other requests come on top. None of the sizes follows from a record: a study
+fixes those of answers, a word lists decisions of people, and a failure has the name of its error, or a text that quotes
+no record.
 """
 
 import logging
@@ -19,12 +20,13 @@ from ..models.strict import StrictModel
 from .diary import Diary
 from .errors import FileDamaged
 from .files import locked, read_json, stamp, write_private
-from .vitals import known_kind
+from .vitals import KINDS
 
 logger = logging.getLogger(__name__)
 
 FILE = "traffic.json"
 DAYS = 400
+TOLD = "decisions"  # the node's own word (`decision_teller`), which answers no message
 _DAY_S = 86_400
 _MOST_BYTES = 2**22
 _REMEDY = "It counts what passed between this node and its coordinator. Delete it: it is counted anew from then on"
@@ -69,7 +71,7 @@ class Traffic:
             with self._lock, locked(self._path):
                 days = self._read_again()
                 day = days.setdefault(int(self._clock() // _DAY_S), {})
-                kind = known_kind(kind)
+                kind = kind if kind in (*KINDS, TOLD) else "other"
                 day[kind] = day.get(kind, Passed()) + passed
                 for old in sorted(days)[:-DAYS]:
                     del days[old]

@@ -16,13 +16,14 @@ import httpx
 from ..privacy.errors import LedgerUnavailable
 from ..versions import OWN
 from .authority_keeper import AuthorityKeeper
+from .decision_teller import DecisionTeller
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity, outbound, protocol
 from .enrolment.sessions import Hello
 from .errors import ClientNodeError, CoordinatorUnreachable, SiteAway, VersionRefused
 from .flower import Connection, Question, Session, Undelivered, failure_text, pack, unpack
 from .traffic import Passed, Traffic
-from .vitals import Vitals
+from .vitals import Vitals, known_kind
 from .wire.messages import Packet
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class WarmNode:
         self._troubles, self._changes = Diary(logger, again_s=60.0), Diary(logger)
         self._absences = Diary(logger, again_s=_DAY_S)  # asked again and again meanwhile
         self._authority = AuthorityKeeper(identity.home)
+        self._decisions = DecisionTeller(identity.home, traffic)
         self._session: Session | None = None
         self._ended = threading.Event()
 
@@ -151,6 +153,7 @@ class WarmNode:
         while not stop.is_set():
             session.check()
             self._authority.look(connection)
+            self._decisions.look()
             asked = time.monotonic()
             self._vitals.polls()
             question = session.pull()
@@ -208,7 +211,7 @@ class WarmNode:
 
     def _count(self, kind: str, passed: Passed) -> None:
         if self._traffic is not None:
-            self._traffic.note(kind, passed)
+            self._traffic.note(known_kind(kind), passed)
 
     def _trouble(self, err: Exception) -> str:
         if told := outbound.certificate_trouble(err, self._enrolment.ca_path):

@@ -305,6 +305,9 @@ def _rest(wishes: PolicyWishes) -> list[str]:
         f"delta = {wishes.delta:g} # at most 1 / units",
         "collusion = 1 # sites that may pool what they know",
         "",
+        "# [policy]",
+        "# tells_decisions = true # the operator sees which studies are approved here, and need not telephone",
+        "",
         "[backbone]",
         f"directory = {_text(wishes.backbone)} # where the folder lies that the operator sends",
     ]

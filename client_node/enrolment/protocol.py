@@ -40,6 +40,7 @@ from pydantic import (
 from ...privacy.ledger.succession import MOST_OF_COORDINATOR, CoordinatorSuccession, keys_of
 from ..errors import (
     AlreadyEnrolled,
+    CallUnknown,
     CodeExpired,
     CodeInvalid,
     CodeUsed,
@@ -699,6 +700,8 @@ def _raise_refusal(address: str, path: str, status: int, answer: bytes) -> NoRet
             "unknown": "the coordinator does not know this code; copy it again, or ask for a new one",
         }
         raise _REFUSED.get(reason, EnrolmentFailed)(what.get(reason, message or f"the coordinator refused ({status})"))
+    if status == 404:
+        raise CallUnknown("the coordinator runs a version that does not know this request")
     raise CoordinatorRefused(message or f"the coordinator refused the request ({status} {reason})")
 
 

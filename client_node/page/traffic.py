@@ -9,7 +9,8 @@ SAID = {
     "prepare": "gets ready for a run", "replay": "takes the server's step over", "step": "trains a round, and seals it",
     "topup": "adds the noise of sites that are missing", "fetch": "hands out sealed shares",
     "deposit": "takes sealed shares", "aggregate": "adds shares up with the other aggregators",
-    "settle": "notes which sites a sum holds", "other": "what this version does not know",
+    "settle": "notes which sites a sum holds",
+    "decisions": "tells, unasked, which studies are approved or revoked", "other": "what this version does not know",
 }  # fmt: skip
 
 

@@ -248,6 +248,7 @@ class PeoplePolicy(StrictModel):
     sites: Annotated[tuple[Partner, ...], Field(max_length=1000), Unique] | None = None  # None: as an approval names
     aggregators: Annotated[tuple[Partner, ...], Field(max_length=1000), Unique] | None = None
     four_eyes: bool = False  # an approval, or a cap that allows more, takes two logins of the operating system
+    tells_decisions: bool = False  # the coordinator is told which studies are approved or revoked here
 
 
 def _is_listenable(value: str) -> str:

@@ -2,7 +2,8 @@
 
 `messages` has a class for each message, and `sign` and `verify`. `evidence` proves to a site which sites were summed,
 and which total came of it. `chunks` puts a file together from its parts, `one_body` a message and its parts into one
-request. `checkpoints` lets nodes countersign the coordinator's audit log. Nothing here depends on Flower.
+request. `checkpoints` lets nodes countersign the coordinator's audit log, and `decisions` tell it which studies their
+people have approved. Nothing here depends on Flower.
 docs/formats-messages.md has the formats for other implementations.
 
 A node takes a message only from the key that its study names, and only of the kinds that it expects:
@@ -16,4 +17,4 @@ A node takes a message only from the key that its study names, and only of the k
 True
 """
 
-__all__ = ["checkpoints", "chunks", "evidence", "messages", "one_body"]
+__all__ = ["checkpoints", "chunks", "decisions", "evidence", "messages", "one_body"]

@@ -18,11 +18,13 @@ from ..oversight.operators import OperatorStanding
 from ..results import reports
 from ..results.metrics import Measurement, measurement
 from ..run import control
+from ..run.approvals import approvals, every_approval
 from ..run.glance import Glance, MemberStanding, look, member_standings
 from ..run.overview import RunStanding, opened_rounds, run_standing
 from ..run.progress import live_run
 from ..store.audit_log import Action
 from ..store.states import RunState
+from ..store.tables import StudyRow
 from ..studies.catalogue import load_study
 from ..studies.create import store_study
 from ..studies.summary import StudySummary, summary
@@ -145,8 +147,9 @@ def list_runs(
 @endpoint("POST", "/runs", "run start", status=201)
 def start_run(call: Asked, body: NewRun, response: Response) -> StartedRun:
     """Start a run of a study."""
+    warning = approvals(call.store, call.store.study(body.study)).warning
     run = control.start_run(call.store, body.study, again=body.again)
-    return _made(call, response, f"runs/{run}", StartedRun(run=run))
+    return _made(call, response, f"runs/{run}", StartedRun(run=run, warning=warning))
 
 
 @endpoint("GET", "/runs/{run}", "run watch")
@@ -202,13 +205,13 @@ def abandon_run(call: Asked, run: RunName) -> ChangedRun:
 def list_studies(call: Asked, limit: Limit = 50, cursor: Cursor = None) -> Page[ListedStudy]:
     """List studies, the newest first."""
     found = _page(call.store.studies()[::-1], lambda row: row.hash, limit, cursor)
-    return Page(
-        [
-            ListedStudy(name=row.name, hash=row.hash, words=" ".join(words(row.hash)), created=row.created_at)
-            for row in found.items
-        ],
-        found.next,
-    )
+    told = every_approval(call.store, found.items)
+
+    def listed(row: StudyRow) -> ListedStudy:
+        spelt = " ".join(words(row.hash))
+        return ListedStudy(name=row.name, hash=row.hash, words=spelt, created=row.created_at, **told[row.hash].counts)
+
+    return Page([listed(row) for row in found.items], found.next)
 
 
 @endpoint("POST", "/studies", "study create", status=201)
@@ -231,11 +234,12 @@ def create_study(call: Asked, body: NewStudy, response: Response) -> StudySummar
 
 @endpoint("GET", "/studies/{study}", "study show")
 def show_study(call: Asked, study: StudyName) -> StudyFacts:
-    """Show a study as sites see it: its text, its hash with the words that spell it, and what a run costs."""
+    """Show a study as sites see it, with its hash in words, the cost of a run, and who has told that they approve."""
     row = call.store.study(study)
     return StudyFacts(
         summary=summary(load_study(row)), words=" ".join(words(row.hash)), created=row.created_at,
         canonical=row.canonical.decode(), signature=row.signature,
+        approvals=[*approvals(call.store, row).parties],
     )  # fmt: skip
 
 

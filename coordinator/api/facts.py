@@ -1,10 +1,11 @@
 """Answers of the API that no function of the federation gives in this form already."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ..oversight.roles import Role
+from ..run.approvals import PartyDecision
 from ..run.glance import MemberStanding
 from ..run.overview import OpenedRound
 from ..store.states import RunState
@@ -65,6 +66,8 @@ class ListedStudy:
     hash: str
     words: str  # that spell the hash, for the telephone
     created: float  # seconds since 1970
+    approved: int = 0  # parties that have told that a run may begin
+    parties: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +79,7 @@ class StudyFacts:
     created: float  # seconds since 1970
     canonical: str  # JSON, byte by byte what is hashed and signed
     signature: str  # of the coordinator, Ed25519 in hex
+    approvals: list[PartyDecision] = field(default_factory=list)  # who has approved it, as far as nodes have told
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +107,7 @@ class StartedRun:
     """A run that was started."""
 
     run: str
+    warning: str = ""  # who has not approved the study, as far as nodes have told; the run is started all the same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,10 +28,15 @@ def run_start(
 ) -> None:
     """Start a run of a study; `coordinator serve` drives it."""
     from ..federation import opened_store
+    from ..run.approvals import approvals
     from ..run.control import start_run
 
     with opened_store(home) as store:
-        show_started_run(start_run(store, study, again=again), home, as_json)
+        warning = approvals(store, store.study(study)).warning
+        run = start_run(store, study, again=again)
+        if warning:
+            tell(f"! As far as nodes have told, the study is {warning}.")
+        show_started_run(run, home, as_json)
 
 
 @app.command("list", epilog=epilog("coordinator run list"))

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ...client_node.cli.application import PROBLEMS, JsonOption, epilog, group
-from ...client_node.cli.console import print_json
+from ...client_node.cli.console import print_json, tell
 from . import comparing, drafting
 from .options import DEFAULT_HOME, AcceptOption, HomeOption, UnitsOption, UnusedExpertsOption
-from .tables import show_created_study, show_studies
+from .tables import show_approvals, show_created_study, show_studies
 
 app = group("What shall be learned, on which terms.", "coordinator study create study.toml")
 app.command("init", epilog=epilog("coordinator study init dictionary.csv --units 6870"))(drafting.study_init)
@@ -53,22 +56,37 @@ def study_create(
 def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every study."""
     from ..federation import opened_store
+    from ..run.approvals import every_approval
 
     with opened_store(home) as store:
-        show_studies(store.studies(), as_json)
+        rows = store.studies()
+        show_studies(rows, every_approval(store, rows), as_json)
 
 
-@app.command("show", epilog=epilog("coordinator study show thyroid --json"))
-def study_show(study: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+@app.command(
+    "show", epilog=epilog("coordinator study show thyroid --json", "coordinator study show thyroid --approvals")
+)
+def study_show(
+    study: str,
+    home: HomeOption = DEFAULT_HOME,
+    only_approvals: Annotated[
+        bool, typer.Option("--approvals", help="Show who has approved it, as far as nodes have told, and nothing else.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show a study as sites see it, with its hash and the words that spell it; with --json its text."""
     from ...client_node.cli.tables import show_study
     from ..federation import opened_store
+    from ..run.approvals import approvals
     from ..studies.catalogue import load_study
 
     with opened_store(home) as store:
         row = store.study(study)
+        told = approvals(store, row)
+    if only_approvals:
+        return show_approvals(told, as_json)
     found = load_study(row)
     if as_json:
-        print_json(json.loads(row.canonical))
-    else:
-        show_study(found)
+        return print_json(json.loads(row.canonical))
+    show_study(found)
+    tell(f"As far as nodes have told, it is {told.sentence}.")

@@ -1,7 +1,7 @@
 """Prints sites, studies, runs and costs for the `coordinator` command: tables for people, JSON for programs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..federation.members import Invitation, Member
     from ..oversight.trail import Verified
     from ..results.metrics import Measurement
+    from ..run.approvals import Approvals
     from ..run.glance import Glance
     from ..run.overview import OpenedRounds, RunStanding
     from ..store.audit_log import Action
@@ -134,14 +135,29 @@ def show_created_study(study: "StudySummary", as_json: bool) -> None:
     show_hash(study.name, study.hash)
 
 
-def show_studies(studies: "Sequence[StudyRow]", as_json: bool) -> None:
-    """Prints every study, then each one's hash and its words."""
+def show_studies(studies: "Sequence[StudyRow]", told: "Mapping[str, Approvals]", as_json: bool) -> None:
+    """Prints every study with how many have approved it, then each one's hash and its words."""
     rows = [{"name": row.name, "hash": row.hash, "created": clock(row.created_at)} for row in studies]
     if as_json:
-        return print_json([row | {"words": " ".join(words(row["hash"]))} for row in rows])
-    show("Studies", [{"name": row["name"], "created": row["created"]} for row in rows], as_json=False)
+        return print_json([row | {"words": " ".join(words(row["hash"]))} | told[row["hash"]].counts for row in rows])
+    show("Studies", [{"name": row["name"], "created": row["created"], "approved": _approved(told[row["hash"]])}
+                     for row in rows], as_json=False)  # fmt: skip
     for row in rows:
         show_hash(row["name"], row["hash"])
+
+
+def _approved(told: "Approvals") -> str:
+    return f"by {told.approved} of {len(told.parties)}" if told.is_told else "nobody has said"
+
+
+def show_approvals(told: "Approvals", as_json: bool) -> None:
+    """Prints who has approved a study, as far as nodes have told."""
+    rows = [asdict(each) | {"since": None if each.since is None else clock(each.since)} for each in told.parties]
+    if as_json:
+        return print_json(rows)
+    shown = [{name.replace("_", " "): "" if value is None else value for name, value in row.items()} for row in rows]
+    show("Approvals", shown, as_json=False)
+    tell(f"As far as nodes have told, it is {told.sentence}.")
 
 
 def show_started_run(run: str, home: Path, as_json: bool) -> None:

@@ -41,6 +41,7 @@ _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _ALONE = "demonstrate.py"  # of an example without a study
 _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
+_TELLS = "[policy]\ntells_decisions = true\n"  # all nodes here are of one person
 _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _ANY_PORT = "0"  # of the operator's page
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
@@ -337,7 +338,8 @@ def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, c
         ):
             study_toml = federation.folder / "study.toml"
             write_private(study_toml, _study_text(draft, bench).encode())
-            policies = {site: _site_toml(bench, draft, site) for site in federation.sites}
+            policies = dict.fromkeys(federation.aggregators, _TELLS)
+            policies |= {site: _site_toml(bench, draft, site) for site in federation.sites}
             study_hash = federation.found(f"{draft.name} demo", policies, study_toml)
         console.print(f"Federation founded; every node approved study [bold]{study_hash[:16]}[/]")
     with console.status("Starting the nodes' daemons"):
@@ -706,7 +708,8 @@ directory = {json.dumps(str(bench.backbone))}
 [limits]
 threads = 1
 max_rows_per_batch = {bench.rows}
-"""
+
+{_TELLS}"""
 
 
 def _data(bench: Workbench, draft: StudyDraft, site: str) -> str:

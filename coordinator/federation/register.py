@@ -20,10 +20,12 @@ from ...client_node.enrolment import Role
 from ...client_node.enrolment.identity import fingerprint
 from ...client_node.enrolment.protocol import AuthorityQuery, EnrolAnswer, EnrolRequest, RotateRequest
 from ...client_node.succession.rotation import FollowRequest
+from ...client_node.wire.decisions import DecisionsWord
 from ...privacy.ledger.succession import MOST, Succession
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store, audit_log
 from ..store.tables import NodeRow, SuccessionRow
+from . import told_decisions
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki
 
@@ -187,6 +189,14 @@ class Register:
                 self._store.log_action(session, "site.key", actor=who, site=node.name, key=query.coordinator)
             node.trusted_cas, node.known_key = said, query.coordinator
             words.append(now)
+
+    def note_decisions(self, word: DecisionsWord) -> None:
+        """Takes a node's word on its decisions, as `told_decisions.take` does; the gate has checked its signature.
+
+        Raises:
+            EnrolmentInvalid: it does not count.
+        """
+        told_decisions.take(self._store, word, self._pki.signing.now.all)
 
     @staticmethod
     def has_open_code(node: NodeRow) -> bool:

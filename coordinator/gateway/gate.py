@@ -10,7 +10,8 @@ node needs. It checks, for every request, that
 - the daemon is the one that speaks for the key just now (`daemons`), and speaks a protocol that this version speaks;
 - the body is small enough, and a reply has a bounded number of parts.
 
-The gate has paths of its own for the CA certificate, enrolment, new keys, the list of studies, and the CAs to trust.
+The gate has paths of its own for the CA certificate, enrolment, new keys, the list of studies, the CAs to trust, and
+what nodes tell of their decisions.
 Refused requests leave lines in the log `confide.gate` (`refusals`); secrets and bodies are never logged. Connections
 are kept in bounds by `admission`, to which the gate says when a caller has proven an enrolled key.
 
@@ -45,7 +46,9 @@ from ...client_node.enrolment.protocol import (
 )
 from ...client_node.enrolment.sessions import Hello
 from ...client_node.succession.rotation import FOLLOW_PATH, FollowRequest
+from ...client_node.wire import decisions as told_decisions
 from ...client_node.wire import one_body
+from ...client_node.wire.decisions import DecisionsWord
 from ...mpc.crash import spot
 from ...versions import OWN, Speaks
 from ..errors import EnrolmentInvalid, InviteRefused, StoreUnavailable
@@ -130,6 +133,10 @@ def _no_follower(_: FollowRequest) -> str:
     raise EnrolmentInvalid("this coordinator takes no new identity keys")
 
 
+def _no_listener(_: DecisionsWord) -> None:
+    raise EnrolmentInvalid("this coordinator takes no word on decisions")
+
+
 class FleetGate:
     """The gate's ASGI app.
 
@@ -146,6 +153,7 @@ class FleetGate:
         superlink_ca: the CA certificate by which the SuperLink is known; None for `ca_path`.
         announcer: tells nodes which CAs to trust; None for a gate whose CA has no successor.
         follow: takes the identity keys that follow a node's present one; returns the node's name.
+        decisions: takes a node's word on its decisions, or raises EnrolmentInvalid.
     """
 
     def __init__(
@@ -161,9 +169,11 @@ class FleetGate:
         superlink_ca: Path | None = None,
         announcer: Announcer | None = None,
         follow: Callable[[FollowRequest], str] = _no_follower,
+        decisions: Callable[[DecisionsWord], None] = _no_listener,
     ) -> None:
         self._registry, self._enrol, self._rotate, self._studies = registry, enrol, rotate, studies
         self._ca, self._announcer, self._follow = ca_path.read_bytes(), announcer, follow
+        self._decisions = decisions
         self._upstream = Upstream("127.0.0.1", superlink, superlink_ca or ca_path)
         self._wake = WakeListener(superlink)
         self._vouching = Vouching(self._upstream, self._wake, secret, self._hold_on)
@@ -227,6 +237,8 @@ class FleetGate:
             return await self._take_new_key(scope, await self._body(scope, receive, _OWN_CAP))
         if method == "POST" and path == protocol.AUTHORITY_PATH and self._announcer is not None:
             return await self._tell_authorities(scope, await self._body(scope, receive, _OWN_CAP), self._announcer)
+        if method == "POST" and path == told_decisions.DECISIONS_PATH:
+            return await self._hear_decisions(scope, await self._body(scope, receive, told_decisions.MOST_BYTES))
         asked = scope["raw_path"][:80].decode("ascii", "replace")  # undecoded, so that nobody writes lines of his own
         self._log.stranger("path", _peer(scope), "%s asked for %s %s", _peer(scope), method[:16], asked)
         await _read_rest(receive)
@@ -609,6 +621,16 @@ class FleetGate:
             raise _TurnedAway(409, "invalid", str(err)) from err
         new = request.keys()[-1]
         self._log.passed("succession", site, "site %r has the identity key %s, from %s", site, new[:16], _peer(scope))
+        return 200, _JSON, b"{}"
+
+    async def _hear_decisions(self, scope: Message, body: bytes) -> Answer:
+        """Takes a node's word on which studies its people have approved or revoked."""
+        word, site = self._signed_query(scope, body, DecisionsWord)
+        try:
+            await self._done("taking a word on decisions", self._decisions, word)
+        except EnrolmentInvalid as err:
+            self._log.known("decisions", word.identity, "what site %r tells of decisions is not taken: %s", site, err)
+            raise _TurnedAway(409, "invalid", str(err)) from err
         return 200, _JSON, b"{}"
 
     async def _done(self, what: str, work: Callable[[A], T], about: A) -> T:

@@ -109,6 +109,7 @@ class Service:
             secret=self._superlink.secret,
             superlink_ca=self._superlink.ca_path,
             announcer=announcer,
+            decisions=self._register.note_decisions,
         )
         settings, pki = self._settings, self._pki
         certificates = CertificateKeeper(pki, self._note_renewal)

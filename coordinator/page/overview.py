@@ -4,11 +4,14 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
+from ..run.approvals import Approvals, every_approval
 from ..run.glance import MemberStanding, look
 from ..run.progress import live_run
 from ..store.states import RunState
+from ..store.tables import StudyRow
 from .visits import Visit
 
+MOST_WAITING = 5  # studies without a run, the newest first
 MOST_ROWS = 12  # of nodes, those away first, and of accounts, the fullest first
 
 
@@ -36,7 +39,15 @@ def show(visit: Visit) -> Response:
         "overview.html", found=found, going=going, waiting=waiting, over=over[-5:][::-1],
         nodes=sorted(present, key=lambda each: each.online is not False)[:MOST_ROWS], left_out=len(present) - MOST_ROWS,
         accounts=accounts[:MOST_ROWS], accounts_left_out=len(accounts) - MOST_ROWS, counts=_counts(found.members),
+        unbegun=unbegun(visit),
     )  # fmt: skip
+
+
+def unbegun(visit: Visit) -> list[tuple[StudyRow, Approvals]]:
+    """Lists the newest studies of which no run was ever started and some node has told its decision."""
+    rows = visit.store.unbegun_studies(MOST_WAITING)
+    told = every_approval(visit.store, rows)
+    return [(row, told[row.hash]) for row in rows]
 
 
 def spending(visit: Visit) -> list[Spending]:

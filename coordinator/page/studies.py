@@ -12,6 +12,7 @@ from ...privacy.accounting import Release, epsilon_pld
 from ..errors import StateDamaged
 from ..federation.serving import read_serving
 from ..run import control
+from ..run.approvals import Approvals, approvals, every_approval
 from ..run.overview import RunStanding, consents, run_standings
 from ..store import Store
 from ..store.tables import Run, StudyRow
@@ -35,6 +36,7 @@ class Listed:
     epsilon: float | None  # of a whole run; None without privacy
     runs: int
     newest: Run | None
+    told: Approvals
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ def show_all(visit: Visit) -> Response:
     rows = visit.store.studies()[::-1]
     part, page, pages = visit.page_of(rows, STUDIES_A_PAGE)
     runs = visit.store.runs()
-    shown = [_listed(row, runs) for row in part]
+    told = every_approval(visit.store, part)
+    shown = [_listed(row, runs, told[row.hash]) for row in part]
     return visit.render("studies.html", studies=shown, page=page, pages=pages)
 
 
@@ -64,13 +67,14 @@ def show(visit: Visit) -> Response:
     measured = comparing.points(
         visit.store, study, [each.run for each in runs if each.state == "done"][:MOST_LOOKED_AT]
     )
+    told = approvals(visit.store, row)
     return visit.render(
         "study.html", study=study, row=row, sentences=list(terms.in_words(study)), tables=terms.tables(study),
         spelt=[" ".join(spelt[at : at + _WORDS_A_LINE]) for at in range(0, len(spelt), _WORDS_A_LINE)],
         epsilon=planned(study), parts=list(_parts(study)), colluding=list(_by_colluders(study)),
         expected=expected(study), consents=consents(visit.store, study), measured=measured, page=page, pages=pages,
         chart=charts.learned(measured), refusal=_refusal(visit.store, runs),
-        runs=shown,
+        runs=shown, told=told, says={each.name: each for each in told.parties},
     )  # fmt: skip
 
 
@@ -83,13 +87,14 @@ def download(visit: Visit) -> Response:
 
 def ask_start(visit: Visit) -> Response:
     """Asks whether a run of a study shall be started, and says what it costs."""
-    study = load_study(visit.store.study(visit.part("study")))
+    row = visit.store.study(visit.part("study"))
+    study = load_study(row)
     study.require_start()
     own = _rows(visit.store, study)
     unsettled = [run for run in own if not run.state.is_settled]
     return visit.render(
         "start.html", study=study, epsilon=planned(study), unsettled=unsettled[::-1], newest=own[-1].id if own else "",
-        is_served=read_serving(visit.home) is not None,
+        is_served=read_serving(visit.home) is not None, warning=approvals(visit.store, row).warning,
     )  # fmt: skip
 
 
@@ -115,14 +120,14 @@ def _rows(store: Store, study: Study) -> list[Run]:
     return [run for run in store.runs() if run.study == study.study_hash]
 
 
-def _listed(row: StudyRow, runs: Sequence[Run]) -> Listed:
+def _listed(row: StudyRow, runs: Sequence[Run], told: Approvals) -> Listed:
     own = [run for run in runs if run.study == row.hash]
     newest = own[-1] if own else None
     try:
         study = load_study(row)
     except StateDamaged as err:
-        return Listed(row, None, str(err), None, len(own), newest)
-    return Listed(row, study, "", planned(study), len(own), newest)
+        return Listed(row, None, str(err), None, len(own), newest, told)
+    return Listed(row, study, "", planned(study), len(own), newest, told)
 
 
 def _parts(study: Study) -> Iterator[Price]:

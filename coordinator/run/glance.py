@@ -1,6 +1,5 @@
 """Looks at a whole federation at once: its server, who is online, its runs, and what an operator should know."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from ..oversight import access, checkpoints
 from ..store import Store, audit_log
 from ..store.states import RunState
 from ..store.tables import Run
+from .approvals import approvals
 from .overview import RunStanding, is_silent, run_standings
 
 OLD_S = 30.0  # the server notes something every few seconds
@@ -127,12 +127,14 @@ def _of_runs(store: Store, serving: Serving | None, standings: Sequence[MemberSt
         if missing := [name for name in _participants(store, run) if name in away]:
             told = ", ".join(f"{name} ({_last(away[name])})" for name in missing)
             yield f"run {run.id}: away {told}"
+        if against := approvals(store, store.study(run.study)).against:
+            yield f"run {run.id}: {against} (by what nodes have told)"
 
 
 def _participants(store: Store, run: Run) -> list[str]:
-    """Names the sites and aggregators of a run's study, once each; its text alone is read, which is quick."""
-    text = json.loads(store.study(run.study).canonical)
-    return list(dict.fromkeys(each["name"] for each in (*text["sites"], *text["aggregators"])))
+    """Names the sites and aggregators of a run's study, once each."""
+    sites, aggregators = store.study(run.study).parties
+    return list(dict.fromkeys((*sites, *aggregators)))
 
 
 def _last(member: MemberStanding) -> str:

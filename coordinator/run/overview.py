@@ -56,9 +56,9 @@ class OpenedRounds:
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """A party of a study, as far as the coordinator can know whether its people agree to it.
+    """A party of a study, with what runs have shown of whether its people agree to it.
 
-    A node tells nobody of its people's decisions: it answers when a run asks it, or refuses.
+    A node answers when a run asks it, or refuses; what it has told before a run is in `approvals`.
     """
 
     name: str

@@ -31,6 +31,8 @@ Moment = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\
 _Number = Annotated[int, Field(ge=-1, lt=2**48)]
 _Names = Annotated[list[Name], Field(max_length=1000)]
 _State = Annotated[str, StringConstraints(pattern=f"^({'|'.join(RunState)})$")]
+_Decision = Annotated[str, StringConstraints(pattern="^(approved|revoked|withdrawn)$")]
+_Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
 _Operator = {"operator": Name, "role": Short, "expires": Moment | None}
 _Moved = {"run": Short, "state": _State, "error": Text | None}
 _Model = {"run": Short, "folder": Text, "override": Text | None}
@@ -47,6 +49,7 @@ ACTIONS: Mapping[str, Mapping[str, Any]] = {
     "site.return": {"site": Name, "identity": Digest, "key": Digest},  # key: fingerprint of its new transport key
     "site.trust": {"site": Name, "cas": Annotated[list[Digest], Field(max_length=2)]},  # it has confirmed them
     "site.key": {"site": Name, "key": Digest},  # the coordinator's, by which it says that it knows it
+    "site.decision": {"site": Name, "hash": Digest, "decision": _Decision, "until": _Day | None},  # it has told so
     "study.create": {"study": Short, "hash": Digest},
     "run.start": {"run": Short, "hash": Digest},
     "run.stop": _Moved,

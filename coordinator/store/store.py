@@ -51,6 +51,7 @@ from .tables import (
     MAX_ERROR,
     MAX_STEP,
     Base,
+    DecisionRow,
     Evaluation,
     LedgerRow,
     LeftOut,
@@ -63,7 +64,7 @@ from .tables import (
     SuccessionRow,
 )
 
-SCHEMA = "0010"  # the newest of the migrations
+SCHEMA = "0011"  # the newest of the migrations
 HELD_S = 20  # how long to wait for another process's write
 _TO_SERVER: dict[str, object] = {  # of libpq, where the URL says nothing: a server that is away is noticed in seconds
     "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
@@ -316,6 +317,21 @@ class Store:
         """Lists every study, oldest first."""
         with self.session() as session:
             return list(session.scalars(select(StudyRow).order_by(StudyRow.created_at)))
+
+    def decisions(self, *studies: str) -> list[DecisionRow]:
+        """Lists what nodes have told of their decisions on the studies of these hashes; on all for none."""
+        wanted = select(DecisionRow).where(DecisionRow.study.in_(studies)) if studies else select(DecisionRow)
+        with self.session() as session:
+            return list(session.scalars(wanted))
+
+    def unbegun_studies(self, most: int) -> list[StudyRow]:
+        """Lists studies of which no run was started and a node has told its decision, the newest `most` first."""
+        begun, told = select(Run.study), select(DecisionRow.study)
+        waits = StudyRow.hash.in_(told), StudyRow.hash.not_in(begun)
+        with self.session() as session:
+            return list(
+                session.scalars(select(StudyRow).where(*waits).order_by(StudyRow.created_at.desc()).limit(most))
+            )
 
     def runs(self) -> list[Run]:
         """Lists every run, oldest first."""

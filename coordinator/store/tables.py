@@ -3,6 +3,7 @@
 Large vectors are files named in rows by their SHA-256.
 """
 
+import json
 from typing import ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -66,6 +67,7 @@ class NodeRow(Base):
     left_at: Mapped[float | None]  # with `revoked_at`: it left, and may come back with the same identity
     trusted_cas: Mapped[str | None] = mapped_column(String(160))  # JSON list of SHA-256, hex: by the node's last word
     known_key: Mapped[str | None] = mapped_column(String(64))  # Ed25519, hex: the coordinator's, by that word too
+    told_at: Mapped[float | None]  # by its clock: the time of its last word on decisions
 
 
 class SuccessionRow(Base):
@@ -95,6 +97,31 @@ class StudyRow(Base):
     canonical: Mapped[bytes] = mapped_column(LargeBinary)
     signature: Mapped[str] = mapped_column(String(128))
     created_at: Mapped[float]
+
+    @property
+    def parties(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of its sites and of its aggregators; of a study whose text cannot be read, none.
+
+        The text alone is read: all terms of a study take numpy and more.
+        """
+        try:
+            text = json.loads(self.canonical)
+            sites, aggregators = (tuple(str(each["name"]) for each in text[kind]) for kind in ("sites", "aggregators"))
+        except (ValueError, KeyError, TypeError):
+            return (), ()
+        return sites, aggregators
+
+
+class DecisionRow(Base):
+    """A node's decision on a study, by the node's last word. It is for people, and admits nothing."""
+
+    __tablename__ = "study_decision"
+    site: Mapped[str] = mapped_column(String(63), primary_key=True)
+    study: Mapped[str] = mapped_column(ForeignKey("study.hash"), primary_key=True)
+    verdict: Mapped[str] = mapped_column(String(8))  # approved or revoked
+    runs_left: Mapped[int]
+    until: Mapped[str | None] = mapped_column(String(10))  # the last day of an approval, UTC
+    since: Mapped[float]  # when it was first told
 
 
 class Run(Base):

@@ -22,7 +22,7 @@ from confide.coordinator.routing.kept import KeptRouting
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import Evaluation, LeftOut, NodeRow, Round, Run
+from confide.coordinator.store.tables import DecisionRow, Evaluation, LeftOut, NodeRow, Round, Run
 from confide.coordinator.studies.catalogue import load_study
 from confide.coordinator.studies.create import create_study
 from confide.models.evaluation.layer_routing import LayerRouting
@@ -117,12 +117,25 @@ def fill_large(home: Path, backbone: Path) -> dict[str, str]:
             ("rounds = 40", f"rounds = {LARGE_ROUNDS + 200}"), ("max_dropouts = 0", "max_dropouts = 9"),
             (json.dumps(SITES), json.dumps(LARGE_SITES)), (json.dumps(PARTIES), json.dumps(LARGE_PARTIES)),
         )  # fmt: skip
+        next_study = _study(
+            home, store, backbone, ('name = "thyroid"', 'name = "thyroid-next"'),
+            (json.dumps(SITES), json.dumps(LARGE_SITES)), (json.dumps(PARTIES), json.dumps(LARGE_PARTIES)),
+        )  # fmt: skip
         with store.session() as session:
             session.add(Run(
                 id="thyroid-large", study=study, state="running", created_at=time.time() - 7200, lease=1,
                 heartbeat=time.time(), step=f"round {LARGE_ROUNDS + 1}: 97 of 100 sites",
             ))  # fmt: skip
             session.flush()
+            decided = ("approved", "approved", "approved", "revoked")
+            for place, site in enumerate((*LARGE_SITES[:60], *LARGE_PARTIES)):
+                session.add_all(
+                    DecisionRow(
+                        site=site, study=each, verdict=decided[place % 4], runs_left=place % 4 and place % 3,
+                        until=("2020-06-30", None, "2099-12-31")[place % 3], since=1.79e9 + 9e3 * place,
+                    )
+                    for each in (study, next_study)
+                )  # fmt: skip
             for number in range(1, LARGE_ROUNDS + 1):
                 missing = {number % 100, number % 31, number % 17} if number % 5 == 0 else set()
                 sites = [name for place, name in enumerate(LARGE_SITES) if place not in missing]
@@ -188,6 +201,12 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
                     at = (now - 3.91e5 if run == "done" else now) - 3.5 * (count - number)
                     session.add(a_round(ids[run], number, sites, 3 + number % 4 / 3, at))
             session.add(LeftOut(run=ids["done"], round=4, site=SITES[0]))
+            for site, left, until in ((SITES[0], 2, "2099-12-31"), (SITES[1], 0, None), (PARTIES[0], 1, None)):
+                session.add(
+                    DecisionRow(
+                        site=site, study=study, verdict="approved", runs_left=left, until=until, since=now - 9e5
+                    )
+                )
             counts = [float(max(0, 90 - 11 * place)) for place in range(10)] + [8.0 * place for place in range(10)]
             session.add(Evaluation(
                 run=ids["done"], number=41, sites=json.dumps(SITES), evidence="[]", seconds=4.0, bytes_per_site=9000,

@@ -22,11 +22,12 @@ class RotatingGate:
         self.register = Register(self.store, self.pki)
         self.announcer = Announcer(self.pki, self.register.note_trust)
         self.keeper = CertificateKeeper(self.pki)
-        app = FleetGate(
+        self.app = FleetGate(
             self.register, enrol=self.register.enrol, rotate=self.register.rotate, follow=self.register.follow,
             studies=self.register.studies, ca_path=self.pki.ca_path, superlink=1, announcer=self.announcer,
+            decisions=self.register.note_decisions,
         )  # fmt: skip
-        self.server: GateServer = serve_gate(app, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
+        self.server: GateServer = serve_gate(self.app, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
 
     def tick(self) -> None:
         self.keeper.check(self.server)

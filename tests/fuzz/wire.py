@@ -52,6 +52,7 @@ from confide.client_node.study.state_format import StateFormat
 from confide.client_node.succession import partners
 from confide.client_node.succession.rotation import FollowRequest
 from confide.client_node.wire import messages, one_body
+from confide.client_node.wire.decisions import DecisionsWord
 from confide.client_node.wire.messages import Packet, sign, verify
 from confide.coordinator.fleet import flower as fleet_flower
 from confide.coordinator.fleet.calls import read_ids, write_ids
@@ -313,6 +314,22 @@ TARGETS = (
             {**_QUERY, "trusts": ["ab" * 32, "cd" * 32], "coordinator": "ef" * 32},
         ),
         read=_model(AuthorityQuery),
+        refusals=(ValidationError,),
+    ),
+    Target(
+        name="gate: word on decisions",
+        sender="a stranger",
+        made=as_json(
+            {
+                **_QUERY,
+                "coordinator": "ef" * 32,
+                "decisions": [
+                    {"study": "ab" * 32, "verdict": "approved", "runs_left": 3, "until": "2026-12-31"},
+                    {"study": "cd" * 32, "verdict": "revoked", "runs_left": 0, "until": None},
+                ],
+            }
+        ),
+        read=_model(DecisionsWord),
         refusals=(ValidationError,),
     ),
     Target(

@@ -15,11 +15,12 @@ from confide.models.backbones.moments import take_moments
 from confide.privacy.report.verify import verify_file
 
 from ..models.tiny import save_text_backbone
-from .conftest import PARTIES, finish, private_study, site_toml
+from .conftest import PARTIES, finish, private_study, site_toml, wait_for
 
 pytestmark = pytest.mark.process
 
 SITES = ("north", "south", "east")
+SILENT, TELLS = "east", "[policy]\ntells_decisions = true\n"
 FIELDS = """max_tokens = 8
 flags = ["fever"]
 [data.numeric]
@@ -57,7 +58,13 @@ def write_notes(folder: Path, site: str) -> str:
             stage = rng.choice(["mild", "severe"]) if ill else ""
             lines.append(f"p{row},{note} ({row}),{ill},{stage},{('ill' if ill else 'well') if has_text else ''}")
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    return policy
+    return policy if site == SILENT else policy + TELLS
+
+
+def decisions_told(federation: DemoFederation) -> dict[str, str]:
+    """What each node has told of its decision."""
+    rows = json.loads(federation.operator("study", "show", "tiny", "--approvals", "--json"))
+    return {row["name"]: row["says"] for row in rows}
 
 
 @pytest.mark.slow
@@ -67,10 +74,14 @@ def test_what_a_study_taught_answers_the_sites_own_tools(tmp_path: Path):
     take_moments(tmp_path / "plain", PUBLIC, tmp_path / "backbone", reads=(0, 2))
     adapter, federation = tmp_path / "adapter", DemoFederation(tmp_path / "run", SITES, PARTIES)
     try:
-        federation.found("tiny", {site: write_notes(tmp_path, site) for site in SITES}, tmp_path / "study.toml")
+        policies = {site: write_notes(tmp_path, site) for site in SITES} | {"agg-a": TELLS}
+        federation.found("tiny", policies, tmp_path / "study.toml")
         federation.bring_up()
         run = federation.operator("run", "start", "tiny").strip()
         finish(federation, run)
+        silent = dict.fromkeys((SILENT, "agg-b", "agg-c"), "has not said")
+        used = dict.fromkeys(("north", "south", "agg-a"), "used up") | silent  # approved for one run, which has begun
+        wait_for(lambda: decisions_told(federation) == used, "the nodes that tell to have told")
         federation.operator("adapter", "export", run, str(adapter), "--override-audit", "a test")
         measured = json.loads(federation.operator("run", "metrics", run, "--json"))
         held_out = [word for site in SITES for word in ("--data", str(tmp_path / f"{site}-held-out.csv"))]

@@ -15,9 +15,10 @@ from confide.client_node.errors import NotEnrolled, PageUnavailable
 from confide.client_node.login import login_name
 from confide.client_node.page import links, process, views
 from confide.client_node.page.app import PageApp
+from confide.client_node.page.traffic import SAID
 from confide.client_node.policy import decision_log
-from confide.client_node.traffic import Passed, Traffic
-from confide.client_node.vitals import Notes, Vitals
+from confide.client_node.traffic import TOLD, Passed, Traffic
+from confide.client_node.vitals import KINDS, Notes, Vitals
 from confide.client_node.web.entering import make_link, open_link
 from confide.client_node.web.serving import Place
 
@@ -144,6 +145,10 @@ def test_the_budget_is_that_of_the_command_and_the_report_verifies(site, browser
     assert report.headers["content-disposition"] == 'attachment; filename="svi-budget.json"'
     assert verify.verify(report.json()).ok
     assert "<html" in browser.get("/budget/report.html").text
+
+
+def test_every_kind_that_is_counted_is_said_in_words():
+    assert SAID.keys() == {*KINDS, TOLD, "other"}
 
 
 def test_the_traffic_is_what_was_counted(site, browser):

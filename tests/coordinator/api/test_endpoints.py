@@ -9,7 +9,7 @@ from confide.client_node.enrolment import InvitationCode
 from confide.coordinator.cli.operator import _day
 from confide.coordinator.cli.tables import clock
 from confide.coordinator.oversight import operators
-from confide.coordinator.store.tables import Evaluation, Run
+from confide.coordinator.store.tables import DecisionRow, Evaluation, Run
 
 from ...client_node.conftest import EVALUATION, STUDY_TOML, changed
 from ..conftest import committed_round, logged, put_in_state
@@ -124,6 +124,27 @@ def test_studies(api, call, study):
     assert shown["summary"]["hash"] == study
     assert shown["words"] == ours["words"]
     assert api.get("/studies/thyroid").json() == shown
+
+
+def test_who_has_approved_a_study_is_as_the_command_tells(ask, api, call, store, study):
+    assert {each["says"] for each in api.get(f"/studies/{study}").json()["approvals"]} == {"has not said"}
+    assert ask("operator").post("/runs", json={"study": study}).json()["warning"] == ""
+    with store.session() as session:
+        session.add(
+            DecisionRow(site="svi", study=study, verdict="approved", runs_left=2, until="2099-12-31", since=1.75e9)
+        )
+    shown = api.get(f"/studies/{study}").json()["approvals"]
+    at_command = told(call, "study", "show", study, "--approvals")
+    assert [each | {"since": each["since"] and clock(each["since"])} for each in shown] == at_command
+    (svi,) = (each for each in shown if each["says"] == "approved")
+    assert svi == {
+        "name": "svi", "part": "site", "says": "approved", "runs_left": 2, "until": "2099-12-31", "since": 1.75e9,
+    }  # fmt: skip
+    (listed,) = items(api, "/studies")
+    assert (listed["approved"], listed["parties"]) == (1, 7)
+    started = ask("operator").post("/runs", json={"study": study, "again": True})
+    assert started.status_code == 201
+    assert started.json()["warning"].startswith("approved by 1 of 7: other, svhc, rest")
 
 
 def test_a_study_is_created_as_the_command_does(api, call, store, home, backbone):

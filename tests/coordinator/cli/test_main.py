@@ -22,7 +22,7 @@ from confide.coordinator.results.export import export_adapter
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import NodeRow, Round, Run
+from confide.coordinator.store.tables import DecisionRow, NodeRow, Round, Run
 from confide.coordinator.studies.catalogue import load_study
 from confide.models.adapters import AdapterConfig, attach, export
 from confide.models.backbones import pretraining
@@ -329,6 +329,21 @@ def test_a_run_is_started_and_printed_alone_on_stdout(call, store, study):
     other = json.loads(call("run", "start", study, "--again", "--json").stdout)["run"]
     rows = json.loads(call("run", "list", "--json").stdout)
     assert [(row["run"], row["state"], row["rounds"]) for row in rows] == [(run, "pending", 0), (other, "pending", 0)]
+
+
+def test_who_has_not_approved_is_told_before_a_run_and_is_no_refusal(call, store, study):
+    assert "nobody has said" in call("study", "list").stdout
+    assert "As far as nodes have told" not in call("run", "start", study).stderr
+    with store.session() as session:
+        session.add(DecisionRow(site="svi", study=study, verdict="revoked", runs_left=0, until=None, since=1.75e9))
+    told = "approved by 0 of 7: svi refuses since 2025-06-15; other, svhc, rest, agg-a, agg-b, agg-c have not said"
+    assert told in lined(call("study", "show", study).stderr)
+    assert told in lined(call("study", "show", study, "--approvals").stderr)
+    assert "refused" in call("study", "show", study, "--approvals").stdout
+    assert "by 0 of 7" in call("study", "list").stdout
+    started = call("run", "start", study, "--again")
+    assert told in lined(started.stderr)
+    assert store.run(started.stdout.strip()).state == "pending"
 
 
 def test_a_pending_run_can_be_stopped_and_a_stopped_one_goes_on(call, store, run):

@@ -7,7 +7,7 @@ import pytest
 from confide.client_node.spoken_hash import words
 from confide.client_node.study.cost import whole_cost
 from confide.coordinator.page import terms
-from confide.coordinator.store.tables import Run, StudyRow
+from confide.coordinator.store.tables import DecisionRow, Run, StudyRow
 from confide.models.rounding import rounded_up
 
 from ...client_node.conftest import EVALUATION
@@ -130,6 +130,34 @@ def test_who_took_part_who_refuses_and_who_is_awaited_is_told_by_the_newest_run(
     assert "approved: took part" in rows["agg-a"]
     assert "&lt;b&gt;not&lt;/b&gt; approved here" in answer.text
     assert "<b>not</b>" not in answer.text
+
+
+def tell(store, study, site, verdict="approved", runs_left=1, until=None):
+    about = {"verdict": verdict, "runs_left": runs_left, "until": until, "since": 1.75e9}
+    with store.session() as session:
+        session.add(DecisionRow(site=site, study=study.study_hash, **about))
+
+
+def test_what_nodes_have_told_is_on_every_page_that_leads_to_a_run(page, federation, study):
+    start = f"/studies/{study.study_hash}/start"
+    assert "nobody has said" in text_of(page.get("/studies"))
+    assert "As far as nodes have told" not in text_of(page.get(start))
+    assert "Studies before their first run" not in text_of(page.get("/"))
+    tell(federation.store, study, "svi", "revoked", runs_left=0)
+    for name in ("other", "svhc", "rest", "agg-a", "agg-b"):
+        tell(federation.store, study, name)
+    told = text_of(page.get(f"/studies/{study.study_hash}"))
+    sentence = "pproved by 5 of 7: svi refuses since 2025-06-15; agg-c has not said"
+    assert sentence in told
+    assert "approves since 2025-06-15" in told
+    assert "for 1 more run" in told
+    assert "5 of 7" in text_of(page.get("/studies"))
+    assert sentence in text_of(page.get(start))
+    assert sentence in text_of(page.get("/"))
+    answer = page.post(start, data={"form_key": key_of(page.get(start))})
+    assert answer.status_code == 303  # a warning is no refusal
+    assert "Studies before their first run" not in text_of(page.get("/"))
+    assert "svi refuses since 2025-06-15 (by what nodes have told)" in text_of(page.get("/"))
 
 
 def text_row(html: str) -> str:

@@ -131,9 +131,9 @@ def test_only_actions_of_the_vocabulary_with_their_own_fields_are_written(empty_
 def test_no_action_has_a_field_for_what_a_record_could_tell():
     # Names, hashes, roles, states, numbers of rounds and entries, times; words that people typed or a run failed of.
     assert sorted({field for fields in ACTIONS.values() for field in fields}) == [
-        "at", "before", "by", "ca", "cas", "command", "coordinator", "error", "expires", "federation", "file", "folder",
-        "hash", "held", "identity", "key", "new", "next", "old", "operator", "override", "reason", "result",
-        "role", "roles", "round", "run", "site", "sites", "state", "study", "until", "version", "void",
+        "at", "before", "by", "ca", "cas", "command", "coordinator", "decision", "error", "expires", "federation",
+        "file", "folder", "hash", "held", "identity", "key", "new", "next", "old", "operator", "override", "reason",
+        "result", "role", "roles", "round", "run", "site", "sites", "state", "study", "until", "version", "void",
         "what", "without",
     ]  # fmt: skip
 

@@ -142,8 +142,8 @@ def test_a_store_migrated_twice_keeps_its_rows(store):
 def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
     engine = sa.create_engine(store.url)
     with engine.begin() as connection:
-        newer = ("evaluation", "privacy_test", "left_out", "prototype", "operator", "succession")
-        for column in ("left_at", "trusted_cas", "known_key"):
+        newer = ("evaluation", "privacy_test", "left_out", "prototype", "operator", "succession", "study_decision")
+        for column in ("left_at", "trusted_cas", "known_key", "told_at"):
             connection.execute(sa.text(f"ALTER TABLE node DROP COLUMN {column}"))
         for table in (*newer, *(f"audit_{name}" for name in ("entry", "head", "checkpoint", "countersignature"))):
             connection.execute(sa.text(f"DROP TABLE {table}"))
