@@ -35,7 +35,7 @@ class Federation:
     store: Store
     ledgers: Ledgers
     renderer: Renderer
-    statements: Statements = field(default_factory=Statements)
+    statements: Statements
     reports: Reports = field(default_factory=Reports)
     exports: Exports = field(default_factory=Exports)
     trained: dict[str, Trained] = field(default_factory=dict)  # by run

@@ -529,6 +529,12 @@ class Store:
         with self.session() as session:
             return session.scalars(select(func.count()).where(LedgerRow.site == site)).one()
 
+    def ledger_lengths(self) -> dict[str, int]:
+        """Counts the replicated entries of each site; without those that have none."""
+        with self.session() as session:
+            found = session.execute(select(LedgerRow.site, func.count()).group_by(LedgerRow.site))
+            return {row[0]: row[1] for row in found}
+
     def ledger_hashes(self, site: str, since: int) -> list[str]:
         """Lists the hashes of the replicated entries of `site` from number `since` on, in order."""
         wanted = select(LedgerRow.hash).where(LedgerRow.site == site, LedgerRow.seq >= since).order_by(LedgerRow.seq)
