@@ -2,6 +2,9 @@
 
 import logging
 import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..privacy.errors import PrivacyError
@@ -9,6 +12,7 @@ from .errors import CoordinatorError, ReplicaBroken
 from .store import LedgerReplica, Store
 
 if TYPE_CHECKING:
+    from ..privacy.ledger.charges import Books
     from ..privacy.ledger.standings import Course, Standing
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,7 @@ class Ledgers:
         self._standings: dict[str, list[Standing]] = {}
         self._courses: dict[str, list[Course]] = {}
         self._readable: dict[str, bool] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one a site
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="confide-standings", daemon=True)
 
@@ -59,19 +64,31 @@ class Ledgers:
         """Tells for each site with a ledger whether its replica holds together."""
         return dict(self._readable)
 
+    @contextmanager
+    def books(self, site: str) -> "Iterator[Books]":
+        """Gives what the newest entries of a site's ledger add up to; nothing is added to it meanwhile.
+
+        Raises:
+            ReplicaBroken: the ledger does not hold together.
+            StoreUnavailable: the database cannot be read.
+        """
+        with self._locks[site]:
+            yield self._replica.books(site)
+
     def look(self) -> None:
         """Reads what has come since the last look. Raises `StoreUnavailable`, `StateDamaged`."""
         from ..privacy.ledger.standings import courses, standings  # seconds, with all accountants
 
+        lengths = self._store.ledger_lengths()
         for node in self._store.nodes():
-            length = self._replica.length(node.name)
+            length = lengths.get(node.name, 0)
             if length == self._lengths.get(node.name, 0):
                 continue
             try:
-                books = self._replica.books(node.name)
-                self._standings[node.name] = standings(books)
-                if self._with_courses:
-                    self._courses[node.name] = courses(books)
+                with self.books(node.name) as books:
+                    self._standings[node.name] = standings(books)
+                    if self._with_courses:
+                        self._courses[node.name] = courses(books)
                 self._readable[node.name] = True
             except (ReplicaBroken, PrivacyError) as err:
                 self._readable[node.name] = False

@@ -31,9 +31,11 @@ class Renderer:
 
     def __init__(self, module: str, **shared: Any) -> None:
         folders = (module.rpartition(".")[0], __name__.rpartition(".")[0], "confide.privacy.report")
+        loaders = [PackageLoader(folder) for folder in folders]
+        self._pages = loaders[0]
         self._environment = Environment(
             autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-            loader=ChoiceLoader([PackageLoader(folder) for folder in folders]),
+            loader=ChoiceLoader(loaders),
         )  # fmt: skip
         self._environment.filters |= FILTERS
         self._environment.globals |= {"asset": self._asset, **shared}
@@ -45,6 +47,11 @@ class Renderer:
         if status == 200 and request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
         return HTMLResponse(body, status, headers={"ETag": tag})
+
+    def warm_up(self) -> None:
+        """Compiles every page's template, which takes longer than to render it."""
+        for name in self._pages.list_templates():
+            self._environment.get_template(name)
 
     def routes(self) -> list[Route]:
         """Lists the routes of style, script and icon."""

@@ -54,7 +54,7 @@ def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> No
 
 @app.command("rounds", epilog=epilog("coordinator run rounds RUN --json"))
 def run_rounds(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show what a run has opened so far: whose updates each sum holds, who is missing, whose vector was too long."""
+    """Show what a run has opened so far: whose updates each sum holds, who is missing and why, seconds of each step."""
     from ..federation import opened_store
     from ..run.overview import opened_rounds
 

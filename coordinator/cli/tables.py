@@ -33,10 +33,12 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..results.metrics import Measurement
     from ..run.approvals import Approvals
     from ..run.glance import Glance
-    from ..run.overview import OpenedRounds, RunStanding
+    from ..run.overview import OpenedRound, OpenedRounds, RunStanding
     from ..store.audit_log import Action
     from ..store.tables import StudyRow
     from ..studies.summary import StudySummary
+
+_SHOWN_S = 0.05  # seconds of a step below which people are not told of it
 
 
 def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -186,16 +188,29 @@ def run_row(run: "RunStanding") -> dict[str, Any]:
 
 def show_opened_rounds(run: str, found: "OpenedRounds", as_json: bool) -> None:
     """Prints the rounds that a run has opened."""
-    rows = [
-        asdict(each) | {"seconds": round(each.seconds, 1), "committed": clock(each.committed)} for each in found.rounds
-    ]
+    rows = [_opened_row(each) for each in found.rounds]
     if as_json:
         return print_json({"rounds": rows, "too_long": found.too_long})
-    out.print(table_of(run, [{name.replace("_", " "): value for name, value in row.items()} for row in rows], _listed))
+    out.print(table_of(run, [_opened_line(each, row) for each, row in zip(found.rounds, rows, strict=True)], _listed))
     for number in found.unopened:
         out.print(
             f"Round {number} has not been opened: the vectors of {', '.join(found.too_long[number])} were too long."
         )
+
+
+def _opened_row(each: "OpenedRound") -> dict[str, Any]:
+    steps = {step: round(seconds, 2) for step, seconds in each.steps.items()}
+    return asdict(each) | {"seconds": round(each.seconds, 1), "committed": clock(each.committed), "steps": steps}
+
+
+def _opened_line(each: "OpenedRound", row: dict[str, Any]) -> dict[str, Any]:
+    """Makes the line for people of a row: who is missing with the reason, and the steps that took time."""
+    from ..run.overview import ABSENCES
+
+    missing = tuple(f"{name} ({ABSENCES[each.why[name]]})" if name in each.why else name for name in each.missing)
+    steps = tuple(f"{step} {seconds:.1f}" for step, seconds in row["steps"].items() if seconds >= _SHOWN_S)
+    shown = {name.replace("_", " "): value for name, value in row.items() if name not in ("why", "steps")}
+    return shown | {"missing": missing, "steps": steps}
 
 
 def show_measurement(found: "Measurement", as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -23,9 +24,13 @@ from ..federation import load_settings
 from ..ledger_standings import Ledgers
 from ..oversight import access, roles
 from ..oversight.tokens import Tokens
+from ..run.progress import live_run
 from ..store import Store
 from ..store.actions import acting_as
+from ..studies.catalogue import load_study
+from . import studies
 from .login import Login
+from .statements import Statements
 from .tones import tone
 from .views import VIEWS, Look
 from .visits import Federation, Visit
@@ -43,8 +48,9 @@ class PageApp:
 
     def __init__(self, home: Path, store: Store, *, is_https: bool) -> None:
         renderer = Renderer(__name__, version=__version__, tone=tone)
+        ledgers = Ledgers(store, with_courses=True)
         self._federation = Federation(
-            home, load_settings(home).federation, store, Ledgers(store, with_courses=True), renderer
+            home, load_settings(home).federation, store, ledgers, renderer, Statements(ledgers)
         )
         tokens = Tokens(store)  # wrong ones are counted together, of the form and of the API
         self._login = Login(self._federation, tokens, is_https=is_https)
@@ -60,6 +66,20 @@ class PageApp:
             exception_handlers={404: self._not_there, 405: self._not_there},
         )
         self.app.router.redirect_slashes = False  # it would lead to the name that the request gives itself
+
+    def warm_up(self) -> None:
+        """Does once what takes long only the first time, so that nobody waits: templates, accountants, open runs."""
+        self._federation.renderer.warm_up()
+        store = self._federation.store
+        with suppress(*_TROUBLES):  # whoever opens the page is told
+            runs, rows = [*store.unfinished_runs(), *store.runs()[-1:]], store.studies()[-studies.STUDIES_A_PAGE :]
+            for run in runs:
+                with suppress(*_TROUBLES):
+                    live_run(store, run.id)
+                    studies.prices(load_study(store.study(run.study)))
+            for row in rows:
+                with suppress(*_TROUBLES):
+                    studies.planned(load_study(row))
 
     def close(self) -> None:
         """Ends the thread that follows the ledgers, and what a loaded model is needed for."""

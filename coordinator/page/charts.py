@@ -1,7 +1,7 @@
 """Charts of the operator's page, as SVG; each stands above a table with the same figures."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import floor
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ...privacy.report.figures import Sheet
 from ...privacy.report.language import DEFAULT, load
 from ...privacy.report.plot import Plot, Scale, linear, nice_top, ticks, time_ticks, whole_ticks
+from ..run.laps import STEPS, Step
 from ..run.overview import OpenedRound
 
 if TYPE_CHECKING:  # accounting takes seconds to import
@@ -20,6 +21,10 @@ if TYPE_CHECKING:  # accounting takes seconds to import
 
 WIDE, NARROW = 760, 310  # units across on a wide page, and on a telephone
 _LETTER = 7.0  # width of a letter, on the safe side
+STEP_NAMES: Mapping[Step, str] = {
+    "collect": "sites answer", "topup": "noise for missing sites", "deliver": "shares to aggregators",
+    "wait": "waits for a turn", "sum": "aggregators add", "open": "total verified", "apply": "server step",
+}  # fmt: skip
 
 
 def twice(draw: Callable[[float], Markup], wide: float = WIDE) -> Markup:
@@ -86,6 +91,49 @@ def rounds(found: Sequence[OpenedRound]) -> Markup:
         return plot.svg("rounds", "Seconds of each round", story)
 
     return twice(draw)
+
+
+def timeline(found: Sequence[OpenedRound]) -> Markup:
+    """Draws each round as a bar of its steps, one after the other; empty if none of them was measured."""
+    timed = [each for each in found if each.steps]
+    if not timed:
+        return Markup("")
+    slowest = max(timed, key=lambda each: sum(each.steps.values()))
+
+    def draw(width: float) -> Markup:
+        names = list(_in_lines([STEP_NAMES[step] for step in STEPS], width))
+        above = 18 * (names[-1][1] + 1) + 8
+        plot = Plot(width=width, height=above + 20 * len(timed) + 42, left=46, right=24, top=above, bottom=42)
+        for (x_name, line, name), step in zip(names, STEPS, strict=True):
+            plot.bar(f"step-{step}", x_name, x_name + 10, 18 * line + 9, 10)
+            plot.text("label", x_name + 15, 18 * line + 13, name)
+        top = nice_top(sum(slowest.steps.values()))
+        x = linear(0, top, *plot.x_range)
+        for value, _ in ticks(top):
+            plot.line("grid", x(value), plot.y_range[1], x(value), plot.y_range[0])
+        plot.x_axis("seconds", x, ticks(top))
+        for row, each in enumerate(timed):
+            y, end = above + 20 * row + 10, 0.0
+            plot.text("tick", plot.left - 8, y + 4, f"{each.round:,}", "end")
+            for step, seconds in each.steps.items():
+                plot.bar(f"step-{step}", x(end), x(end + seconds), y, 12)
+                end += seconds
+        told = ", ".join(f"{STEP_NAMES[step]} {seconds:.1f} s" for step, seconds in slowest.steps.items())
+        story = f"{len(timed)} rounds, one below the other. The slowest, round {slowest.round}: {told}."
+        return plot.svg("timeline", "Steps of each round", story)
+
+    return twice(draw)
+
+
+def _in_lines(names: Sequence[str], width: float) -> Iterator[tuple[float, int, str]]:
+    """Yields the place of each name of a legend, from left to right and then in the next line: its x, and its line."""
+    at, line = 0.0, 0
+    for name in names:
+        needed = 15 + _LETTER * len(name) + 12
+        if at and at + needed > width:
+            at, line = 0.0, line + 1
+        yield at, line, name
+        at += needed
 
 
 def measured(found: "Sequence[Point]") -> Markup:

@@ -141,7 +141,7 @@ def main_name(study: Study) -> str:
 
 
 def _look(store: Store, at: int, run: Run) -> Look:
-    study, rows = load_study(store.study(run.study)), store.opened(run.id)
+    study, rows = load_study(store.study(run.study)), store.opened(run.id, with_evidence=False)
     privacy, seconds = study.draft.privacy, sorted(row.seconds for row in rows)
     opened = [row.number for row in rows]
     metrics, problem = _measured(store, study, run.id)

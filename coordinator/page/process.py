@@ -4,6 +4,7 @@
 """
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ def opened(home: Path, place: Place) -> Iterator[ASGIApp]:
     try:
         store.require_schema()
         page = PageApp(home, store, is_https=place.is_https)
+        threading.Thread(target=page.warm_up, name="warm-up", daemon=True).start()
         try:
             yield page.app
         finally:

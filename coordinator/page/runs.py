@@ -8,7 +8,7 @@ from ..errors import Conflict, TransitionRefused
 from ..results.metrics import Measurement, measurement
 from ..run import control
 from ..run.driver import LOG_FILE
-from ..run.overview import OpenedRound, opened_rounds, run_standings
+from ..run.overview import ABSENCES, OpenedRound, opened_rounds, run_standings
 from ..run.progress import LiveRun, live_run
 from ..store import Store
 from ..store.run_folder import RunFolder
@@ -36,6 +36,7 @@ def show(visit: Visit) -> Response:
     return visit.render(
         "run.html", live=live, rounds=rounds, page=page,
         pages=pages, unopened=found.unopened, too_long=found.too_long, chart=charts.rounds(found.rounds),
+        timeline=charts.timeline(rounds), step_names=charts.STEP_NAMES, absences=ABSENCES,
         typical=_typical(found.rounds), measured=_measured(visit.store, live), log=_log(visit, run_id),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Adds up the ledgers of sites beside the requests: a long one takes seconds to read, and no page waits for that."""
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -13,10 +13,9 @@ from ...privacy.ledger.charges import Books, guaranteed
 from ...privacy.ledger.tally import Tally
 from ...privacy.report import figures, standing, statement
 from ...privacy.report.schema import Account
-from ..store import LedgerReplica, Store
+from ..ledger_standings import Ledgers
+from ..store import Store
 from . import charts
-
-_MOST_BOOKS = 8  # ledgers whose books are kept; of these only new entries are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +52,15 @@ class Statement:
 
 
 class Statements:
-    """Statements of sites' ledgers, each computed once for a length of the ledger.
+    """Statements of sites' ledgers, each computed once for a length of the ledger; `ledgers` reads these once for all.
 
     Its method may be called from any thread. One ledger is read at a time, on a thread that ends with the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ledgers: Ledgers) -> None:
+        self._ledgers = ledgers
         self._made: dict[str, Statement] = {}
         self._coming: dict[str, Future[Statement]] = {}
-        self._replicas: OrderedDict[str, LedgerReplica] = OrderedDict()
         self._mutex, self._one = threading.Lock(), threading.Lock()
 
     def of(self, store: Store, site: str, *, wait_s: float) -> Statement | None:
@@ -71,7 +70,7 @@ class Statements:
             ReplicaBroken: the ledger does not hold together.
             StoreUnavailable: the database cannot be read.
         """
-        length = LedgerReplica(store).length(site)
+        length = store.ledger_length(site)
         with self._mutex:
             made = self._made.get(site)
             if made is not None and made.length == length:
@@ -90,13 +89,9 @@ class Statements:
     def _make(self, store: Store, site: str, coming: "Future[Statement]") -> None:
         try:
             with self._one:
-                replica = self._replicas.pop(site, None) or LedgerReplica(store)
-                length = replica.length(site)  # before it is read: what comes in between is then seen as new
-                books = replica.books(site)
-                made = Statement(length, tuple(_account(books, each) for each in statement.accounts(books)))
-                self._replicas[site] = replica
-                while len(self._replicas) > _MOST_BOOKS:
-                    self._replicas.popitem(last=False)
+                length = store.ledger_length(site)  # before it is read: what comes in between is then seen as new
+                with self._ledgers.books(site) as books:
+                    made = Statement(length, tuple(_account(books, each) for each in statement.accounts(books)))
         except BaseException as err:  # told to whoever waits
             with self._mutex:
                 del self._coming[site]

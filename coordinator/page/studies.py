@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.responses import Response
 
@@ -71,10 +72,10 @@ def show(visit: Visit) -> Response:
     return visit.render(
         "study.html", study=study, row=row, sentences=list(terms.in_words(study)), tables=terms.tables(study),
         spelt=[" ".join(spelt[at : at + _WORDS_A_LINE]) for at in range(0, len(spelt), _WORDS_A_LINE)],
-        epsilon=planned(study), parts=list(_parts(study)), colluding=list(_by_colluders(study)),
         expected=expected(study), consents=consents(visit.store, study), measured=measured, page=page, pages=pages,
         chart=charts.learned(measured), refusal=_refusal(visit.store, runs),
         runs=shown, told=told, says={each.name: each for each in told.parties},
+        **prices(study),
     )  # fmt: skip
 
 
@@ -110,6 +111,11 @@ def planned(study: Study) -> float | None:
     return None if study.draft.privacy.mode == "none" else cost.whole_cost(study)
 
 
+def prices(study: Study) -> dict[str, Any]:
+    """Computes all that one study's page tells of its cost; composing it takes a while the first time."""
+    return {"epsilon": planned(study), "parts": list(_parts(study)), "colluding": list(_by_colluders(study))}
+
+
 def runs_of(store: Store, study: Study) -> list[RunStanding]:
     """Lists the runs of a study, the newest first."""
     own = {run.id for run in _rows(store, study)}
@@ -117,7 +123,8 @@ def runs_of(store: Store, study: Study) -> list[RunStanding]:
 
 
 def _rows(store: Store, study: Study) -> list[Run]:
-    return [run for run in store.runs() if run.study == study.study_hash]
+    study_hash = study.study_hash  # computed anew each time
+    return [run for run in store.runs() if run.study == study_hash]
 
 
 def _listed(row: StudyRow, runs: Sequence[Run], told: Approvals) -> Listed:

@@ -36,7 +36,7 @@ class Federation:
     store: Store
     ledgers: Ledgers
     renderer: Renderer
-    statements: Statements = field(default_factory=Statements)
+    statements: Statements
     reports: Reports = field(default_factory=Reports)
     models: ModelWork = field(default_factory=ModelWork)
     trained: dict[str, Trained] = field(default_factory=dict)  # by run

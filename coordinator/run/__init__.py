@@ -5,7 +5,8 @@ order, and each step has its own file. `recovery` finds the checkpoint to go on 
 that sites lack, `collection` collects the sites' sealed updates, `relay` moves sealed shares, `aggregation` takes their
 total; `client_node.replay` computes the next state. All of them ask nodes through `questions` and share one `context`.
 `control` starts, stops and resumes a run, `progress` follows one for people, `overview` lists all with their progress,
-`glance` looks at a whole federation, `approvals` at who has approved a study.
+`glance` looks at a whole federation, `approvals` at who has approved a study, and `laps` has the steps that a round is
+timed by.
 
 A fresh federation has no runs yet:
 
@@ -20,4 +21,4 @@ A fresh federation has no runs yet:
 []
 """
 
-__all__ = ["approvals", "control", "driver", "glance", "overview", "progress"]
+__all__ = ["approvals", "control", "driver", "glance", "laps", "overview", "progress"]

@@ -79,6 +79,7 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         sender = next(senders)
         run.stop_if_asked()
         summed, topups = top_up(round_, summed)
+        round_.laps.end("topup")
         run.beat(f"{round_.title}: aggregators add {len(summed)} sites")
         loads = {
             name: Load.of(summed, aggregator_id, updates, topups, set_name(summed))
@@ -87,15 +88,18 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         answers: Answers = {}
         told: dict[str, History] = {}
         problems = delivery.deposit(loads)
+        round_.laps.end("deliver")
         if delivery.count > most:  # a large round may take longer as long as it makes progress
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
         if not problems:
             with at_aggregators(run):
+                round_.laps.end("wait")
                 # Waiting for its turn uses up none of the run's patience.
                 deadline = max(deadline, time.monotonic() + questions.PATIENCE_S / 2)
                 # Not before: meanwhile another run may have brought the ledgers further.
                 told = {site: _history(run, site) for site in summed}
                 answers, problems = _order(round_, summed, loads, delivery, sender, told)
+            round_.laps.end("sum")
         replies = [message for message, _ in answers.values()]
         _note_rejected(round_, replies)
         if agreed := _agreed_total(round_, answers, sender):
@@ -112,6 +116,7 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         if is_broken:  # between two of which the same link may fail in other ways
             wait = min(2 * wait, _MOST_WAIT_S)
         _rest(round_, wait if is_broken else questions.RETRY_S)
+        round_.laps.end("wait")
 
 
 def _rest(round_: RoundContext, seconds: float) -> None:
@@ -316,6 +321,7 @@ def _without_outdated(
     )
     logger.error("run %s: %s", run.id, reason)
     run.store.note_outdated(run.id, run.lease, round_.number, outdated)
+    round_.absent.update(dict.fromkeys(outdated, "outdated"))
     rest = tuple(site for site in summed if site not in outdated)
     if len(rest) < run.study.quorum:
         raise AggregationFailed(f"{reason}. {run.study.quorum} sites are needed, {len(rest)} are left")
@@ -352,6 +358,7 @@ def _without_incomplete(round_: RoundContext, summed: tuple[str, ...], replies: 
         return summed
     complete, rejected = named.pop()
     if set(complete) < set(summed) and len(complete) >= run.study.quorum:
+        round_.absent.update({site: "unopened" for site in summed if site not in complete and site not in rejected})
         return complete
     if rejected:
         raise AggregationFailed(

@@ -110,5 +110,6 @@ def _collect(
     ask_until(
         run, kind, missing, lambda site: request(round_, site, inline), (model,),
         needed=max(0, run.study.quorum - len(kept)), accept=accept, finish=intake.finish, ready=ready,
+        absent=round_.absent,
     )  # fmt: skip
     return intake.inbox.read()

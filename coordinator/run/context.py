@@ -1,6 +1,7 @@
 """The context that the steps of a run share, and that of a round: store, fleet, lease, keys and state."""
 
 import hmac
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,8 @@ from ..fleet import Fleet
 from ..store import LedgerReplica, Store
 from ..store.run_folder import RunFolder
 from ..store.states import RunState
+from ..store.tables import Absence
+from .laps import Laps
 
 OUTCOMES_A_MESSAGE = 64
 
@@ -109,6 +112,8 @@ class RoundContext:
     planned: PlannedRound
     state_hash: str  # SHA-256 of the vector that it starts from: only updates made from the same can be added up
     cohort: tuple[str, ...]  # the sites that are asked
+    laps: Laps = field(default_factory=Laps)
+    absent: dict[str, Absence] = field(default_factory=dict)  # by site: why it is not in the sum, by its last answer
 
     @property
     def number(self) -> int:
@@ -133,6 +138,16 @@ class RoundContext:
     def share_context(self, site: str) -> ShareContext:
         """Returns the context for which a site's shares of the round must be sealed and signed."""
         return self.run.study.share_context(self.planned, run=self.run.id, site=site, state=self.start)
+
+    def missing(self, summed: Collection[str]) -> dict[str, Absence]:
+        """Returns why sites of the study are not in `summed`, as far as this driver knows."""
+        away = [site for site in self.run.study.site_names() if site not in summed]
+        if any(site not in self.cohort for site in away):
+            allowed = self.run.sites
+            for site in away:
+                if site not in self.cohort:
+                    self.absent[site] = "abstains" if site in allowed else "revoked"
+        return {site: self.absent[site] for site in away if site in self.absent}
 
     def has_charge(self, site: str) -> bool:
         """True if the site has signed a charge for the round."""

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import RunRefused
 from ..store import Store
-from ..store.tables import Run
+from ..store.tables import Absence, Run
+from .laps import STEPS, Step
 
 if TYPE_CHECKING:  # imports numpy and all terms of a study, which `status` does not need
     from ...client_node.study import Study
 
+ABSENCES: Mapping[Absence, str] = {
+    "revoked": "shut out, or has left", "abstains": "holds no records out", "offline": "not connected",
+    "away": "away by its own hours", "refused": "refuses", "failed": "an error there", "late": "no answer in time",
+    "invalid": "its answer was not taken", "outdated": "an older copy of its ledger",
+    "unopened": "its share does not open", "long": "its vector is too long",
+}  # fmt: skip
 SILENCE_S = 20.0  # without a heartbeat; a driver beats every second
 
 
@@ -39,6 +46,8 @@ class OpenedRound:
     seconds: float
     bytes_per_site: int  # sealed bytes that one site sent
     committed: float  # seconds since 1970
+    why: Mapping[str, Absence]  # of missing sites, why, as far as the driver that committed it knew
+    steps: Mapping[Step, float]  # their seconds, in order: all but "apply" make up `seconds`; empty if not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +79,9 @@ class Consent:
 
 def consents(store: Store, study: "Study") -> list[Consent]:
     """Lists the parties of a study, sites first, each as the newest run that tells of it has it."""
-    runs = [run for run in store.runs() if run.study == study.study_hash][::-1]
-    sums = store.sums_of(study.study_hash)
+    study_hash = study.study_hash  # computed anew each time
+    runs = [run for run in store.runs() if run.study == study_hash][::-1]
+    sums = store.sums_of(study_hash)
 
     def look(name: str, role: Literal["site", "aggregator"]) -> Consent:
         for run in runs:
@@ -106,15 +116,20 @@ def _awaited(run: Run) -> tuple[str, ...]:
 
 def run_standings(store: Store) -> list[RunStanding]:
     """Lists every run with its progress, oldest first."""
-    return [run_standing(store, run) for run in store.runs()]
+    committed = store.last_rounds()  # before the runs: one that is new since has none
+    return [_standing(run, committed.get(run.id, 0)) for run in store.runs()]
 
 
 def run_standing(store: Store, run: Run) -> RunStanding:
     """Looks at a run's progress."""
+    return _standing(run, store.last_round(run.id).number)
+
+
+def _standing(run: Run, rounds: int) -> RunStanding:
     return RunStanding(
         run=run.id,
         state=run.state,
-        rounds=store.last_round(run.id).number,
+        rounds=rounds,
         step=(run.error or "") if run.state.is_over else run.step,
         started=run.created_at,
         heartbeat=None if run.state.is_over or not run.heartbeat else run.heartbeat,
@@ -134,19 +149,42 @@ def opened_rounds(store: Store, run_id: str) -> OpenedRounds:
     from ..studies.catalogue import load_study  # imports numpy and all terms of a study, which `status` does not need
 
     study = load_study(store.study(store.run(run_id).study))
-    left_out, found = store.left_out(run_id), []
-    for row in store.opened(run_id):
-        summed, too_long = row.summed, left_out.get(row.number, ())
+    left_out, found, sets = store.left_out(run_id), [], dict[tuple[str, tuple[str, ...]], _Set]()
+    too_long = {
+        number: sites
+        for number, absent in left_out.items()
+        if (sites := tuple(site for site, why in absent.items() if why == "long"))
+    }
+    for row in store.opened(run_id, with_evidence=False):
+        long, absent = too_long.get(row.number, ()), left_out.get(row.number, {})
+        if (key := (row.sites, long)) not in sets:  # a run's rounds have few different ones
+            sets[key] = _Set.of(row.summed, long, study.site_names())
+        is_update = 0 < row.number <= study.draft.rounds.rounds
         found.append(
             OpenedRound(
                 round=row.number,
-                purpose=study.planned_round(row.number).purpose,
-                summed=summed,
-                too_long=too_long,
-                missing=tuple(site for site in study.site_names() if site not in summed and site not in too_long),
+                purpose="update" if is_update else study.planned_round(row.number).purpose,
+                summed=sets[key].summed,
+                too_long=long,
+                missing=sets[key].missing,
                 seconds=row.seconds,
                 bytes_per_site=row.bytes_per_site,
                 committed=row.committed_at,
+                why={site: absent[site] for site in sets[key].missing if site in absent},
+                steps={step: each for step in STEPS if (each := getattr(row, f"{step}_s")) is not None},
             )
         )
-    return OpenedRounds(tuple(found), left_out)
+    return OpenedRounds(tuple(found), too_long)
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """Who was in a sum, and who was neither in it nor too long."""
+
+    summed: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @classmethod
+    def of(cls, summed: tuple[str, ...], too_long: tuple[str, ...], names: Iterable[str]) -> "_Set":
+        there = {*summed, *too_long}
+        return cls(summed, tuple(name for name in names if name not in there))

@@ -18,7 +18,7 @@ from ...models.rounding import rounded_up
 from ...privacy.accounting import Release, epsilon_pld
 from ..store import Store
 from ..store.states import ABANDON, RESUME, STOP, RunState
-from ..store.tables import Round, Run
+from ..store.tables import Evaluation, Prototype, Round, Run
 from ..studies.catalogue import load_study
 from .overview import is_silent
 
@@ -77,9 +77,10 @@ def live_run(store: Store, run_id: str) -> LiveRun:
     """Looks at a run. Raises `NotFound`."""
     run = store.run(run_id)
     study = load_study(store.study(run.study))
-    event = event_of(store, study, run_id)
+    opened = store.opened(run_id, with_evidence=False)
+    event = _event(study, run, opened)
     silent = run.state == RunState.RUNNING and is_silent(run)
-    left = None if run.state.is_over or silent else time_left(store.rounds(run_id), event.rounds_planned)
+    left = None if run.state.is_over or silent else time_left(_updates(opened), event.rounds_planned)
     return LiveRun(run, study, event, left, silent)
 
 
@@ -112,14 +113,17 @@ def follow(
 
 def event_of(store: Store, study: Study, run_id: str) -> Event:
     """Looks at a run of `study` as it stands."""
-    run, rounds, privacy = store.run(run_id), store.rounds(run_id), study.draft.privacy
+    return _event(study, store.run(run_id), store.opened(run_id, with_evidence=False))
+
+
+def _event(study: Study, run: Run, opened: Sequence[Round | Prototype | Evaluation]) -> Event:
+    rounds, privacy = _updates(opened), study.draft.privacy
     epsilon = planned = None
     if privacy.mode != "none":
-        done = [row.number for row in store.opened(run_id)]
-        epsilon = epsilon_of_rounds(study, done, colluding=privacy.collusion)
+        epsilon = epsilon_of_rounds(study, [row.number for row in opened], colluding=privacy.collusion)
         planned = planned_epsilon(study, study.last_round, colluding=privacy.collusion)
     return Event(
-        run=run_id,
+        run=run.id,
         state=run.state,
         step=step_text(run),
         rounds=len(rounds),
@@ -129,6 +133,10 @@ def event_of(store: Store, study: Study, run_id: str) -> Event:
         bytes_per_site=sum(row.bytes_per_site for row in rounds),
         error=run.error,
     )
+
+
+def _updates(opened: Iterable[Round | Prototype | Evaluation]) -> list[Round]:
+    return [row for row in opened if isinstance(row, Round)]
 
 
 def time_left(rounds: Sequence[Round], planned: int) -> float | None:

@@ -3,13 +3,14 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import TypeVar
 
 from ...client_node.errors import FINAL_REFUSALS, MessageInvalid, SiteAway, SiteBehind, StaleLease
 from ...client_node.wire.messages import Packet, Reply, verify
 from ..errors import LeaseForgotten, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
 from ..fleet import NodeFailure
+from ..store.tables import Absence
 from .context import RunContext
 from .overview import refusal_of, waiting_for
 
@@ -24,6 +25,10 @@ LEASES_FORGOTTEN = (
     "nodes know a newer lease of this run than the database: an older copy of the database was put back, or it has "
     "lost its last writes. Leases are skipped, and the run goes on if its rounds are those that the nodes know"
 )
+_ABSENCES: Mapping[str, Absence] = {
+    "offline": "offline", "unknown": "offline", "restarted": "late", "timeout": "late", "failed": "failed",
+    "invalid": "invalid",
+}  # fmt: skip
 _LONGEST_S = {"settle": 60.0}  # nobody computes for it, and whoever stops or abandons a run waits
 
 
@@ -39,6 +44,7 @@ def ask_until(
     finish: Callable[[Collection[str]], Collection[str]] | None = None,
     ready: Callable[[Collection[str]], Mapping[str, NodeFailure]] | None = None,
     patience: float | None = None,
+    absent: MutableMapping[str, Absence] | None = None,
 ) -> dict[str, R]:
     """Collects verified and accepted answers; asks missing nodes again until `needed` of them have answered.
 
@@ -51,6 +57,7 @@ def ask_until(
             are complete; the others are asked again.
         ready: is given the nodes that are asked next, and returns those that cannot be asked yet, with their failures.
         patience: seconds, for a farewell: no stop breaks it off, and no node's hours prolong it. None for `PATIENCE_S`.
+        absent: is told why nodes have given no good answer, each by its last one.
 
     Raises:
         LeaseForgotten: a node knows a newer lease, and was not believed before.
@@ -60,10 +67,12 @@ def ask_until(
     found: dict[str, R] = {}
     refused: dict[str, str] = {}
     resting: dict[str, float] = {}  # when nodes that are away are asked again
+    why = {} if absent is None else absent
     deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
 
     def note(name: str, failure: NodeFailure) -> None:
         nonlocal deadline
+        why[name] = absence_of(failure)
         if failure.error == SiteAway.__name__:
             if name not in resting:
                 logger.info("run %s: %s, asked to %s, is away: %s", run.id, name, kind, failure.message)
@@ -89,6 +98,8 @@ def ask_until(
         online = run.fleet.online()
         now = time.monotonic()
         asked = [name for name in missing if name in online and resting.get(name, now) <= now]
+        why.update(dict.fromkeys(asked, "invalid"))  # until they are heard
+        why.update({name: "offline" for name in missing if name not in online and name not in resting})
         unready = {} if ready is None else ready(asked)
         for name, failure in unready.items():
             note(name, failure)
@@ -96,6 +107,8 @@ def ask_until(
         accepted = _ask_once(run, kind, requests, models, accept, note)
         whole = accepted if finish is None else finish(accepted)
         found |= {name: accepted[name] for name in whole}
+        for name in whole:
+            why.pop(name, None)
         if len(found) >= needed:
             return found
         away = [name for name in missing if name not in found]
@@ -103,6 +116,15 @@ def ask_until(
             raise SitesMissing(f"{kind}: no good answer from {', '.join(away)} in time; what is committed is kept")
         run.beat(waiting_for(kind, away))
         time.sleep(RETRY_S)
+
+
+def absence_of(failure: NodeFailure) -> Absence:
+    """Names a failure by the coordinator's own words: an error's text stays in the log."""
+    if failure.error == SiteAway.__name__:
+        return "away"
+    if failure.error in FINAL_REFUSALS:
+        return "refused"
+    return _ABSENCES[failure.reason]
 
 
 def _ask_once(

@@ -10,6 +10,7 @@ never charged twice.
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from ...client_node.wire.messages import ENTRIES_A_MESSAGE, Packet, Prepare, Rea
 from ..errors import MessageRefused, RunRefused, SitesMissing, TotalRefused
 from ..store.run_folder import Envelopes
 from ..store.states import FINISH, LEAVE
-from ..store.tables import Evaluation, Prototype, Round
+from ..store.tables import Absence, Evaluation, Prototype, Round
 from . import questions
 from .aggregation import aggregate, opened_total
 from .auditing import answered, offered
@@ -136,13 +137,15 @@ def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Ch
     """Opens a round of training, and steps the server optimizer by its total."""
     start = round_start(run.study, checkpoint)
     planned = start.planned
-    opened = open_round(
-        RoundContext(run=run, keys=prepared.keys, planned=planned, state_hash=start.digest, cohort=run.sites)
-    )
+    round_ = RoundContext(run=run, keys=prepared.keys, planned=planned, state_hash=start.digest, cohort=run.sites)
+    opened = open_round(round_)
     # 7 commit: the round exists once its row does.
     after = follow(run.study, checkpoint, opened.words, kept=len(opened.summed))
     run.folder.save_total(planned.number, opened.words)
-    run.store.commit_round(Round(**opened.record, state_hash=run.folder.save(after), committed_at=time.time()))
+    digest = run.folder.save(after)
+    round_.laps.end("apply")
+    record = opened.record | round_.laps.columns
+    run.store.commit_round(Round(**record, state_hash=digest, committed_at=time.time()), round_.missing(opened.summed))
     run.folder.prune(planned.number, updates=run.study.draft.rounds.rounds)
     logger.info("run %s: round %d committed with %s", run.id, planned.number, ", ".join(opened.summed))
     return after
@@ -150,32 +153,32 @@ def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Ch
 
 def open_round(round_: RoundContext) -> Opened:
     """Takes steps 1 to 6 of a round, the same for every purpose: opens the total of the cohort's updates."""
-    started = time.monotonic()
     # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys. A site first gets the
     # totals that it lacks, and must come to the same state by itself.
     # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
     # 5 relay: what they have sealed is checked as far as a relay can, and kept on disk until the round is committed.
     updates = collect_updates(round_)
-    collected = time.monotonic()
+    round_.laps.end("collect")
     # 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever. If sites are missing,
     # and the study wants it so, those of the set first make up for the noise of the missing ones.
     agreed = aggregate(round_, updates)
     topups = round_.run.folder.topups(round_.number, agreed.summed).read()
     total = opened_total(round_, agreed)
-    ended = time.monotonic()
-    run = round_.run
+    round_.laps.end("open")
+    run, laps = round_.run, round_.laps.columns
     logger.info(
         "run %s: %s: %.2f s to the last sealed share, %.2f s to the total",
-        run.id, round_.title, collected - started, ended - collected,
+        run.id, round_.title, laps["collect_s"], round_.laps.total - laps["collect_s"],
     )  # fmt: skip
     record = {
         "run": run.id,
         "number": round_.number,
         "sites": json.dumps(agreed.summed),
         "evidence": json.dumps(agreed.evidence),
-        "seconds": ended - started,
+        "seconds": round_.laps.total,
         "bytes_per_site": largest(updates) + largest(topups),
         "lease": run.lease,
+        **laps,
     }
     return Opened(total=total, words=agreed.total, summed=agreed.summed, record=record)
 
@@ -196,15 +199,15 @@ def closing_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint, p
     done = "evaluated" if is_evaluation else "a prototype"
     cohort = tuple(site for site in run.sites if not (is_evaluation and site in prepared.abstaining))
     row: Prototype | Evaluation
+    absent: Mapping[str, Absence] = {}
     try:
         if len(cohort) < run.study.quorum:  # asked nevertheless, the others would pay for a sum that is never opened
             raise RunRefused(
                 f"{run.study.quorum} sites are needed, only {', '.join(cohort) or 'none'} hold records out"
             )
         state_hash = round_start(run.study, checkpoint, planned.number).digest
-        opened = open_round(
-            RoundContext(run=run, keys=prepared.keys, planned=planned, state_hash=state_hash, cohort=cohort)
-        )
+        round_ = RoundContext(run=run, keys=prepared.keys, planned=planned, state_hash=state_hash, cohort=cohort)
+        opened = open_round(round_)
     except (RunRefused, TotalRefused) as err:
         problem = f"not {done}: {err}"
         logger.warning("run %s: %s", run.id, problem)
@@ -215,10 +218,11 @@ def closing_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint, p
         entries = "[]"
     else:
         record, entries = opened.record, json.dumps(opened.total.tolist())
+        absent = round_.missing(opened.summed)
         logger.info("run %s: %s with %s", run.id, done, ", ".join(opened.summed))
     record |= {"committed_at": time.time()}
     row = Evaluation(**record, counts=entries) if is_evaluation else Prototype(**record, entries=entries)
-    run.store.commit_round(row)
+    run.store.commit_round(row, absent)
     run.folder.prune(planned.number, updates=run.study.draft.rounds.rounds)
 
 

@@ -148,7 +148,9 @@ def _chosen(since: str | None, actor: str | None, action: str | None) -> Select[
         wanted = wanted.where(
             ActionRow.actor.in_([actor, *(f"{kind}:{actor}" for kind in ("operator", "login", "site"))])
         )
-    if action is not None:
+    if action is not None and "." in action:  # a whole one, which the index finds
+        wanted = wanted.where(ActionRow.action == action)
+    elif action is not None:
         wanted = wanted.where((ActionRow.action == action) | ActionRow.action.startswith(f"{action}.", autoescape=True))
     return wanted
 
@@ -158,7 +160,9 @@ def count_of_hour(session: Session, action: str, actor: str) -> int:
     now = clock.time()
     is_meant = ActionRow.action == action, ActionRow.actor == actor
     is_recent = ActionRow.time >= chain.moment(now - 3600), ActionRow.time <= chain.moment(now)
-    return session.scalars(select(func.count()).select_from(ActionRow).where(*is_meant, *is_recent)).one()
+    first = select(func.min(ActionRow.seq)).where(is_recent[0]).scalar_subquery()  # else SQLite reads all of the action
+    wanted = select(func.count()).select_from(ActionRow).where(*is_meant, *is_recent, ActionRow.seq >= first)
+    return session.scalars(wanted).one()
 
 
 def newest_checkpoint(session: Session) -> CheckpointRow | None:

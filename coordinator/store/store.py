@@ -7,11 +7,12 @@ when it returns, each statement sees what was committed before it, and whoever c
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from sqlalchemy import (
@@ -30,7 +31,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, defer, sessionmaker
 
 from ...privacy.ledger.chain import Head
 from ...privacy.ledger.succession import Succession
@@ -50,6 +51,7 @@ from .states import BEGIN, RunState, Transition
 from .tables import (
     MAX_ERROR,
     MAX_STEP,
+    Absence,
     Base,
     DecisionRow,
     Evaluation,
@@ -374,10 +376,17 @@ class Store:
             raise NotFound(f"no run is called {run_id!r}; `coordinator run list` shows them")
         return row
 
-    def rounds(self, run_id: str) -> list[Round]:
-        """Lists the committed rounds of a run, in order."""
+    def rounds(self, run_id: str, *, with_evidence: bool = True) -> list[Round]:
+        """Lists the committed rounds of a run, in order.
+
+        Args:
+            with_evidence: False for who does not read what the aggregators have signed, which is most of each row.
+        """
+        wanted = select(Round).where(Round.run == run_id).order_by(Round.number)
+        if not with_evidence:
+            wanted = wanted.options(defer(Round.evidence, raiseload=True))
         with self.session() as session:
-            return list(session.scalars(select(Round).where(Round.run == run_id).order_by(Round.number)))
+            return list(session.scalars(wanted))
 
     def evaluation(self, run_id: str) -> Evaluation | None:
         """Finds the evaluation of a run; None before it is made, or if the study has none."""
@@ -389,10 +398,15 @@ class Store:
         with self.session() as session:
             return session.get(Prototype, run_id)
 
-    def opened(self, run_id: str) -> list[Round | Prototype | Evaluation]:
-        """Lists all opened sums of a run, in order: its rounds and, where they came to be, prototype and evaluation."""
+    def opened(self, run_id: str, *, with_evidence: bool = True) -> list[Round | Prototype | Evaluation]:
+        """Lists all opened sums of a run, in order: its rounds and, where they came to be, prototype and evaluation.
+
+        Args:
+            with_evidence: as of `rounds`.
+        """
         closing = (self.prototype(run_id), self.evaluation(run_id))
-        return [*self.rounds(run_id), *(row for row in closing if row is not None and row.problem is None)]
+        rounds = self.rounds(run_id, with_evidence=with_evidence)
+        return [*rounds, *(row for row in closing if row is not None and row.problem is None)]
 
     def sums_of(self, study: str) -> list[tuple[str, tuple[str, ...], int]]:
         """Lists the committed updates of the study of that hash: the run, whose updates a sum holds, and how often."""
@@ -415,12 +429,18 @@ class Store:
 
     def last_round(self, run_id: str) -> CommittedRound:
         """Finds the last committed round of a run."""
+        newest = select(Round.number, Round.state_hash).where(Round.run == run_id).order_by(Round.number.desc())
         with self.session() as session:
-            newest = select(Round).where(Round.run == run_id).order_by(Round.number.desc()).limit(1)
-            found = session.scalars(newest).first()
+            found = session.execute(newest.limit(1)).first()
         if found is None:
             return CommittedRound(number=0, state_hash=None)
         return CommittedRound(number=found.number, state_hash=found.state_hash)
+
+    def last_rounds(self) -> dict[str, int]:
+        """Finds the number of the last committed round of each run; without those that have none."""
+        newest = select(Round.run, func.max(Round.number)).group_by(Round.run)
+        with self.session() as session:
+            return {row[0]: row[1] for row in session.execute(newest)}
 
     def acquire_lease(self, run_id: str) -> int:
         """Takes a new lease of a run: the token grows, so an older driver can no longer commit."""
@@ -476,13 +496,22 @@ class Store:
             self.log_action(session, f"run.{transition.name}", actor=who, run=run_id, state=state.value, error=error)
         return state
 
-    def commit_round(self, row: Round | Prototype | Evaluation) -> None:
-        """Commits a round, or what follows the last one. Raises `LeaseLost` unless `row.lease` is the run's now."""
+    def commit_round(
+        self, row: Round | Prototype | Evaluation, absent: Mapping[str, Absence] = MappingProxyType({})
+    ) -> None:
+        """Commits a round, or what follows the last one. Raises `LeaseLost` unless `row.lease` is the run's now.
+
+        Args:
+            absent: why sites are not in the sum; of one that is stored already the reason stays.
+        """
         if isinstance(row, Prototype | Evaluation) and row.problem is not None:
             row.problem = _fitting(row.problem, MAX_ERROR)
         with self.session() as session:
             self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
             session.add(row)
+            for site, why in absent.items():
+                if session.get(LeftOut, (row.run, row.number, site)) is None:
+                    session.add(LeftOut(run=row.run, round=row.number, site=site, why=why))
 
     def leave_out(self, run_id: str, lease: int, number: int, sites: Sequence[str]) -> None:
         """Stores, once, sites whose vectors were too long, with lines in the audit log. Raises `LeaseLost`."""
@@ -490,7 +519,7 @@ class Store:
             self._fenced(session, run_id, lease, {"heartbeat": time.time()})
             for site in sites:
                 if session.get(LeftOut, (run_id, number, site)) is None:
-                    session.add(LeftOut(run=run_id, round=number, site=site))
+                    session.add(LeftOut(run=run_id, round=number, site=site, why="long"))
                     self.log_action(session, "run.toolong", actor=SELF, run=run_id, round=number, site=site)
 
     def note_outdated(self, run_id: str, lease: int, number: int, sites: Sequence[str]) -> None:
@@ -499,12 +528,13 @@ class Store:
             self._fenced(session, run_id, lease, {"heartbeat": time.time()})
             self.log_action(session, "run.outdated", actor=SELF, run=run_id, round=number, sites=list(sites))
 
-    def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
-        """Lists by round the sites whose vectors were too long; only rounds with such sites."""
+    def left_out(self, run_id: str) -> dict[int, dict[str, Absence]]:
+        """Lists by round the sites that are in no sum, by name, and why; only rounds of which a reason is known."""
         with self.session() as session:
             rows = list(session.scalars(select(LeftOut).where(LeftOut.run == run_id)))
         rows.sort(key=lambda row: (row.round, row.site))
-        return {number: tuple(row.site for row in group) for number, group in groupby(rows, lambda row: row.round)}
+        by_round = groupby(rows, lambda row: row.round)
+        return {number: {row.site: row.absence for row in group} for number, group in by_round}
 
     @contextmanager
     def holding_ledger(self, site: str) -> Iterator[Session]:
@@ -526,6 +556,12 @@ class Store:
         """Counts the replicated entries of `site`."""
         with self.session() as session:
             return session.scalars(select(func.count()).where(LedgerRow.site == site)).one()
+
+    def ledger_lengths(self) -> dict[str, int]:
+        """Counts the replicated entries of each site; without those that have none."""
+        with self.session() as session:
+            found = session.execute(select(LedgerRow.site, func.count()).group_by(LedgerRow.site))
+            return {row[0]: row[1] for row in found}
 
     def ledger_hashes(self, site: str, since: int) -> list[str]:
         """Lists the hashes of the replicated entries of `site` from number `since` on, in order."""

@@ -4,7 +4,7 @@ Large vectors are files named in rows by their SHA-256.
 """
 
 import json
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import BigInteger, Double, ForeignKey, Integer, LargeBinary, String, Text
@@ -18,7 +18,22 @@ from .states import RunState
 
 T = TypeVar("T")
 
+Absence = Literal[
+    "revoked",  # it was shut out, or has left
+    "abstains",  # it holds no records out, and the round is an evaluation
+    "offline",  # it was not connected
+    "away",  # by its own schedule
+    "refused",  # for a reason that asking again does not change
+    "failed",  # by an error there
+    "late",  # no answer in time
+    "invalid",  # its answer, or what it sealed, was not taken
+    "outdated",  # it went on from an older copy of its ledger
+    "unopened",  # an aggregator cannot open its share
+    "long",  # all aggregators found its vector too long
+]  # why a site is in no sum of a round, in words of the coordinator's own
+
 MAX_STEP, MAX_ERROR = 255, 2000  # characters
+_ABSENCE = TypeAdapter[Absence](Absence)
 _TEXTS, _NUMBERS = TypeAdapter(tuple[str, ...]), TypeAdapter(tuple[float, ...])  # as JSON in a column
 _RESTORE = "Restore the newest backup"
 
@@ -147,6 +162,13 @@ class OpenedSum:
     evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed answers for that set
     seconds: Mapped[float]
     bytes_per_site: Mapped[int] = mapped_column(_BYTES)  # sealed bytes that one site sent
+    collect_s: Mapped[float | None]  # of `seconds`, by step, see `run.laps`; none in rows of earlier versions
+    topup_s: Mapped[float | None]
+    deliver_s: Mapped[float | None]
+    wait_s: Mapped[float | None]
+    sum_s: Mapped[float | None]
+    open_s: Mapped[float | None]
+    apply_s: Mapped[float | None]  # not in `seconds`; None where no server step follows
     lease: Mapped[int]
     committed_at: Mapped[float]
 
@@ -215,7 +237,7 @@ class ActionRow(Base):
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     time: Mapped[str] = mapped_column(String(20), index=True)  # UTC
     actor: Mapped[str] = mapped_column(String(80))
-    action: Mapped[str] = mapped_column(String(32))
+    action: Mapped[str] = mapped_column(String(32), index=True)
     fields: Mapped[str] = mapped_column(Text)  # JSON
     salt: Mapped[str] = mapped_column(String(32))
     contents: Mapped[str] = mapped_column(String(64))  # digest of all of the above but the number
@@ -279,12 +301,21 @@ class PrivacyTest(Base):
 
 
 class LeftOut(Base):
-    """A site that all three aggregators left out of a round because its vector was too long."""
+    """A site that is in no sum of a round, and why; those whose vectors are too long are here before the sum is."""
 
     __tablename__ = "left_out"
     run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     site: Mapped[str] = mapped_column(String(63), primary_key=True)
+    why: Mapped[str] = mapped_column(String(16))
+
+    @property
+    def absence(self) -> Absence:
+        """The reason. Raises StateDamaged if the row holds none."""
+        try:
+            return _ABSENCE.validate_python(self.why)
+        except ValidationError as err:
+            raise StateDamaged(f"why {self.site} was left out, in the database, is damaged. {_RESTORE}") from err
 
 
 def _listed(text: str, kind: TypeAdapter[T], what: str) -> T:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from confide import __version__
 from confide.client_node.web.entering import make_link
@@ -22,7 +23,7 @@ from confide.coordinator.routing.kept import KeptRouting
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import DecisionRow, Evaluation, LeftOut, NodeRow, Round, Run
+from confide.coordinator.store.tables import Absence, DecisionRow, Evaluation, LeftOut, NodeRow, Round, Run
 from confide.coordinator.studies.catalogue import load_study
 from confide.coordinator.studies.create import create_study
 from confide.models.evaluation.layer_routing import LayerRouting
@@ -40,6 +41,8 @@ LARGE_SITES = tuple(
 )
 LARGE_PARTIES = tuple(f"aggregator-{name}-{'of-the-ministry-of-health-of-the-state'}" for name in ("a", "b", "c"))
 LARGE_ROUNDS = 1000
+WHYS = get_args(Absence)
+BEFORE = 2  # rounds of each run that an earlier version has committed
 _BEAT_S = 2.0
 
 
@@ -67,11 +70,13 @@ class Federation(Served):
 
 
 def a_round(run: str, number: int, sites: Sequence[str], seconds: float, at: float) -> Round:
-    """A committed round, with as much evidence as aggregators sign."""
+    """A committed round with as much evidence as aggregators sign; with its steps, but of an earlier version."""
+    parts = {"collect": 0.68, "topup": 0.02, "deliver": 0.04, "wait": 0.05, "sum": 0.2, "open": 0.01, "apply": 0.03}
+    steps = {f"{step}_s": seconds * part for step, part in parts.items() if number > BEFORE}
     evidence = json.dumps([json.dumps({"sites": sites, "signature": "e" * 2000})] * 3)
     return Round(
         run=run, number=number, sites=json.dumps(sites), evidence=evidence, state_hash=f"{number:064x}",
-        seconds=seconds, bytes_per_site=1_240_000, lease=1, committed_at=at,
+        seconds=seconds, bytes_per_site=1_240_000, lease=1, committed_at=at, **steps,
     )  # fmt: skip
 
 
@@ -139,6 +144,10 @@ def fill_large(home: Path, backbone: Path) -> dict[str, str]:
             for number in range(1, LARGE_ROUNDS + 1):
                 missing = {number % 100, number % 31, number % 17} if number % 5 == 0 else set()
                 sites = [name for place, name in enumerate(LARGE_SITES) if place not in missing]
+                session.add_all(
+                    LeftOut(run="thyroid-large", round=number, site=LARGE_SITES[place], why=WHYS[place % len(WHYS)])
+                    for place in missing
+                )
                 seconds = 5 + number % 7 / 4 + 9 * (number % 211 == 0)
                 session.add(a_round("thyroid-large", number, sites, seconds, time.time() - 7 * (LARGE_ROUNDS - number)))
             for number in range(40):
@@ -200,7 +209,8 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
                     sites = SITES[1:] if number % 9 == 4 else SITES
                     at = (now - 3.91e5 if run == "done" else now) - 3.5 * (count - number)
                     session.add(a_round(ids[run], number, sites, 3 + number % 4 / 3, at))
-            session.add(LeftOut(run=ids["done"], round=4, site=SITES[0]))
+            session.add(LeftOut(run=ids["done"], round=4, site=SITES[0], why="long"))
+            session.add(LeftOut(run=ids["run"], round=4, site=SITES[0], why="late"))
             for site, left, until in ((SITES[0], 2, "2099-12-31"), (SITES[1], 0, None), (PARTIES[0], 1, None)):
                 session.add(
                     DecisionRow(
@@ -231,10 +241,12 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
 
 
 @contextmanager
-def served(home: Path, names: Mapping[str, str]) -> Iterator[Federation]:
-    """Serves the page of a home on a free port, in a thread of its own."""
+def served(home: Path, names: Mapping[str, str], *, is_warm: bool = False) -> Iterator[Federation]:
+    """Serves the page of a home on a free port, in a thread of its own; warm as its process is a few seconds on."""
     store = Store.open(home)
     page = PageApp(home, store, is_https=False)
+    if is_warm:
+        page.warm_up()
     here = Federation(home=home, store=store, app=page.app, names=dict(names))
     try:
         here.serve()

@@ -183,7 +183,8 @@ def test_a_database_that_was_away_for_a_moment_hides_no_budget(federation, monke
         asked.append(name)
         raise StoreUnavailable("away")
 
-    monkeypatch.setattr(ledgers._replica, "length", lambda name: 3)
+    names = [node.name for node in federation.store.nodes()]
+    monkeypatch.setattr(federation.store, "ledger_lengths", lambda: dict.fromkeys(names, 3))
     monkeypatch.setattr(ledgers._replica, "books", books)
     for _ in range(2):
         with pytest.raises(StoreUnavailable):

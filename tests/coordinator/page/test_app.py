@@ -10,7 +10,8 @@ from confide.coordinator.errors import Conflict, CoordinatorError, NotFound, Sto
 from confide.coordinator.oversight.roles import COMMANDS, is_enough
 from confide.coordinator.page.views import VIEWS, View
 from confide.coordinator.store import audit_log
-from confide.coordinator.store.tables import Run
+from confide.coordinator.store.tables import Run, StudyRow
+from confide.privacy.accounting import composition
 
 from ..conftest import logged
 from .conftest import a_browser, key_of, let_in
@@ -46,6 +47,22 @@ def test_every_view_names_commands_that_there_are():
         assert view.command in COMMANDS
         assert (view.change is None) == (view.carry_out is None)
         assert view.change is None or view.change in COMMANDS
+
+
+def test_a_page_that_is_warm_composes_nothing_anew_and_a_damaged_study_keeps_no_other_cold(page, page_app, federation):
+    study = federation.create()
+    with federation.store.session() as session:
+        session.add(StudyRow(hash="ab" * 32, name="odd", canonical=b"{}", signature="", created_at=9.0))
+        session.flush()
+        session.add(Run(id="run-0", study="ab" * 32, state="running", created_at=6.0))
+        session.add(Run(id="run-1", study=study.study_hash, state="running", created_at=7.0))
+    composition.pld_bound.cache_clear()
+    page_app.warm_up()
+    composed = composition.pld_bound.cache_info().misses
+    assert composed > 0
+    for path in ("/runs/run-1", "/studies", f"/studies/{study.study_hash}"):
+        assert page.get(path).status_code == 200
+    assert composition.pld_bound.cache_info().misses == composed
 
 
 @pytest.mark.parametrize("path", VIEWS)

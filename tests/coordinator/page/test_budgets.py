@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from confide.client_node.web.entering import make_link
 from confide.client_node.web.framing import framed
 from confide.coordinator.federation import Settings, create_home
+from confide.coordinator.ledger_standings import Ledgers
 from confide.coordinator.page import budgets, downloads
 from confide.coordinator.page.app import PageApp
 from confide.coordinator.page.budgets import ACCOUNTS_A_PAGE
@@ -97,7 +98,7 @@ def test_a_federation_without_ledgers_says_when_they_come(browser, app):
 def test_a_site_s_page_shows_what_the_signed_report_says(browser, ledgered, app):
     facts = parse(budget_report(ledgered.store, ledgered.home)).sites[0].accounts[0]
     assert facts.course
-    found = Statements().of(ledgered.store, "svi", wait_s=60).accounts[0]
+    found = Statements(Ledgers(ledgered.store)).of(ledgered.store, "svi", wait_s=60).accounts[0]
     assert found.facts == facts
     counts = [sum(event.count for event in facts.events), sum(each.count for each in found.charged), facts.releases]
     assert len(set(counts)) == 1
@@ -117,7 +118,7 @@ def test_a_site_s_page_shows_what_the_signed_report_says(browser, ledgered, app)
 
 
 def test_a_statement_is_made_once_for_a_length_of_the_ledger(ledgered):
-    statements, store = Statements(), ledgered.store
+    statements, store = Statements(Ledgers(ledgered.store)), ledgered.store
     first = statements.of(store, "svi", wait_s=60)
     assert statements.of(store, "svi", wait_s=0) is first
     with store.session() as session:
@@ -129,11 +130,11 @@ def test_a_statement_is_made_once_for_a_length_of_the_ledger(ledgered):
     assert (second.length, first.length) == (last.seq, last.seq + 1)
 
 
-def test_a_ledger_that_does_not_hold_together_is_no_page_of_figures(browser, ledgered, monkeypatch):
+def test_a_ledger_that_does_not_hold_together_is_no_page_of_figures(request, ledgered, monkeypatch):
     monkeypatch.setattr(budgets, "_WAIT_S", 60.0)
     with ledgered.store.session() as session:
         session.delete(session.query(LedgerRow).filter_by(seq=0).one())
-    answer = browser.get("/budgets/svi")
+    answer = request.getfixturevalue("browser").get("/budgets/svi")  # its app has read nothing before
     assert answer.status_code == 400
     assert "does not hold together" in answer.text
 

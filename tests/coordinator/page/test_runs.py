@@ -1,5 +1,6 @@
 """Runs and the overview: the figures of the commands, in any state, with what is hostile as text."""
 
+import itertools
 import json
 import re
 import time
@@ -81,6 +82,34 @@ def test_a_run_shows_its_rounds_as_the_command_does(page, federation, run):
         assert row[2] == f"{len(each.summed)}: {', '.join(each.summed)}"
         assert row[3:6] == [", ".join(each.missing), "–", f"{each.seconds:.1f}"]
         assert row[6] == "1.0 MB"
+
+
+def test_a_round_shows_who_is_missing_and_why(page, federation, run):
+    first, second, *others = SITES
+    row = committed_round(1, run=run, lease=federation.store.acquire_lease(run))
+    row.sites = json.dumps(others)
+    federation.store.commit_round(row, {first: "away"})
+    (cell,) = [row[3] for row in cells(page.get("/runs/run-1").text) if row[0] == "1"]
+    assert cell == f"{first} (away by its own hours), {second}"
+
+
+def test_a_round_shows_its_steps_in_a_picture_and_a_table(page, federation, run):
+    commit(federation, run, 3)
+    assert "timeline" not in page.get("/runs/run-1").text  # of rounds of earlier versions nothing is known
+    with federation.store.session() as session:
+        row = session.get(Round, (run, 2))
+        row.collect_s, row.topup_s, row.deliver_s, row.wait_s, row.sum_s, row.open_s = 3.0, 0.0, 0.25, 1.0, 2.0, 0.5
+    text = page.get("/runs/run-1").text
+    (line,) = [row for row in cells(text) if row[0] == "2" and row[1] != "update"]
+    assert line[1:] == ["3.00", "0.00", "0.25", "1.00", "2.00", "0.50", "–"]
+    wide = re.search(r'<div class="wide"><svg class="timeline".*?</svg>', text, re.DOTALL)[0]
+    bars = re.findall(r'<rect class="step-(\w+)" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', wide)
+    drawn = [(name, float(x), float(width)) for name, x, y, width in bars if width != "10.0" or float(y) > 40]
+    widths = {name: width for name, _, width in drawn}
+    assert widths["collect"] / widths["sum"] == pytest.approx(1.5, rel=0.01)
+    assert widths["sum"] / widths["deliver"] == pytest.approx(8, rel=0.01)
+    ends = [(x, x + width) for _, x, width in drawn]
+    assert all(start == pytest.approx(end, abs=0.2) for (_, end), (start, _) in itertools.pairwise(ends))
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_a_site_whose_vector_is_too_long_is_left_out_and_named(make, monkeypatch
     stretch(federation, "west", monkeypatch, times=100)
     federation.drive()
     assert_opened(federation, dropouts, without("west"))
-    assert federation.store.left_out(RUN) == {1: ("west",)}
+    assert federation.store.left_out(RUN) == {1: {"west": "long"}}
 
 
 def test_a_site_just_inside_the_bound_is_summed(make, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_run_that_cannot_do_without_a_site_fails_and_names_it(make, monkeypatc
     with pytest.raises(AggregationFailed, match="the vectors of west are longer than the study allows"):
         federation.drive()
     assert federation.opened == []
-    assert federation.store.left_out(RUN) == {1: ("west",)}
+    assert federation.store.left_out(RUN) == {1: {"west": "long"}}
 
 
 def test_one_aggregator_alone_accuses_nobody(make, monkeypatch):

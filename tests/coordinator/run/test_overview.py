@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from confide.coordinator.errors import NotFound
+from confide.coordinator.errors import NotFound, StateDamaged
 from confide.coordinator.run.overview import consents, opened_rounds, run_standings, waiting_for
-from confide.coordinator.store.tables import Evaluation, Run
+from confide.coordinator.store.tables import Evaluation, LeftOut, Run
 from confide.coordinator.studies.catalogue import load_study
 
 from ...client_node.conftest import EVALUATION
@@ -51,6 +51,30 @@ def test_every_site_of_a_round_is_summed_too_long_or_missing(store):
     assert (opened.purpose, opened.bytes_per_site) == ("update", 1000)
     assert found.too_long == {1: (first,), 3: (second,)}
     assert found.unopened == [3]
+
+
+def test_a_missing_site_has_its_reason_and_a_round_its_steps_where_they_are_known(store):
+    first, second, third, *others = SITES
+    lease = store.acquire_lease("run-1")
+    store.leave_out("run-1", lease, 2, [third])
+    for number, why in ((1, {}), (2, {first: "late", third: "offline"})):
+        row = committed_round(number, lease=lease)
+        row.sites = json.dumps(others)
+        if number == 2:
+            row.collect_s, row.topup_s, row.apply_s = 3.0, 0.0, 0.5
+        store.commit_round(row, why)
+    before, opened = opened_rounds(store, "run-1").rounds
+    assert (before.missing, before.why, before.steps) == ((first, second, third), {}, {})
+    assert (opened.missing, opened.too_long) == ((first, second), (third,))  # which was noted before, and stays
+    assert opened.why == {first: "late"}
+    assert list(opened.steps.items()) == [("collect", 3.0), ("topup", 0.0), ("apply", 0.5)]
+
+
+def test_a_reason_that_is_none_is_damage(store):
+    with store.session() as session:
+        session.add(LeftOut(run="run-1", round=1, site=SITES[0], why="x"))
+    with pytest.raises(StateDamaged, match=f"why {SITES[0]} was left out"):
+        opened_rounds(store, "run-1")
 
 
 def test_an_evaluation_is_the_last_round_that_is_opened(store):

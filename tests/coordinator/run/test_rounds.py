@@ -3,16 +3,18 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 
 from confide.client_node.replay.checkpoint import Checkpoint
-from confide.client_node.replay.following import start_digest
+from confide.client_node.replay.following import follow, start_digest
 from confide.client_node.replay.server_optimizer import ServerOptimizer, server_step
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
@@ -31,7 +33,7 @@ from confide.coordinator.errors import (
 )
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.run import aggregation, questions, rounds
+from confide.coordinator.run import aggregation, laps, questions, rounds
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
@@ -39,7 +41,7 @@ from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.states import ABANDON, RESUME, STOP
 from confide.coordinator.store.store import Store
-from confide.coordinator.store.tables import Run, StudyRow
+from confide.coordinator.store.tables import NodeRow, Run, StudyRow
 from confide.coordinator.studies.catalogue import start_file
 
 from ...client_node.conftest import certificate_of
@@ -334,6 +336,112 @@ def test_a_missing_site_within_max_dropouts_is_left_out(tmp_path, monkeypatch):
     fleet = FakeFleet(desk.study, before=lambda kind, name: away if (kind, name) == ("step", "west") else None)
     desk.drive(fleet)
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study, ("north", "south")))
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        (NodeFailure(reason="offline"), "offline"),
+        (NodeFailure(reason="unknown"), "offline"),
+        (NodeFailure(reason="timeout"), "late"),
+        (NodeFailure(reason="restarted"), "late"),
+        (NodeFailure(reason="invalid"), "invalid"),
+        (NodeFailure(reason="failed", error="StepFailed", message="a text of the node"), "failed"),
+        (NodeFailure(reason="failed", error="ChargeRefused", message="a text of the node"), "refused"),
+        (NodeFailure(reason="failed", error="SiteAway", message="a text of the node"), "away"),
+    ],
+)
+def test_a_missing_site_is_stored_with_the_reason_in_the_coordinators_words(tmp_path, monkeypatch, failure, why):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    fleet = FakeFleet(desk.study, before=lambda kind, name: failure if (kind, name) == ("step", "west") else None)
+    desk.drive(fleet)
+    assert desk.store.left_out("run-1") == {key: {"west": why} for key in range(1, ROUNDS + 1)}
+
+
+def test_a_site_is_missing_for_the_last_reason_and_not_once_it_is_summed(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    late, failed = NodeFailure(reason="timeout"), NodeFailure(reason="failed", error="StepFailed")
+    # Two of three are needed. Of round 1 nobody answers at first, then all but west; of round 2 all do, some late.
+    answers = {
+        "north": iter([late, None, late, None]),
+        "south": iter([late, None, late, None]),
+        "west": iter([late, failed, late, None]),
+    }
+    fleet = FakeFleet(desk.study, before=lambda kind, name: next(answers[name], None) if kind == "step" else None)
+    desk.drive(fleet)
+    assert [row.summed for row in desk.store.rounds("run-1")][:2] == [("north", "south"), SITES]
+    assert desk.store.left_out("run-1") == {1: {"west": "failed"}}
+
+
+def test_a_site_that_is_not_connected_is_missing_for_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    monkeypatch.setattr(FakeFleet, "online", lambda fleet: {"north", "south", *PARTIES})
+    desk = new_desk(tmp_path, max_dropouts=1)
+    desk.drive(FakeFleet(desk.study))
+    assert desk.store.left_out("run-1")[1] == {"west": "offline"}
+
+
+def test_a_site_that_was_shut_out_is_missing_for_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    with desk.store.session() as session:
+        session.add(NodeRow(name="south", roles="train", revoked_at=1.0))
+    desk.drive(FakeFleet(desk.study))
+    assert desk.store.left_out("run-1") == {key: {"south": "revoked"} for key in range(1, ROUNDS + 1)}
+
+
+def test_a_site_without_held_out_records_is_missing_in_the_evaluation_for_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1, evaluation=EVALUATION)
+    desk.drive(FakeFleet(desk.study, abstaining=("west",)))
+    assert desk.store.left_out("run-1") == {ROUNDS + 1: {"west": "abstains"}}
+
+
+def test_the_seconds_of_each_step_are_those_that_pass_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path)
+    now, tried = [0.0], []
+
+    def pass_time(kind, name):
+        now[0] += {"step": 100.0, "aggregate": 10.0}.get(kind, 0.0)
+        if kind == "aggregate" and not tried:
+            tried.append(name)
+            return NodeFailure(reason="failed", error="PartyLost")  # so that all three are asked twice in round 1
+        return None
+
+    def follow_slowly(*given, **named):
+        now[0] += 5.0
+        return follow(*given, **named)
+
+    @contextmanager
+    def take_turn(run):
+        now[0] += 0.25
+        yield
+
+    def rest(round_, seconds):
+        now[0] += 0.5
+
+    monkeypatch.setattr(laps, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(rounds, "follow", follow_slowly)
+    monkeypatch.setattr(aggregation, "at_aggregators", take_turn)
+    monkeypatch.setattr(aggregation, "_rest", rest)
+    desk.drive(FakeFleet(desk.study, before=pass_time))
+    first, second, *_ = desk.store.rounds("run-1")
+    assert (first.collect_s, first.wait_s, first.sum_s, first.apply_s) == (300.0, 0.25 + 0.5 + 0.25, 60.0, 5.0)
+    assert (second.collect_s, second.wait_s, second.sum_s, second.apply_s) == (300.0, 0.25, 30.0, 5.0)
+    for row in (first, second):
+        assert (row.topup_s, row.deliver_s, row.open_s) == (0.0, 0.0, 0.0)
+        assert row.seconds == row.collect_s + row.wait_s + row.sum_s
+
+
+def test_an_evaluation_has_steps_and_no_server_step(evaluating):
+    evaluating.drive(FakeFleet(evaluating.study))
+    row = evaluating.store.evaluation("run-1")
+    parts = (row.collect_s, row.topup_s, row.deliver_s, row.wait_s, row.sum_s, row.open_s)
+    assert sum(parts) == pytest.approx(row.seconds)
+    assert row.apply_s is None
 
 
 def test_a_final_refusal_that_leaves_too_few_sites_ends_the_run_with_the_sites_words(desk):

@@ -10,9 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, StateDamaged
+from confide.coordinator.run.laps import STEPS
 from confide.coordinator.store.states import ABANDON, FAIL, FINISH, RunState
 from confide.coordinator.store.store import SCHEMA, CommittedRound, Store, migrate
-from confide.coordinator.store.tables import ActionRow, Base, Evaluation, NodeRow, Run, StudyRow
+from confide.coordinator.store.tables import ActionRow, Base, Evaluation, NodeRow, Round, Run, StudyRow
 
 from ..conftest import committed_round, logged, only_postgresql, only_sqlite
 
@@ -145,6 +146,8 @@ def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
         newer = ("evaluation", "privacy_test", "left_out", "prototype", "operator", "succession", "study_decision")
         for column in ("left_at", "trusted_cas", "known_key", "told_at"):
             connection.execute(sa.text(f"ALTER TABLE node DROP COLUMN {column}"))
+        for step in STEPS:
+            connection.execute(sa.text(f"ALTER TABLE round DROP COLUMN {step}_s"))
         for table in (*newer, *(f"audit_{name}" for name in ("entry", "head", "checkpoint", "countersignature"))):
             connection.execute(sa.text(f"DROP TABLE {table}"))
         plain = sa.Column("at", sa.Double()), sa.Column("what", sa.String(2000))
@@ -154,6 +157,29 @@ def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
     migrate(store.url)
     assert store.evaluation(RUN) is None
     assert [run.id for run in store.runs()] == [RUN]
+
+
+def test_rounds_of_before_have_no_steps_and_sites_were_left_out_for_their_length(store):
+    lease = store.acquire_lease(RUN)
+    store.commit_round(committed_round(1, run=RUN, lease=lease), {"east": "late"})
+    store.leave_out(RUN, lease, 1, ["west"])
+    with store.session() as session:
+        session.execute(sa.update(Round).values(collect_s=1.5, sum_s=0.25, apply_s=0.125))
+    migrate(store.url, "0010")
+    with store.session() as session:
+        assert list(session.execute(sa.text("SELECT site FROM left_out"))) == [("west",)]
+    migrate(store.url)
+    (row,) = store.rounds(RUN)
+    assert [getattr(row, f"{step}_s") for step in STEPS] == [None] * 7
+    assert store.left_out(RUN) == {1: {"west": "long"}}
+
+
+def test_what_nobody_asked_for_is_not_read(store):
+    store.commit_round(committed_round(1, run=RUN, lease=store.acquire_lease(RUN)))
+    (row,) = store.opened(RUN, with_evidence=False)
+    assert row.summed == ()
+    with pytest.raises(sa.exc.InvalidRequestError):
+        row.signed  # noqa: B018
 
 
 def at_schema(store: Store, version: str) -> None:
@@ -276,7 +302,7 @@ def test_names_come_in_one_order_on_each_database(store):
     lease = store.acquire_lease(RUN)
     store.leave_out(RUN, lease, 1, list(reversed(names)))
     assert [row.name for row in store.nodes()] == names
-    assert store.left_out(RUN) == {1: tuple(names)}
+    assert [*store.left_out(RUN)[1].items()] == [(name, "long") for name in names]
 
 
 def at_once(*works: Callable[[], object]) -> list[BaseException | object]:
