@@ -1,5 +1,6 @@
 """What holds for every test: chance and load decide nothing, and who starts a process says so."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("confide")
 # `pytest --hypothesis-profile search` draws others, and more of them: run it on what you change.
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+
+# What collection makes lives as long as the session: more than a million objects, which Python's collector walked
+# through thirty times while they were made, and would again at every full collection of a test.
+gc.disable()
 
 # Before numpy and torch are loaded, and for processes that tests start: on few cores, threads of many processes wait
 # for each other more than they compute; a norm check with numpy's own choice takes ten times the processor time.
@@ -49,3 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         files = {item.path for item in items if item.get_closest_marker("process")}
         items.sort(key=lambda item: (item.path.parent.name != "system", item.path not in files))
+
+
+def pytest_collection_finish() -> None:
+    """Turns Python's collector on, for what tests make."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Lets go of it: Triton's compiler complains at the end of a process of what is left."""
+    gc.unfreeze()
