@@ -2,8 +2,11 @@
 
 import gc
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -47,6 +50,31 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         _running.clear()
+
+
+_MEMORY, _ROOM = Path("/dev/shm"), 4 << 30
+_SYSTEM = Path(__file__).parent / "system"  # whole federations: large, and in need of memory themselves
+
+
+@pytest.fixture(scope="module")
+def _in_memory(request: pytest.FixtureRequest) -> Iterator[Path | None]:
+    """A folder in memory for the tests of a file; none if room is scarce, no program may run there or TMPDIR is set."""
+    if not _MEMORY.is_dir() or "TMPDIR" in os.environ or _SYSTEM in request.path.parents:
+        yield None
+        return
+    found = os.statvfs(_MEMORY)
+    if found.f_bavail * found.f_frsize < _ROOM or found.f_flag & os.ST_NOEXEC:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="confide-tests-", dir=_MEMORY, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _in_memory: Path | None) -> Path:
+    """A folder of the test's own, in memory: homes and ledgers see each write to the disk, which takes longer."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return tmp_path_factory.mktemp(name) if _in_memory is None else Path(tempfile.mkdtemp(prefix=name, dir=_in_memory))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
