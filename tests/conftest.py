@@ -1,8 +1,12 @@
 """What holds for every test: chance and load decide nothing, and who starts a process says so."""
 
+import gc
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -14,6 +18,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("confide")
 # `pytest --hypothesis-profile search` draws others, and more of them: run it on what you change.
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+
+# What collection makes lives as long as the session: more than a million objects, which Python's collector walked
+# through thirty times while they were made, and would again at every full collection of a test.
+gc.disable()
 
 # Before numpy and torch are loaded, and for processes that tests start: on few cores, threads of many processes wait
 # for each other more than they compute; a norm check with numpy's own choice takes ten times the processor time.
@@ -44,8 +52,45 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         _running.clear()
 
 
+_MEMORY, _ROOM = Path("/dev/shm"), 4 << 30
+_SYSTEM = Path(__file__).parent / "system"  # whole federations: large, and in need of memory themselves
+
+
+@pytest.fixture(scope="module")
+def _in_memory(request: pytest.FixtureRequest) -> Iterator[Path | None]:
+    """A folder in memory for the tests of a file; none if room is scarce, no program may run there or TMPDIR is set."""
+    if not _MEMORY.is_dir() or "TMPDIR" in os.environ or _SYSTEM in request.path.parents:
+        yield None
+        return
+    found = os.statvfs(_MEMORY)
+    if found.f_bavail * found.f_frsize < _ROOM or found.f_flag & os.ST_NOEXEC:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="confide-tests-", dir=_MEMORY, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _in_memory: Path | None) -> Path:
+    """A folder of the test's own, in memory: homes and ledgers see each write to the disk, which takes longer."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return tmp_path_factory.mktemp(name) if _in_memory is None else Path(tempfile.mkdtemp(prefix=name, dir=_in_memory))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Gives workers whole federations first, then files that start processes: what is short fills the end."""
     if hasattr(config, "workerinput"):
         files = {item.path for item in items if item.get_closest_marker("process")}
         items.sort(key=lambda item: (item.path.parent.name != "system", item.path not in files))
+
+
+def pytest_collection_finish() -> None:
+    """Turns Python's collector on, for what tests make."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Lets go of it: Triton's compiler complains at the end of a process of what is left."""
+    gc.unfreeze()

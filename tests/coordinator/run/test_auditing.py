@@ -4,7 +4,7 @@ from confide.client_node import witness
 from confide.client_node.wire.checkpoints import DIGESTS_A_MESSAGE, AuditAnswer
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.oversight import trail
-from confide.coordinator.run import questions
+from confide.coordinator.run import rounds
 from confide.coordinator.store import audit_log
 from confide.coordinator.store.tables import NodeRow
 
@@ -116,7 +116,7 @@ def test_a_node_that_answers_nothing_about_the_log_takes_part_all_the_same(desk)
 
 
 def test_a_forged_countersignature_makes_the_answer_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    monkeypatch.setattr(rounds, "FAREWELL_S", 0.0)  # all are asked once, and west's farewell never counts
     desk = new_desk(tmp_path, max_dropouts=1)
     invite(desk)
 
