@@ -27,7 +27,7 @@ _DEVICE = "wan0"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What every packet between two namespaces meets."""
+    """Names the troubles of every packet between two namespaces."""
 
     rtt_ms: float = 0.0  # there and back
     loss: float = 0.0  # share of packets, each way

@@ -180,7 +180,7 @@ def be_site(home: Path, start: np.ndarray, stop: threading.Event) -> None:
 
 
 def spent(here: Many) -> Mapping[str, Spent]:
-    """What all processes of the federation have spent so far, and hold now."""
+    """Adds up what all processes of the federation have spent so far, and hold now."""
     found = dict.fromkeys(KINDS, Spent(0.0, 0))
     for process in psutil.Process().children(recursive=True):
         words = " ".join(process.cmdline())

@@ -66,7 +66,7 @@ from .tables import (
     SuccessionRow,
 )
 
-SCHEMA = "0011"  # the newest of the migrations
+SCHEMA = "0012"  # the newest of the migrations
 HELD_S = 20  # how long to wait for another process's write
 _TO_SERVER: dict[str, object] = {  # of libpq, where the URL says nothing: a server that is away is noticed in seconds
     "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
