@@ -7,8 +7,8 @@ from ...privacy.accounting import Mode
 
 FORMAT = 1
 CAUTION = (
-    "Simulated on records that must be public or synthetic: nothing here was charged to anybody, neither the rounds nor "
-    "the looks at held-out records."
+    "Simulated on records that must be public or synthetic: nothing here was charged to anybody, neither the rounds "
+    "nor the looks at held-out records."
 )
 
 
@@ -28,7 +28,7 @@ class Plan:
     """How a study is simulated; nothing of it is a term of the study."""
 
     sites: int | None = None  # simulated sites; None: the study's own, each with the records of its own folder
-    split: str = "iid"  # of units among simulated sites: "iid", "dirichlet:ALPHA" or "by-column:NAME"
+    split: str | None = None  # of units: "iid", "dirichlet:ALPHA" or "by-column:NAME"; None: iid, if `sites` is given
     seed: int = 0  # of the split and the faults; in mode "none", with the study's hash, all that is random
     faults: Faults = Faults()
     secret_sharing: bool = False  # True to split every vector in three shares, with the same sum
