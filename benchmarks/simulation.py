@@ -25,9 +25,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,9 @@ def pfl_round(draft: StudyDraft, folder: Path, sites: int) -> Callable[[], None]
 
     names = [str(number) for number in range(sites)]
     model = PyTorchModel(
-        model=trained, local_optimizer_create=torch.optim.SGD, central_optimizer=torch.optim.SGD(trained.parameters(), 0.1)
+        model=trained,
+        local_optimizer_create=torch.optim.SGD,
+        central_optimizer=torch.optim.SGD(trained.parameters(), 0.1),
     )
     noise = CentrallyAppliedPrivacyMechanism(GaussianMechanism(clipping_bound=1.0, relative_noise_stddev=1.0))
     users = FederatedDataset(user, get_user_sampler("minimize_reuse", names))
@@ -176,13 +178,9 @@ def beside_processes(folder: Path, sites: int, tried: int = 6) -> dict[str, floa
     start = time.perf_counter()
     child("all", folder, sites, cores)
     together = time.perf_counter() - start
-    start, peaks = time.perf_counter(), []
-    for first in range(0, tried, cores):
-        running = [threading.Thread(target=lambda: peaks.append(child("one", folder, sites, 1))) for _ in range(min(cores, tried - first))]  # fmt: skip
-        for each in running:
-            each.start()
-        for each in running:
-            each.join()
+    with ThreadPoolExecutor(cores) as pool:
+        start = time.perf_counter()
+        peaks = list(pool.map(lambda _: child("one", folder, sites, 1), range(tried)))
     apart = (time.perf_counter() - start) / tried * sites
     return {
         "simulation_s": together, "one_process_a_site_s": apart, "ratio": apart / together,
@@ -278,7 +276,8 @@ def in_flower(folder: Path, sites: int, rounds: int, cores: int) -> list[float]:
             content = RecordDict({"state": ArrayRecord([state]), "round": ConfigRecord({"number": number})})
             messages = [Message(content, dst_node_id=node, message_type="train") for node in grid.get_node_ids()]
             total = sum(
-                answer.content["sum"].to_numpy_ndarrays()[0] for answer in grid.send_and_receive(messages)  # type: ignore[union-attr]
+                answer.content["sum"].to_numpy_ndarrays()[0]
+                for answer in grid.send_and_receive(messages)  # type: ignore[union-attr]
             )
             assert total is not None
             seconds.append(time.perf_counter() - last)

@@ -25,6 +25,7 @@ from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.batches import RowStates, entering_states, probed_shapes, states_when_asked, used_tokens
 from ...privacy.mechanism.independence import kept_gap, refuse_dependence
+from ...privacy.mechanism.many_sites import SiteTable, many_releases
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
 from ...privacy.mechanism.unsampled import UnsampledTerms, private_histogram, private_prototype
@@ -257,6 +258,31 @@ class Trainer:
             shapes=self._shapes,
             source=self._source(round_number),
             group=self._group,
+            entering=self._entering(found) if self._resumes else None,
+        )
+
+    def release_with(self, others: Sequence["Trainer"], state: np.ndarray, round_number: int) -> list[np.ndarray]:
+        """Computes this site's release and those of other sites that `beside` made, in common batches.
+
+        Each is what `release` gives by itself, to the last bit, where sites share mode, clip and rank; see
+        `privacy.mechanism.many_sites`.
+        """
+        trainers = (self, *others)
+        first = self._terms
+        is_common = all(each._terms.trained_rank == first.trained_rank for each in trainers)
+        if first.local.steps > 1 or not is_common:
+            return [each.release(state, round_number) for each in trainers]
+        tables = [each._table(round_number) for each in trainers]
+        return list(many_releases(self.adapted, state, tables, shapes=self._shapes))
+
+    def _table(self, round_number: int) -> SiteTable:
+        found = self._load()
+        return SiteTable(
+            ids=found.ids,
+            targets=found.targets,
+            unit_of_row=found.units,
+            terms=self._terms,
+            source=self._source(round_number),
             entering=self._entering(found) if self._resumes else None,
         )
 

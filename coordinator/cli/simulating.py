@@ -65,11 +65,12 @@ def simulate(
     Records must be public or synthetic: nothing is charged here, neither a round nor a look at held-out records. In
     mode "none" a whole study ends in the very adapter of its real run. A simulation that was stopped is continued.
     """
+    from ...client_node.study import Study
     from ..simulation import Faults, Plan
     from ..simulation import simulate as run
 
     given = _study_in(study)
-    draft = given if hasattr(given, "participants") else given.draft
+    draft = given.draft if isinstance(given, Study) else given
     usual = study.parent / draft.model.backbone
     if not (backbone or usual).is_dir():
         raise StudyRefused(f"{backbone or usual}: there is no such folder; name that of the frozen model: --backbone")

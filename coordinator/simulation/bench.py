@@ -35,6 +35,7 @@ from .sites import Sites, Table, rows_of
 T = TypeVar("T")
 
 _MOST_STATES = 2**31  # bytes of states that are kept; where there are more, steps compute them
+_TOGETHER, _MOST_SUMS = 64, 2**28  # sites whose units share batches; bytes of their sums
 _TASKS = 4  # of a process in a round, so that none waits long for another
 _PR_SET_PDEATHSIG = 1
 
@@ -114,8 +115,7 @@ class Bench:
         is_shared = self.plan.secret_sharing
         sums = [np.zeros(planned.dim, ring.unsigned) for _ in range(3 if is_shared else 1)]
         refused = []
-        for site in own:
-            vector = self._vector(site, planned)
+        for site, vector in self._vectors(own, planned):
             if site in self.malicious and is_refused(vector, planned, self._sketch_seed(site, number)):
                 refused.append(site)
                 continue
@@ -130,14 +130,21 @@ class Bench:
         """Measures the state in `vector` on one site's held-out records."""
         return value_of(measured(self.trainer, self.vector, self.sites.held_out.of(site)), metric)
 
-    def _vector(self, site: int, planned: PlannedRound) -> npt.NDArray[np.int64]:
+    def _vectors(self, own: Sequence[int], planned: PlannedRound) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Yields sites with their vectors, as many at a time as there is memory for."""
+        few = max(1, min(_TOGETHER, _MOST_SUMS // (8 * planned.dim)))
+        for start in range(0, len(own), few):
+            some = own[start : start + few]
+            first, *others = (self._trainer(site) for site in some)
+            for site, vector in zip(some, first.release_with(others, self.vector, planned.number), strict=True):
+                if site in self.malicious:
+                    vector = hostile(vector, self.study, planned, self.plan.faults.length)
+                yield site, vector
+
+    def _trainer(self, site: int) -> Trainer:
         rows = self.sites.train.rows_of_site[site]
         entering = None if self.states is None else self.states.at(rows)
-        own = self.trainer.beside(self.sites.names[site], self.sites.train.of(site), entering=entering)
-        vector = own.release(self.vector, planned.number)
-        if site not in self.malicious:
-            return vector
-        return hostile(vector, self.study, planned, self.plan.faults.length)
+        return self.trainer.beside(self.sites.names[site], self.sites.train.of(site), entering=entering)
 
     def _split(self, vector: npt.NDArray[np.int64], planned: PlannedRound, site: int, digest: str) -> list[RingVector]:
         """Splits a vector as its site would, and gives each aggregator's share of it."""
