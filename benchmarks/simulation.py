@@ -260,7 +260,9 @@ def in_flower(folder: Path, sites: int, rounds: int, cores: int) -> list[float]:
 
     @client.train()
     def train(message: Message, context: Any) -> Message:
-        bench = _once(str(folder), sites)
+        from simulation import once  # by name: a process of Ray's has none of this file's objects
+
+        bench = once(str(folder), sites)
         bench.vector[:] = message.content["state"].to_numpy_ndarrays()[0]  # type: ignore[union-attr]
         own = int(context.node_config["partition-id"])
         total = bench.share(int(message.content["round"]["number"]), "00" * 32, [own], sites).sums[0]  # type: ignore[index,call-overload]
@@ -268,7 +270,7 @@ def in_flower(folder: Path, sites: int, rounds: int, cores: int) -> list[float]:
 
     @server.main()
     def main(grid: Grid, context: Any) -> None:
-        bench, last = _once(str(folder), sites), began
+        bench, last = once(str(folder), sites), began
         state = bench.trainer.start
         while len(list(grid.get_node_ids())) < sites:
             time.sleep(0.1)
@@ -291,7 +293,7 @@ def in_flower(folder: Path, sites: int, rounds: int, cores: int) -> list[float]:
 _benches: dict[str, Any] = {}
 
 
-def _once(folder: str, sites: int) -> Any:
+def once(folder: str, sites: int) -> Any:
     """The bench of this process."""
     if folder not in _benches:
         place, draft = Path(folder), load_draft(Path(folder, "study.toml"))

@@ -11,6 +11,7 @@ import mmap
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -28,6 +29,7 @@ from ...mpc.sharing.ring import RingVector, from_integers
 from ...privacy.mechanism.batches import RowStates, used_tokens
 from ...privacy.mechanism.noise import discrete_gaussian
 from ...privacy.mechanism.sampling import Integers
+from ..errors import RunFailed
 from .faults import hostile, is_refused
 from .outcome import Plan
 from .sites import Sites, Table, rows_of
@@ -179,7 +181,11 @@ class Processes:
         self.count, self._bench, self._executor = count, bench, executor
 
     def each(self, call: Callable[..., T], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
-        """Yields the place of each task and what `call`, an unbound method of the bench, gives for it."""
+        """Yields the place of each task and what `call`, an unbound method of the bench, gives for it.
+
+        Raises:
+            RunFailed: a process ended.
+        """
         if self._executor is None:
             for place, task in enumerate(tasks):
                 yield place, call(self._bench, *task)
@@ -187,8 +193,13 @@ class Processes:
         place_of: dict[Future[T], int] = {
             self._executor.submit(_call, call.__name__, *task): place for place, task in enumerate(tasks)
         }
-        for done in as_completed(place_of):
-            yield place_of[done], done.result()
+        try:
+            for done in as_completed(place_of):
+                yield place_of[done], done.result()
+        except BrokenProcessPool as err:
+            raise RunFailed(
+                "a process ended, perhaps for want of memory: take fewer --workers; rounds are kept"
+            ) from err
 
     def chunks(self, items: Sequence[int]) -> list[list[int]]:
         """Divides items so that all processes are busy."""

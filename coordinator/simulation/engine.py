@@ -64,6 +64,7 @@ def simulate(
 
     Raises:
         DataInvalid: a cell does not fit.
+        RunFailed: a process ended.
         RunRefused: the norm check has left so many sites out that no sum may be opened.
         StateDamaged: what `out` holds cannot be read.
         StudyInvalid: the study's terms do not fit so many sites.

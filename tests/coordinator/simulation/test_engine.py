@@ -4,16 +4,15 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from confide.client_node.replay import Checkpoint
-from confide.client_node.replay.server_optimizer import ServerOptimizer
 from confide.client_node.study import load_draft
 from confide.coordinator.cli.main import app
-from confide.coordinator.comparison import federated
 from confide.coordinator.errors import RunRefused, StateDamaged, StudyRefused
 from confide.coordinator.simulation import Faults, Plan, simulate
 from confide.coordinator.simulation.outcome import CAUTION
@@ -48,33 +47,33 @@ def records(tmp_path_factory):
     return write_records(tmp_path_factory.mktemp("records"))
 
 
+def simulated(folder, records, backbone, *changes, plan=PLAN, **options):
+    """Simulates the tiny study with changes."""
+    names = ", ".join(f'"n{number}"' for number in range(SITES))
+    text = changed(STUDY_TOML, (*FEW, ('"other", "svi", "svhc", "rest"', names)))
+    (folder / "study.toml").write_text(changed(text, changes))
+    draft = load_draft(folder / "study.toml")
+    return simulate(draft, records, folder / "out", plan=plan, backbone=backbone, **options)
+
+
 @pytest.fixture
 def run(tmp_path, records, backbone):
-    """Simulates the tiny study with changes."""
+    return partial(simulated, tmp_path, records, backbone)
 
-    def call(*changes, plan=PLAN, out="out", **options):
-        names = ", ".join(f'"n{number}"' for number in range(SITES))
-        text = changed(STUDY_TOML, (*FEW, ('"other", "svi", "svhc", "rest"', names)))
-        (tmp_path / "study.toml").write_text(changed(text, changes))
-        draft = load_draft(tmp_path / "study.toml")
-        return simulate(draft, records, tmp_path / out, plan=plan, backbone=backbone, **options)
 
-    return call
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, records, backbone):
+    """A simulation without noise, in one process, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return simulated(folder, records, backbone, *NONE), folder / "out"
 
 
 @pytest.mark.process
-def test_bits_depend_on_neither_processes_nor_shares(run, tmp_path):
-    alone = run(*NONE, out="alone")
-    shared = run(*NONE, plan=replace(PLAN, workers=3, secret_sharing=True), out="shared")
-    assert alone.state == shared.state
-    assert alone.state != run(*NONE, plan=replace(PLAN, seed=1), out="other").state
-    states = [next((tmp_path / out).glob("state-*")).read_bytes() for out in ("alone", "shared")]
-    assert states[0] == states[1]
+def test_bits_depend_on_neither_processes_nor_shares(run, whole):
+    assert run(*NONE, plan=replace(PLAN, workers=3, secret_sharing=True)).state == whole[0].state
 
 
-def test_a_stopped_simulation_goes_on_to_the_same_bits(run, tmp_path):
-    whole = run(*NONE, out="whole")
-
+def test_a_stopped_simulation_goes_on_to_the_same_bits(run, tmp_path, whole):
     def stop(done, total, newest):
         if done == 2:
             raise KeyboardInterrupt
@@ -86,9 +85,8 @@ def test_a_stopped_simulation_goes_on_to_the_same_bits(run, tmp_path):
     seen = []
     again = run(*NONE, watch=lambda done, total, newest: seen.append((done, total, newest and newest.number)))
     assert seen == [(2, ROUNDS, None), (3, ROUNDS, 3)]
-    assert again.state == whole.state
-    assert [each.metric for each in again.rounds] == [each.metric for each in whole.rounds]
-    assert run(*NONE).to_dict() == again.to_dict()  # nothing is left to do
+    assert again.state == whole[0].state
+    assert [each.metric for each in again.rounds] == [each.metric for each in whole[0].rounds]
     with pytest.raises(StudyRefused, match="other terms"):
         run(*NONE, plan=replace(PLAN, seed=1))
     next((tmp_path / "out").glob("state-*")).write_bytes(b"")
@@ -96,26 +94,31 @@ def test_a_stopped_simulation_goes_on_to_the_same_bits(run, tmp_path):
         run(*NONE)
 
 
-def test_epsilon_is_that_of_the_sums_that_were_opened(run):
-    found = run(plan=replace(PLAN, faults=Faults(dropouts=0.3)))
-    summed = [each.summed for each in found.rounds]
+@pytest.fixture(scope="module")
+def dropped(tmp_path_factory, records, backbone):
+    """A private simulation in which sites are away, with noise for them in advance."""
+    plan = replace(PLAN, faults=Faults(dropouts=0.3))
+    return simulated(tmp_path_factory.mktemp("dropped"), records, backbone, plan=plan)
+
+
+def test_epsilon_is_that_of_the_sums_that_were_opened(dropped):
+    summed = [each.summed for each in dropped.rounds]
     assert min(summed) < SITES
-    assert all(each.summed + len(each.away) == each.asked == SITES for each in found.rounds)
+    assert all(each.summed + len(each.away) == each.asked == SITES for each in dropped.rounds)
     sigma = math.ceil(1.19 / math.sqrt(SITES - 8 - 1) * 2**20)  # any 3 honest sites make up the noise
     fixed = {"mode": "distributed", "clip_norm": 1.0, "sample_rate": 0.5, "scale_bits": 20, "site_noise_int": sigma}
-    releases = Counter(Release(**fixed, dim=found.settings.trained, sites=count) for count in summed)
+    releases = Counter(Release(**fixed, dim=dropped.settings.trained, sites=count) for count in summed)
     want = epsilon_pld(releases, 1e-5, 1)
-    assert found.epsilon == found.rounds[-1].epsilon == pytest.approx(want, rel=1e-3)
-    assert found.rounds[0].epsilon < found.rounds[1].epsilon < found.epsilon < found.epsilon_planned
+    assert dropped.epsilon == dropped.rounds[-1].epsilon
+    assert want <= dropped.epsilon <= 1.01 * want  # the study's ring is coarser, and dearer by 1 % at most
+    assert dropped.rounds[0].epsilon < dropped.rounds[1].epsilon < dropped.epsilon < dropped.epsilon_planned
 
 
-def test_a_topped_up_sum_costs_what_was_planned(run):
-    over = run(plan=replace(PLAN, faults=Faults(dropouts=0.3)), out="over")
-    topped = run(
-        ("max_dropouts = 8", 'max_dropouts = 8\ndropouts = "top-up"'), plan=replace(PLAN, faults=Faults(dropouts=0.3))
-    )
-    assert [each.summed for each in topped.rounds] == [each.summed for each in over.rounds]
-    assert over.epsilon < topped.epsilon <= topped.epsilon_planned
+def test_a_topped_up_sum_costs_what_was_planned(run, dropped):
+    top_up = ("max_dropouts = 8", 'max_dropouts = 8\ndropouts = "top-up"')
+    topped = run(top_up, plan=replace(PLAN, faults=Faults(dropouts=0.3)))
+    assert [each.summed for each in topped.rounds] == [each.summed for each in dropped.rounds]
+    assert dropped.epsilon < topped.epsilon <= topped.epsilon_planned
     assert topped.epsilon == pytest.approx(topped.epsilon_planned, rel=0.01)
 
 
@@ -127,66 +130,42 @@ def test_hostile_sites_are_left_out_and_a_run_without_a_quorum_stops(run):
     assert {site.name for site in found.sites if site.is_malicious} == set(*refused)
     assert {site.rounds for site in found.sites if site.is_malicious} == {0}
     assert [each.summed for each in found.rounds] == [SITES - 2] * ROUNDS
+
+
+def test_a_sum_below_the_quorum_stops_it(run):
     with pytest.raises(RunRefused, match="norm check leaves 10 sites"):
-        run(("max_dropouts = 8", "max_dropouts = 1"), plan=hostile, out="stopped")
+        run(("max_dropouts = 8", "max_dropouts = 1"), plan=replace(PLAN, faults=Faults(malicious=2)))
 
 
-def test_what_is_told_is_what_the_adapter_gives(run, tmp_path, records, backbone):
-    found = run(*NONE)
+def test_what_is_told_is_what_the_adapter_gives(whole):
+    found, out = whole
     assert found.metric == "auc"
     assert found.value == found.rounds[-1].metric == found.final["auc"]["value"]
     assert (found.epsilon, found.epsilon_planned) == (None, None)
     assert (sum(site.units for site in found.sites), sum(site.held_out for site in found.sites)) == (160, 60)
     assert {site.rounds for site in found.sites} == {ROUNDS}
-    told = json.loads((tmp_path / "out" / "simulation.json").read_text())
+    told = json.loads((out / "simulation.json").read_text())
     assert told["caution"] == CAUTION
     assert told == json.loads(json.dumps(found.to_dict()))
-    checkpoint = Checkpoint.from_bytes(ROUNDS, next((tmp_path / "out").glob("state-*")).read_bytes())
-    released = read_released(tmp_path / "out" / "adapter")
-    assert released.provenance.study_hash == found.settings.study_hash
+    checkpoint = Checkpoint.from_bytes(ROUNDS, next((out).glob("state-*")).read_bytes())
+    released = read_released(out / "adapter")
+    assert found.settings.study_hash in (out / "adapter" / "README.md").read_text()
     head = released.head["weight"].numpy().ravel()
     np.testing.assert_array_equal(head, checkpoint.state[: head.size])
 
 
-def test_the_loop_is_the_plain_one(run, tmp_path, records, backbone):
-    """Without sampling, noise or a bound on the sum, rounds are heavy-ball descent on clipped gradients by site."""
-    plain = ("sample_rate = 0.5", "sample_rate = 1.0"), ("batch_units = 80", "batch_units = 160")
-    off = ("[participants]", "[aggregation]\nnorm_check = false\n[participants]")
-    seen = []
-    found = run(*NONE, *plain, off, watch=lambda done, total, newest: seen.append(done))
-    draft = load_draft(tmp_path / "study.toml")
-    adapted = federated.untrained(draft, backbone)
-    before = adapted.state().copy()
-    from confide.coordinator.comparison.task import read_task
-    from confide.coordinator.demo.baselines import word_ids
-
-    own = changed((tmp_path / "study.toml").read_text(), ())
-    names = ", ".join(f'"n{number}"' for number in range(SITES))
-    (tmp_path / "whole.toml").write_text(own.replace(names, '"other", "svi", "svhc", "rest"'))
-    task = read_task(load_draft(tmp_path / "whole.toml"), records)
-    sites = {name: (word_ids(draft, each), each.labels, each.units) for name, each in task.train.items()}
-    federated.federate(task.draft, adapted, sites, mode="none", scale_bits=20, seed=5, max_rows=12)
-    want = adapted.state() - before
-    got = Checkpoint.from_bytes(ROUNDS, next((tmp_path / "out").glob("state-*")).read_bytes()).state - before
-    assert seen == [0, 1, 2, 3]
-    assert found.state is not None
-    assert np.abs(want).max() > 1e-3
-    np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
-    assert ServerOptimizer.of(draft).kind == "momentum"
-
-
-def test_a_command_tells_curve_sites_and_caution(run, tmp_path, records, backbone):
-    run(plan=replace(PLAN, max_rows=256, evaluate_every=0))
-    words = ["simulate", tmp_path / "study.toml", records, "--out", tmp_path / "out", "--sites", SITES,
+def test_a_command_tells_curve_sites_and_caution(whole, records, backbone):
+    out = whole[1]
+    words = ["simulate", out.parent / "study.toml", records, "--out", out, "--sites", SITES, "--rows", 12,
              "--backbone", backbone, "--workers", 1]  # fmt: skip
-    result = CliRunner().invoke(app, [*map(str, words), "--evaluate-every", "0"], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert CAUTION in text
     assert "12 of 12" in text
     assert "Sites by themselves" in text
     found = json.loads(CliRunner().invoke(app, [*map(str, words), "--json"]).stdout)
-    assert found == json.loads((tmp_path / "out" / "simulation.json").read_text())
+    assert found == json.loads((out / "simulation.json").read_text())
     refused = CliRunner().invoke(app, [*map(str, words), "--malicious", "3"])
     assert (refused.exit_code, "other terms" in refused.output) == (1, True)
 
