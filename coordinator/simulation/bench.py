@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 _MOST_STATES = 2**31  # bytes of states that are kept; where there are more, steps compute them
 _TOGETHER, _MOST_SUMS = 64, 2**28  # sites whose units share batches; bytes of their sums
-_TASKS = 4  # of a process in a round, so that none waits long for another
+_TASKS = 2  # of a process in a round, so that none waits long for another; sites of one share batches
 _PR_SET_PDEATHSIG = 1
 
 
@@ -203,7 +203,7 @@ class Processes:
 
     def chunks(self, items: Sequence[int]) -> list[list[int]]:
         """Divides items so that all processes are busy."""
-        parts = min(len(items), self.count * _TASKS)
+        parts = min(len(items), self.count * _TASKS if self.count > 1 else 1)
         return [list(items[place::parts]) for place in range(parts)]
 
 
