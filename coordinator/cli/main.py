@@ -64,7 +64,7 @@ app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --
 app.command(
     "simulate",
     epilog=epilog(
-        "coordinator simulate study.toml records --sites 200 --split dirichlet:0.5",
+        "coordinator simulate study.toml records --sites 200 --split iid",
         "coordinator simulate study.json records --secret-sharing",
     ),
 )(simulating.simulate)

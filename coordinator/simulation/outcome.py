@@ -25,7 +25,7 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How a study is simulated; nothing of it is a term of the study."""
+    """The way in which a study is simulated; nothing of it is a term of the study."""
 
     sites: int | None = None  # simulated sites; None: the study's own, each with the records of its own folder
     split: str | None = None  # of units: "iid", "dirichlet:ALPHA" or "by-column:NAME"; None: iid, if `sites` is given
