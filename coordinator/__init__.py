@@ -2,8 +2,8 @@
 
 `cli` is the command `coordinator`; `gateway` serves the federation; `run` drives a round from top to bottom, which is
 the place to read. `oversight` says who may do what, and who did what. `federation`, `studies` and `store` keep what it
-works on, `fleet` reaches the nodes, `results` is what comes of a run, `routing` which experts a model chooses, and
-`comparison` what simpler means would give.
+works on, `fleet` reaches the nodes, `results` is what comes of a run, `routing` which experts a model chooses,
+`comparison` what simpler means would give, and `simulation` what many sites would.
 docs/operator.md is the page for operators.
 
 A federation is founded in a folder, with keys, certificates and an empty store:
@@ -37,6 +37,7 @@ __all__ = [
     "results",
     "routing",
     "run",
+    "simulation",
     "store",
     "studies",
 ]

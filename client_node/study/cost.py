@@ -13,7 +13,7 @@ from ...mpc.sharing.sketch import largest_bound
 from ...privacy.accounting import Release, epsilon_pld, solve_noise_multiplier
 from ...privacy.errors import InvalidPrivacyParameter
 from ..errors import StudyInvalid
-from .study import AggregatorParty, Participant, PlannedRound, Study
+from .study import AggregatorParty, Participant, PlannedRound, Start, Study
 from .terms import StudyDraft
 
 
@@ -123,9 +123,25 @@ def ring_of(draft: StudyDraft, dim: int) -> Ring:
     return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity, has_room)
 
 
-def provisional(draft: StudyDraft, dim: int) -> Study:
-    """Makes a study of `draft` for its cost alone: without keys, backbone or checks; never signed, stored or run."""
-    return _in_ring(draft, dim, ring_of(draft, dim))
+def provisional(
+    draft: StudyDraft,
+    dim: int,
+    *,
+    ring: Ring | None = None,
+    start: str | None = None,
+    head_size: int = 0,
+    backbone_hash: str = "",
+) -> Study:
+    """Makes a study of `draft` without keys or checks: for its cost, or for rounds in one process; never signed or run.
+
+    Args:
+        ring: of its sums; None to plan one.
+        start: SHA-256 of the state in round 0; None for its cost alone.
+        head_size: as in `Study.from_draft`.
+    """
+    study = _in_ring(draft, dim, ring or ring_of(draft, dim))
+    begins = None if start is None else Start(state=start, head_size=head_size)
+    return study.model_copy(update={"start": begins, "backbone_hash": backbone_hash})
 
 
 def _in_ring(draft: StudyDraft, dim: int, ring: Ring) -> Study:

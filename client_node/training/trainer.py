@@ -4,11 +4,13 @@ The model is loaded once and stays in memory. Records are read when a run is pre
 them are kept, else at the first step, after its charge has been reserved.
 """
 
+import copy
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,8 +23,9 @@ from ...models.errors import BackboneMismatch
 from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
-from ...privacy.mechanism.batches import RowStates, probed_shapes, states_when_asked
+from ...privacy.mechanism.batches import RowStates, entering_states, probed_shapes, states_when_asked, used_tokens
 from ...privacy.mechanism.independence import kept_gap, refuse_dependence
+from ...privacy.mechanism.many_sites import SiteTable, many_releases
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
 from ...privacy.mechanism.unsampled import UnsampledTerms, private_histogram, private_prototype
@@ -34,7 +37,7 @@ from ..replay.following import start_state
 from ..study import Study, StudyDraft
 from .kept_states import RecordStates
 from .known_shapes import KnownShapes, computing_digest
-from .study_model import load_study_model, unused_experts
+from .study_model import StudyModel, load_study_model, unused_experts
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class Trainer:
         place: Callable[[AdaptedModel], object] | None = None,
         known: KnownShapes | None = None,
         kept: KeptStates | None = None,
+        loaded: StudyModel | None = None,
     ) -> None:
         """Loads the backbone and attaches the adapter; reads no record.
 
@@ -106,6 +110,7 @@ class Trainer:
             known: shapes of batches that were found here before; None to find them anew.
             kept: where states that enter the lowest adapted layer are kept; None to compute them in every step, with
                 the same result.
+            loaded: the study's model with its adapters in their initial state, if it was loaded before.
 
         Raises:
             BackboneMismatch: the directory holds another backbone, or the adapter has another size.
@@ -123,8 +128,8 @@ class Trainer:
             site=site,
         )
         torch.set_num_threads(threads)
-        self._model = load_study_model(study.draft, backbone, expected_hash=study.backbone_hash)
-        self.adapted: AdaptedModel = self._model.adapted
+        self.model = loaded or load_study_model(study.draft, backbone, expected_hash=study.backbone_hash)
+        self.adapted: AdaptedModel = self.model.adapted
         layout, head_size = self.adapted.layout, study.require_start().head_size
         trained = study.dim - study.draft.state_dim(0)
         if layout.dim != trained:
@@ -132,7 +137,7 @@ class Trainer:
         if layout.head_slice.stop != head_size:
             raise BackboneMismatch(f"the head has {layout.head_slice.stop} numbers, the study says {head_size}")
         self.start = start_state(study.draft, self.adapted.state())  # of every run
-        if group is None and (unused := unused_experts(self._model, study.draft, backbone)):
+        if group is None and (unused := unused_experts(self.model, study.draft, backbone)):
             logger.warning(
                 "study %s adapts %s, to which the backbone sends no public token: the adapters take noise there, and "
                 "learn only if this site's records are routed otherwise",
@@ -141,11 +146,11 @@ class Trainer:
             )
         if place is not None:
             place(self.adapted)
-        lengths = self._model.probe_lengths(study.draft.data.max_tokens)
+        lengths = self.model.probe_lengths(study.draft.data.max_tokens)
         # Where a step begins decides its last bits, so it follows from study, model and limits alone, not from records.
         self._resumes = group is None and place is None and self._can_keep(lengths)
         self._kept = kept if self._resumes else None
-        refuse_dependence(self.adapted, words=self._model.words, lengths=lengths, are_kept=self._resumes)
+        refuse_dependence(self.adapted, words=self.model.words, lengths=lengths, are_kept=self._resumes)
         probe = partial(
             probed_shapes,
             self.adapted,
@@ -164,6 +169,34 @@ class Trainer:
         self._examples: Examples | None = None
         self._max_rows = max_rows
         self._states: RecordStates | None = None  # of the table, once it was looked at
+        self._given: RowStates | None = None  # of the table, for a trainer of several
+
+    def beside(self, site: str, examples: Examples, *, entering: RowStates | None = None) -> "Trainer":
+        """Makes the trainer of another site, with these records, that computes with this one's model and shapes.
+
+        It is for simulating many sites on one machine, one after the other, as they share the model's state.
+
+        Args:
+            entering: gives states of these records by row, as `states_of` has computed them; None to compute them in
+                every step, with the same result.
+        """
+        other = copy.copy(self)
+        draft = self._study.draft
+        other._site, other._examples, other._kept, other._states, other._given = site, examples, None, None, entering
+        other._terms = replace(
+            self._terms, weight=draft.aggregation.weight_of(site), trained_rank=draft.adapter.rank_of(site)
+        )
+        return other
+
+    def states_of(self, examples: Examples) -> Iterator[tuple[int, torch.Tensor]] | None:
+        """Yields the states [tokens, D] of each record from which steps start, by row; None if they start from tokens.
+
+        PRIVATE: they are the records in another form.
+        """
+        if not self._resumes:
+            return None
+        used = used_tokens(examples.ids, examples.targets)
+        return entering_states(self.adapted, examples.ids, used, self._shapes, threads=self._state_threads)
 
     @property
     def is_warm(self) -> bool:
@@ -228,6 +261,31 @@ class Trainer:
             entering=self._entering(found) if self._resumes else None,
         )
 
+    def release_with(self, others: Sequence["Trainer"], state: np.ndarray, round_number: int) -> list[np.ndarray]:
+        """Computes this site's release and those of other sites that `beside` made, in common batches.
+
+        Each is what `release` gives by itself, to the last bit, where sites share mode, clip and rank; see
+        `privacy.mechanism.many_sites`.
+        """
+        trainers = (self, *others)
+        first = self._terms
+        is_common = all(each._terms.trained_rank == first.trained_rank for each in trainers)
+        if first.local.steps > 1 or not is_common:
+            return [each.release(state, round_number) for each in trainers]
+        tables = [each._table(round_number) for each in trainers]
+        return list(many_releases(self.adapted, state, tables, shapes=self._shapes))
+
+    def _table(self, round_number: int) -> SiteTable:
+        found = self._load()
+        return SiteTable(
+            ids=found.ids,
+            targets=found.targets,
+            unit_of_row=found.units,
+            terms=self._terms,
+            source=self._source(round_number),
+            entering=self._entering(found) if self._resumes else None,
+        )
+
     def histogram(
         self, state: np.ndarray, read: Callable[[], Records], round_number: int, *, site_noise: int
     ) -> np.ndarray:
@@ -241,14 +299,14 @@ class Trainer:
         neighbours and can move it into the next bin, so one unit more or less could change another unit's count. A
         record of the thyroid example takes some 7 ms by itself, 0.4 ms in a batch.
         """
-        examples = self._model.examples(read())
+        examples = self.model.examples(read())
         weights = state[: self.adapted.layout.dim]
         judged = self._one_by_one(examples, partial(ScorePart, state=weights))
         labels, scores = judged.reshape(-1, 2).T
         tells = ~np.isnan(labels)
         terms = self._unsampled_terms(round_number, site_noise)
         bins = terms.dim // 2
-        cells = labels[tells].astype(np.int64) * bins + self._model.bin_of(scores[tells], bins)
+        cells = labels[tells].astype(np.int64) * bins + self.model.bin_of(scores[tells], bins)
         return private_histogram(cells, examples.units[tells], terms=terms, source=self._source(round_number))
 
     def prototype(self, round_number: int, *, site_noise: int) -> np.ndarray:
@@ -297,11 +355,11 @@ class Trainer:
         """Loads the state of a part, and returns what computes the figures of one record."""
         if isinstance(part, ScorePart):
             self.adapted.load_state(part.state)
-            return self._model.judge
+            return self.model.judge
         prototype = self._study.draft.prototype
         assert prototype is not None
         self.adapted.load_state(self.start[: self.adapted.layout.dim])  # computes what the backbone does
-        return partial(self._model.signature, length=prototype.length)
+        return partial(self.model.signature, length=prototype.length)
 
     def stop(self) -> None:
         """Does nothing: there are no other processes to end."""
@@ -310,7 +368,7 @@ class Trainer:
         """True if some layers lie below what is trained, and computing from the states above them gives the same."""
         if not self.adapted.frozen_layers:
             return False
-        gap = max(kept_gap(self.adapted, words=self._model.words, tokens=tokens) for tokens in lengths)
+        gap = max(kept_gap(self.adapted, words=self.model.words, tokens=tokens) for tokens in lengths)
         if not gap < _MOST_GAP:  # NaN fails too
             logger.warning(
                 "study %s: on this backbone a gradient from kept states is off by %.1g, so all layers are computed in "
@@ -329,6 +387,8 @@ class Trainer:
         """Gives what reads kept states of rows, and computes those that are not there."""
         if self._states is not None:
             return self._states.of
+        if self._given is not None:
+            return self._given
         return states_when_asked(self.adapted, found.ids, found.targets, self._shapes, threads=self._state_threads)
 
     @contextmanager
@@ -342,7 +402,7 @@ class Trainer:
 
     def _load(self) -> Examples:
         if self._examples is None:
-            self._examples = self._model.examples(self._read())
+            self._examples = self.model.examples(self._read())
         return self._examples
 
     def _source(self, round_number: int) -> Callable[[int], bytes]:

@@ -17,7 +17,23 @@ from ...client_node.cli.application import (
 )
 from ...client_node.cli.console import show_link
 from ..errors import CoordinatorError
-from . import adapter, audit, backbone, backup, budget, ca, certificate, doctor, keys, operator, run, site, space, study
+from . import (
+    adapter,
+    audit,
+    backbone,
+    backup,
+    budget,
+    ca,
+    certificate,
+    doctor,
+    keys,
+    operator,
+    run,
+    simulating,
+    site,
+    space,
+    study,
+)
 from .guard import guard, options
 from .options import DEFAULT_HOME, CaOption, CertificateKeyOption, CertificateOption, DatabaseOption, HomeOption
 from .serving import PAGE, page_place, serve_federation
@@ -45,6 +61,13 @@ app.add_typer(keys.app, name="keys")
 app.command("health", epilog=epilog("coordinator health 9445", codes=[PROBLEMS]))(health.health)
 app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
 
+app.command(
+    "simulate",
+    epilog=epilog(
+        "coordinator simulate study.toml records --sites 200 --split iid",
+        "coordinator simulate study.json records --secret-sharing",
+    ),
+)(simulating.simulate)
 app.command("backup", epilog=epilog("coordinator backup federation.backup --passphrase-file passphrase"))(backup.backup)
 app.command(
     "restore",

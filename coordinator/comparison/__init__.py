@@ -1,7 +1,8 @@
 """The ladder: what could be done with a study's records instead, from a constant to private adapters.
 
 `compare` trains every rung at several epsilons, on public records in one process, and keeps what it tried. `linear`
-has private linear models, `federated` the study's own rounds without a network. `ladder` says which rungs there are.
+has private linear models, `federated` the study's own rounds without a network, `task` reads the records. `ladder`
+says which rungs there are.
 
 Texts become inputs of a linear model by hashing, so that no vocabulary is learned from records:
 
@@ -24,4 +25,4 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, comparing="compare", figures="Comparison")
 
-__all__ = ["Comparison", "compare", "federated", "figures", "ladder", "linear"]
+__all__ = ["Comparison", "compare", "federated", "figures", "ladder", "linear", "task"]

@@ -1,22 +1,22 @@
 """Trains a study's rounds in one process, with the functions that sites run, on records that must be public."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...client_node.replay import Checkpoint
-from ...client_node.replay.broadcast import broadcast
-from ...client_node.replay.following import start_state
-from ...client_node.replay.server_optimizer import server_step
-from ...client_node.study import StudyDraft
+from ...client_node.replay.following import RoundStart, beginning, follow, round_start, start_digest, start_state
+from ...client_node.study import Study, StudyDraft, cost
 from ...client_node.training.study_model import load_study_model
 from ...client_node.training.trainer import release_terms
 from ...models.adapters import AdaptedModel
 from ...models.heads import pooled
+from ...mpc.sharing import Ring
+from ...mpc.sharing.ring import from_integers
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.batches import BatchShapes, RowStates, entering_states, probed_shapes, used_tokens
 from ...privacy.mechanism.sampling import SeededBytes
@@ -65,9 +65,11 @@ def federate(
         max_rows: that are computed at once, if they shall be fewer than usual: fewer are sooner probed.
     """
     ready = ready or made_ready(draft, adapted, sites, mode=mode, max_rows=max_rows)
-    layout = adapted.layout
+    layout, ring = adapted.layout, Ring(64, scale_bits)
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)
     draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
+    state = start_state(draft, adapted.state())
+    study = cost.provisional(draft, len(state), ring=ring, start=start_digest(state), head_size=layout.head_slice.stop)
     terms = {
         name: release_terms(
             draft,
@@ -79,21 +81,36 @@ def federate(
         )
         for name in sites
     }
-    checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
-    form = draft.state_format(len(checkpoint.state))
-    for round_number in range(draft.rounds.rounds):
-        sent, residual = broadcast(form, checkpoint)
-        state = form.decode(sent)
-        total = np.zeros(len(state), dtype=np.int64)
+
+    def total_of(start: RoundStart) -> tuple[bytes, int]:
+        total = np.zeros(len(start.vector), dtype=np.int64)
         for name, (ids, labels, units) in sites.items():
-            source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
+            seeded = f"{seed}/{start.planned.number - 1}/{name}".encode()
             total += round_release(
-                adapted, state, ids, labels, units, terms=terms[name], shapes=ready.shapes, source=source,
-                entering=ready.entering[name],
+                adapted, start.vector, ids, labels, units, terms=terms[name], shapes=ready.shapes,
+                source=SeededBytes(seeded) if mode == "none" else os.urandom, entering=ready.entering[name],
             )  # fmt: skip
-        after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
-        checkpoint = replace(after, residual=residual)
-    adapted.load_state(checkpoint.exported[: layout.dim])
+        return from_integers(total, ring).tobytes(), len(sites)
+
+    *_, last = rounds(study, beginning(study, state), total_of)
+    adapted.load_state(last.exported[: layout.dim])
+
+
+def rounds(
+    study: Study, checkpoint: Checkpoint, total_of: Callable[[RoundStart], tuple[bytes, int]]
+) -> Iterator[Checkpoint]:
+    """Yields the checkpoint after each round of training that follows `checkpoint`, as every party computes it.
+
+    Args:
+        total_of: gives, for the start of a round, the ring elements of its total, and the number of sites in it.
+
+    Raises:
+        StateRefused, InvalidOptimizer: as `following.follow`.
+    """
+    while checkpoint.round < study.draft.rounds.rounds:
+        total, kept = total_of(round_start(study, checkpoint))
+        checkpoint = follow(study, checkpoint, total, kept=kept)
+        yield checkpoint
 
 
 def made_ready(

@@ -106,7 +106,7 @@ def read_task(draft: StudyDraft, folder: Path, *, unit_column: str | None = None
         StudyRefused: a site has no table there, or a query.
     """
     study = provisional(draft, dim=1)  # for its columns alone
-    parts = _policies(study, folder, unit_column or f"{draft.data.unit}_id")
+    parts = policies(study, folder, draft.participants.sites, unit_column)
     train, held_out = (
         {site: read(policy, study, site=site) for site, policy in policies.items()} for policies in parts
     )
@@ -115,14 +115,24 @@ def read_task(draft: StudyDraft, folder: Path, *, unit_column: str | None = None
         train=train,
         held_out=held_out,
         target=_target(draft, train, held_out),
-        train_digest=_digest(parts[0]),
-        held_out_digest=_digest(parts[1]),
+        train_digest=digest_of(parts[0]),
+        held_out_digest=digest_of(parts[1]),
     )
 
 
-def _policies(study: Study, folder: Path, unit_column: str) -> tuple[dict[str, SitePolicy], dict[str, SitePolicy]]:
-    """Makes each site's policies: for its records in training, and for those that are held out."""
-    sites = study.draft.participants.sites
+def policies(
+    study: Study, folder: Path, sites: Sequence[str], unit_column: str | None = None
+) -> tuple[dict[str, SitePolicy], dict[str, SitePolicy]]:
+    """Makes the policies of each site's folder below `folder`: for records in training, and for those held out.
+
+    Args:
+        unit_column: as for `read_task`.
+
+    Raises:
+        PolicyInvalid: the description of a site's records is none.
+        StudyRefused: a site has no table there, or a query.
+    """
+    unit_column = unit_column or f"{study.draft.data.unit}_id"
     described = {site: folder / site / RECORDS for site in sites if (folder / site / RECORDS).is_file()}
     in_tables = [site for site in sites if site not in described]
     files = [site_files(folder, in_tables, part) for part in _PARTS]
@@ -239,7 +249,7 @@ def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target 
     return Target("exact match", objective, coded, numbers(held_out))
 
 
-def _digest(policies: Mapping[str, SitePolicy]) -> str:
+def digest_of(policies: Mapping[str, SitePolicy]) -> str:
     """Digests the files of all sites, and the columns that are made of an export."""
     digest = hashlib.sha256()
     for site, policy in sorted(policies.items()):

@@ -3,6 +3,7 @@
 `site_round.round_release` is the whole: it draws a sample, clips each unit's gradient, adds up, rounds and adds noise.
 Read it first and the parts after it: `sampling`, `batches`, `clipping`, `projection`, `noise`. `independence` refuses
 models in which one unit's gradient depends on another's records, `batches` sees to it that rounding does not either.
+`many_sites` computes the releases of several sites at once, for simulations.
 
 A count of who was drawn, with noise of standard deviation 20. The seeded bytes make this example repeat itself; without
 them both functions take the operating system's.
@@ -15,6 +16,6 @@ them both functions take the operating system's.
 """
 
 __all__ = [
-    "adaptive_clipping", "batches", "independence", "noise", "projection", "sampling", "site_round", "unsampled",
-    "workers",
+    "adaptive_clipping", "batches", "independence", "many_sites", "noise", "projection", "sampling", "site_round",
+    "unsampled", "workers",
 ]  # fmt: skip

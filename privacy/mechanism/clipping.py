@@ -106,7 +106,6 @@ class PerUnitClipper:
         self._seen.update(ids.tolist())
         self._collector, self._num_units = collector, len(ids)
 
-    @torch.no_grad()
     def clipped_sum(self, clip_norm: float | None) -> tuple[dict[str, Tensor], ClipReport]:
         """The clipped sum of the last microbatch, float64 by parameter name, and its report; zeros if there was none.
 
@@ -116,6 +115,20 @@ class PerUnitClipper:
         Raises:
             ClipperMisused: the microbatch is still open.
         """
+        sums, report = self.clipped_sums(clip_norm, np.zeros(self._num_units, dtype=np.int64))
+        return sums.get(0) or {n: _zeros(p) for n, p in self.parameters.items()}, report
+
+    @torch.no_grad()
+    def clipped_sums(
+        self, clip_norm: float | None, group_of_unit: npt.NDArray[np.int64]
+    ) -> tuple[dict[int, dict[str, Tensor]], ClipReport]:
+        """The clipped sums of the last microbatch by group of units; see `clipped_sum`.
+
+        With a `clip_norm` a sum is the same to the last bit, whatever other groups share the microbatch.
+
+        Args:
+            group_of_unit: [U], units in ascending order of id.
+        """
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise InvalidPrivacyParameter(f"clip_norm must be positive and finite, got {clip_norm}")
         if self._slot.collector is not None:
@@ -124,7 +137,7 @@ class PerUnitClipper:
         collector, self._collector = self._collector, None
         if collector is None:
             nobody = torch.zeros(0, dtype=torch.float64)
-            return {n: _zeros(p) for n, p in self.parameters.items()}, ClipReport(nobody, nobody)
+            return {}, ClipReport(nobody, nobody)
         norms = collector.square_norms().sqrt_()
         counts = norms.isfinite()
         counts[self._num_units :] = False  # places that no unit has
@@ -133,9 +146,13 @@ class PerUnitClipper:
         factors = counts.to(torch.float64)
         if clip_norm is not None:
             factors = torch.where(counts, (clip_norm / (norms * _MARGIN)).clamp(max=1.0), factors)
-        sums = collector.weighted_sum(factors, grid=None if clip_norm is None else grid_of(clip_norm))
-        total = {n: sums[p] if p in sums else _zeros(p) for n, p in self.parameters.items()}
-        return total, ClipReport(norms[: self._num_units], factors[: self._num_units])
+        totals = {}
+        for group in np.unique(group_of_unit).tolist():
+            own = factors.clone()
+            own[: self._num_units][torch.as_tensor(group_of_unit != group, device=own.device)] = 0.0
+            sums = collector.weighted_sum(own, grid=None if clip_norm is None else grid_of(clip_norm))
+            totals[group] = {n: sums[p] if p in sums else _zeros(p) for n, p in self.parameters.items()}
+        return totals, ClipReport(norms[: self._num_units], factors[: self._num_units])
 
     def start_step(self) -> None:
         """Forgets who contributed: the next microbatch belongs to a new logical batch."""

@@ -133,13 +133,8 @@ def round_release(
     Raises:
         StateMismatch: the state is not finite or of another length.
     """
-    if not np.isfinite(state).all():
-        raise StateMismatch("the state is not finite")
     dim = adapted.layout.dim
-    is_adaptive = terms.clipping == "adaptive"
-    if is_adaptive and len(state) != dim + 1:
-        raise StateMismatch(f"state has {len(state)} numbers; {dim} trained ones and the clip's logarithm are due")
-    weights, log_clip = (state[:dim], float(state[dim])) if is_adaptive else (state, 0.0)
+    weights, log_clip = weights_and_clip(adapted, state, terms)
     adapted.load_state(weights)
     release = partial(
         private_release, adapted, ids, targets, unit_of_row, terms=terms, shapes=shapes, source=source,
@@ -156,6 +151,24 @@ def round_release(
         last = release()
         total = total + last
     return total
+
+
+def weights_and_clip(
+    adapted: AdaptedModel, state: npt.NDArray[np.float32], terms: ReleaseTerms
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Splits a state into the trained numbers and the logarithm of the threshold over `clip_norm`.
+
+    Raises:
+        StateMismatch: the state is not finite or of another length.
+    """
+    if not np.isfinite(state).all():
+        raise StateMismatch("the state is not finite")
+    dim = adapted.layout.dim
+    if terms.clipping != "adaptive":
+        return state, 0.0
+    if len(state) != dim + 1:
+        raise StateMismatch(f"state has {len(state)} numbers; {dim} trained ones and the clip's logarithm are due")
+    return state[:dim], float(state[dim])
 
 
 def _local_step(adapted: AdaptedModel, terms: ReleaseTerms) -> npt.NDArray[np.float64]:
@@ -225,9 +238,9 @@ def private_release(
     if entering is not None and group.size > 1:
         raise BatchMalformed(f"states of rows are given to {group.size} processes: the others compute all layers")
     used = used_tokens(ids, targets)
-    shares = shared_out(_draw(np.asarray(unit_of_row), terms, source), group.size)
+    shares = shared_out(drawn(unit_of_row, terms, source), group.size)
     passes = max(sum(1 for _ in microbatches(share, used, shapes)) for share in shares)
-    optimizer = _optimizer(adapted, terms, log_clip, source=source)
+    optimizer = new_optimizer(adapted, terms, log_clip, source=source)
     optimizer.attach_step_hook(on_step)
     try:
         group.begin([_part(adapted, ids, targets, share, passes, log_clip, shapes) for share in shares[1:]])
@@ -253,7 +266,7 @@ def partial_sum(
         raise BatchMalformed(f"this process computes {shapes}, the leading one {part.shapes}: make workers alike")
     adapted.load_state(part.state)
     rows_of_unit = np.split(np.arange(len(part.ids)), np.cumsum(part.sizes)[:-1]) if len(part.sizes) else []
-    optimizer = _optimizer(adapted, replace(terms, mode="none", site_noise_int=0), part.log_clip)
+    optimizer = new_optimizer(adapted, replace(terms, mode="none", site_noise_int=0), part.log_clip)
     try:
         _sum_up(adapted, part.ids, part.targets, rows_of_unit, part.passes, terms, shapes, optimizer)
         return optimizer.take_sum()
@@ -261,9 +274,10 @@ def partial_sum(
         optimizer.discard()
 
 
-def _optimizer(
+def new_optimizer(
     adapted: AdaptedModel, terms: ReleaseTerms, log_clip: float, *, source: RandomBytes = os.urandom
 ) -> LoRADPOptimizer:
+    """Makes the optimizer of one private step, with its clipper and its noise."""
     clipper = PerUnitClipper(adapted, trained_rank=terms.trained_rank)
     # lr is never used: the model moves by the opened aggregate alone.
     idle = torch.optim.SGD(clipper.parameters.values(), lr=0.0)
@@ -320,7 +334,8 @@ def _sum_up(
     # How a matrix product is split among threads decides its order of additions: without noise, steps are to repeat.
     with torch.enable_grad(), thread_count(1 if terms.mode == "none" else shapes.threads):
         for batch in batches:
-            _accumulate(adapted, ids, targets, batch, optimizer, entering)
+            losses_of(adapted, ids, targets, batch, optimizer.clipper, entering)
+            optimizer.accumulate()
         for _ in range(passes - len(batches)):
             _pass_idly(adapted)
 
@@ -333,30 +348,39 @@ def _pass_idly(adapted: AdaptedModel) -> None:
         adapted.losses(ids, target).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _draw(unit_of_row: npt.NDArray[np.generic], terms: ReleaseTerms, source: RandomBytes) -> list[Integers]:
-    """The rows of each unit that takes part, at most max_records_per_unit of them."""
+def drawn(unit_of_row: npt.ArrayLike, terms: ReleaseTerms, source: RandomBytes) -> list[Integers]:
+    """Draws the units that take part: the rows of each, at most max_records_per_unit of them.
+
+    Raises:
+        BatchMalformed: there are more units than an exact sum can hold.
+    """
     units, inverse = np.unique(unit_of_row, return_inverse=True)
     if len(units) > MAX_UNITS:
         raise BatchMalformed(f"a table may have {MAX_UNITS:,} units at most: divide it")
     order = np.argsort(inverse, kind="stable")
     rows_of_unit = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(units)))[:-1])
-    drawn = []
+    taken = []
     for unit in poisson_sample(len(units), terms.sample_rate, source):
         rows = rows_of_unit[unit]
         if len(rows) > terms.max_records_per_unit:
             rows = rows[choose(len(rows), terms.max_records_per_unit, source)]
-        drawn.append(rows)
-    return drawn
+        taken.append(rows)
+    return taken
 
 
-def _accumulate(
+def losses_of(
     adapted: AdaptedModel,
     ids: npt.NDArray[np.int64],
     targets: npt.NDArray[np.generic],
     batch: Batch,
-    optimizer: LoRADPOptimizer,
+    clipper: PerUnitClipper,
     entering: RowStates | None,
 ) -> None:
+    """Computes the losses of a batch's units and their gradients, one microbatch of the clipper.
+
+    Raises:
+        BatchMalformed: `entering` does not give the states of each row.
+    """
     rows, sizes = np.concatenate(batch.rows_of_unit), np.array([len(own) for own in batch.rows_of_unit])
     device = next(iter(adapted.trained.values())).device
 
@@ -369,11 +393,10 @@ def _accumulate(
 
     # Before the microbatch is open: what is not kept is computed now, by the model.
     states = None if entering is None else _states_of(rows, batch, entering).to(device)
-    with optimizer.clipper.microbatch(np.repeat(batch.units, sizes), batch.length, num_rows=batch.num_rows):
+    with clipper.microbatch(np.repeat(batch.units, sizes), batch.length, num_rows=batch.num_rows):
         by_row = adapted.losses(filled(ids[rows]), filled(targets[rows]), states)
         share = filled(np.repeat(1 / sizes, sizes)).to(by_row)  # the mean inside a unit
         (by_row * share).sum().backward()  # type: ignore[no-untyped-call]
-    optimizer.accumulate()
 
 
 def _states_of(rows: Integers, batch: Batch, entering: RowStates) -> torch.Tensor:

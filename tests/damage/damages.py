@@ -135,5 +135,5 @@ SERVERS = {"run", "serve"}  # started as processes of their own
 WITHOUT_HOME = {
     "demo", "study compare", "budget verify", "adapter combine", "adapter carry", "adapter ask", "adapter serve",
     "backbone build", "backbone import", "backbone moments", "backbone compress", "backbone list", "backbone show",
-    "backbone routing", "restore", "chart read", "chart build", "space build", "search", "health",
+    "backbone routing", "restore", "chart read", "chart build", "space build", "search", "health", "simulate",
 }  # fmt: skip

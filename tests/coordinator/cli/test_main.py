@@ -57,7 +57,7 @@ COMMANDS = (
     "adapter+evaluate adapter+routing adapter+map "
     "space+build audit+log audit+verify audit+export audit+privacy "
     "operator+add operator+list operator+renew operator+revoke operator+recover keys+seal keys+unseal keys+rotate "
-    "keys+status demo"
+    "keys+status demo simulate"
 )
 
 
