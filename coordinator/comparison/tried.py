@@ -4,15 +4,13 @@ The file is added to and never rewritten, so it counts every look at held-out re
 picked from many is worth less than one that was the only one.
 """
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ...models.strict import Digest, StrictModel
-from ..errors import StateDamaged
+from ..kept_lines import KeptLines
 
 FORMAT = 1
 FILE = "tried.jsonl"
@@ -60,9 +58,12 @@ class Tried:
         Raises:
             StateDamaged: a line is no cell; the message names it.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / FILE
-        self.cells = list(_read(self.path)) if self.path.exists() else []
+        self._kept = KeptLines(folder / FILE, Cell, "cell of a comparison")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those that are kept, oldest first."""
+        return self._kept.lines
 
     def find(self, inputs: str, rung: str, site: str | None, seed: int) -> Cell | None:
         """Finds the cell that was computed from these inputs."""
@@ -70,14 +71,8 @@ class Tried:
         return next((cell for cell in self.cells if (cell.inputs, cell.rung, cell.site, cell.seed) == wanted), None)
 
     def add(self, cell: Cell) -> None:
-        """Appends a cell in one write, and waits until it is on disk."""
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, cell.model_dump_json().encode() + b"\n")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self.cells.append(cell)
+        """Appends a cell, and waits until it is on disk."""
+        self._kept.add(cell)
 
     def count(self, held_out: str) -> Count:
         """Counts all that was tried on these held-out records."""
@@ -88,16 +83,3 @@ class Tried:
             settings=len({cell.inputs for cell in cells}),
             seeds=len({cell.seed for cell in cells}),
         )
-
-
-def _read(path: Path) -> Iterable[Cell]:
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):  # the end of a write that never came to its end
-        os.truncate(path, whole)
-    for number, line in enumerate(data[:whole].splitlines(), start=1):
-        try:
-            yield Cell.model_validate_json(line)
-        except ValidationError as err:
-            problem = f"{path}, line {number}, is no cell of a comparison: it was changed, or is of another version"
-            raise StateDamaged(f"{problem}. Restore it, or name another folder with --out") from err

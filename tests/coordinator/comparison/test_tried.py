@@ -28,8 +28,8 @@ def test_what_was_added_is_read_back(tmp_path):
 def test_a_line_that_a_crash_cut_short_is_dropped_and_overwritten(tmp_path):
     tried = Tried(tmp_path)
     tried.add(CELL)
-    whole = tried.path.read_bytes()
-    tried.path.write_bytes(whole + whole[:40])
+    whole = (tmp_path / "tried.jsonl").read_bytes()
+    (tmp_path / "tried.jsonl").write_bytes(whole + whole[:40])
     again = Tried(tmp_path)
     assert again.cells == [CELL]
     again.add(changed(seed=2))
