@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from ...privacy.report import templating
-from ...privacy.report.plot import Plot, Scale, linear
+from ...privacy.report.plot import Plot, Scale, between, linear
 from .figures import CAUTION, Comparison, Point, Row, spread
 from .ladder import OWN
 
 _GAP = 64  # from the largest epsilon to the place of no privacy
-_STEPS, _MOST_TICKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2), 8
 
 
 def render_html(comparison: Comparison) -> str:
@@ -65,15 +64,9 @@ def _across(comparison: Comparison, picture: Plot) -> Scale:
 
 def _up(comparison: Comparison, picture: Plot) -> Scale:
     """Draws the axis of utility, around what was found."""
-    low, high = _reach(_drawn(comparison)[0])
-    step = next((step for step in _STEPS if (high - low) / step <= _MOST_TICKS), _STEPS[-1])
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    last = max(last, first + 1)
-    digits = 3 if step < 0.01 else 2
-    y = linear(first * step, last * step, *picture.y_range)
-    picture.y_axis(
-        comparison.metric, y, [(step * count, f"{step * count:.{digits}f}") for count in range(first, last + 1)]
-    )
+    marks = between(*_reach(_drawn(comparison)[0]))
+    y = linear(marks[0][0], marks[-1][0], *picture.y_range)
+    picture.y_axis(comparison.metric, y, marks)
     return y
 
 

@@ -134,6 +134,22 @@ def whole_ticks(last: int) -> list[tuple[float, str]]:
     return [(value, f"{value:,}") for value in found]
 
 
+def between(low: float, high: float, most: int = 8) -> list[tuple[float, str]]:
+    """Round numbers, the first at most `low` and the last at least `high`, for an axis that does not begin at 0."""
+    step = next((step for step in _SHARES if (high - low) / step <= most), _SHARES[-1])
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    digits = 3 if step < 0.01 else 2
+    return [(step * count, f"{step * count:.{digits}f}") for count in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Numbers 1, 2 and 5 times a power of ten from `low` to `high`, for a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return [(value, f"{value:g}") for value in found if low <= value <= high]
+
+
+_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # between ticks of an axis of shares
 _SPANS = (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600)  # seconds between ticks
 _DAYS = (1, 2, 7, 14, 28, 91, 182, 365, 730, 1825, 3650)
 

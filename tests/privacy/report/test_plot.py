@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.privacy.report.plot import Plot, linear, logarithmic, nice_top, ticks, time_ticks, whole_ticks
+from confide.privacy.report.plot import (
+    Plot,
+    between,
+    linear,
+    log_ticks,
+    logarithmic,
+    nice_top,
+    ticks,
+    time_ticks,
+    whole_ticks,
+)
 
 
 def test_a_linear_axis_takes_its_ends_to_the_ends_and_goes_no_further():
@@ -35,6 +45,21 @@ def test_whole_ticks_are_whole(last):
     assert found[0] == 0
     assert found[-1] <= last
     assert all(value == int(value) for value in found)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.8123, 0.8127), (0.5, 0.5), (0.61, 0.97), (0.849, 0.871)])
+def test_an_axis_between_two_values_reaches_both_in_a_few_round_steps(ends):
+    low, high = ends
+    found = [value for value, _ in between(low, high)]
+    assert found[0] <= low + 1e-9
+    assert found[-1] >= high - 1e-9
+    assert 2 <= len(found) <= 10
+    assert [float(text) for _, text in between(low, high)] == pytest.approx(found)
+
+
+def test_ticks_of_a_logarithmic_axis_are_ones_twos_and_fives_within_its_ends():
+    assert [value for value, _ in log_ticks(0.3, 12)] == pytest.approx([0.5, 1, 2, 5, 10])
+    assert [text for _, text in log_ticks(0.05, 0.2)] == ["0.05", "0.1", "0.2"]
 
 
 @pytest.mark.parametrize("seconds", [60, 3_600, 86_400, 40 * 86_400, 3000 * 86_400])
