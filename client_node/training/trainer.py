@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,14 @@ from ...models.errors import BackboneMismatch
 from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
-from ...privacy.mechanism.batches import RowStates, entering_states, probed_shapes, states_when_asked, used_tokens
+from ...privacy.mechanism.batches import (
+    BatchShapes,
+    RowStates,
+    entering_states,
+    probed_shapes,
+    states_when_asked,
+    used_tokens,
+)
 from ...privacy.mechanism.independence import kept_gap, refuse_dependence
 from ...privacy.mechanism.many_sites import SiteTable, many_releases
 from ...privacy.mechanism.sampling import SeededBytes
@@ -36,7 +43,7 @@ from ..errors import FileDamaged, NoRoom
 from ..replay.following import start_state
 from ..study import Study, StudyDraft
 from .kept_states import RecordStates
-from .known_shapes import KnownShapes, computing_digest
+from .known_shapes import computing_digest
 from .study_model import StudyModel, load_study_model, unused_experts
 
 logger = logging.getLogger(__name__)
@@ -77,6 +84,13 @@ def release_terms(
     )
 
 
+class FoundShapes(Protocol):
+    """Shapes of batches that were found before."""
+
+    def find(self, study: Study, adapted: AdaptedModel, max_rows: int, probe: Callable[[], BatchShapes]) -> BatchShapes:
+        """Returns the shapes that were found for what computes here, or those that `probe` finds."""
+
+
 class Trainer:
     """Trains one study's model on one site's records."""
 
@@ -92,7 +106,7 @@ class Trainer:
         threads: int,
         group: WorkerGroup | None = None,
         place: Callable[[AdaptedModel], object] | None = None,
-        known: KnownShapes | None = None,
+        known: FoundShapes | None = None,
         kept: KeptStates | None = None,
         loaded: StudyModel | None = None,
     ) -> None:

@@ -66,6 +66,7 @@ app.command(
     epilog=epilog(
         "coordinator simulate study.toml records --sites 200 --split iid",
         "coordinator simulate study.json records --secret-sharing",
+        "coordinator simulate study.toml records --sweep adapter.rank=4,8",
     ),
 )(simulating.simulate)
 app.command("backup", epilog=epilog("coordinator backup federation.backup --passphrase-file passphrase"))(backup.backup)

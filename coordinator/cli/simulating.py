@@ -11,6 +11,7 @@ from rich.markup import escape
 from ...client_node.cli.application import INTERRUPTED, JsonOption
 from ...client_node.cli.console import err, out, print_json, table_of, tell
 from ..errors import StudyRefused
+from .sweeping import sweep_and_show
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ...client_node.study import Study, StudyDraft
@@ -58,6 +59,19 @@ def simulate(
         Path | None, typer.Option("--out", help="What is done is kept here; default simulation/NAME.")
     ] = None,
     unit_column: Annotated[str | None, typer.Option(help="Column that names the unit; default UNIT_id.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="Try values of a setting, as privacy.clip_norm=0.5,1,2; again for each: every combination is a trial.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Trials at random instead of every one; then NAME=LOW..HIGH, too."),
+    ] = None,
+    draw_seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of which trials are drawn.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each trial, with --seed and those after.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate a study with many sites on this machine: the same code, the same noise, the same ε, no network.
@@ -74,12 +88,19 @@ def simulate(
     usual = study.parent / draft.model.backbone
     if not (backbone or usual).is_dir():
         raise StudyRefused(f"{backbone or usual}: there is no such folder; name that of the frozen model: --backbone")
-    folder = directory or Path("simulation", draft.name)
+    folder = directory or Path("simulation" if sweep is None else "sweep", draft.name)
     plan = Plan(
         sites=sites, split=split, seed=seed, secret_sharing=secret_sharing, evaluate_every=evaluate_every,
         max_rows=rows, workers=workers,
         faults=Faults(dropouts=dropouts, slow=slow, slow_s=slow_s, malicious=malicious, length=length),
     )  # fmt: skip
+    if sweep:
+        return sweep_and_show(
+            given, records, folder, sweep=sweep, trials=trials, draw_seed=draw_seed, seeds=seeds, plan=plan,
+            backbone=backbone or usual, unit_column=unit_column, as_json=as_json,
+        )  # fmt: skip
+    if trials is not None or seeds > 1:
+        raise typer.BadParameter("they are those of a sweep: say --sweep NAME=VALUES", param_hint="--trials, --seeds")
     try:
         with watching() as watch:
             found = run(
@@ -101,7 +122,11 @@ def show_simulation(found: "Simulation", folder: Path, as_json: bool) -> None:
     title = f"{settings.study}: {settings.sites} simulated sites, {found.metric} on held-out records"
     out.print(table_of(escape(title), [_row(each) for each in shown(found.rounds)]), highlight=False)
     values = sorted(each.metric for each in found.sites if each.metric is not None)
-    lines = [CAUTION, f"Figures: {folder / 'simulation.json'}; adapter for PEFT: {folder / 'adapter'}"]
+    lines = [
+        CAUTION,
+        f"Page and figures: {folder / 'simulation.html'}, {folder / 'simulation.json'}",
+        f"Adapter for PEFT: {folder / 'adapter'}",
+    ]
     if values:
         tenth, middle = values[len(values) // 10], values[len(values) // 2]
         lines.insert(

@@ -1,5 +1,8 @@
 """Simulated runs: a study with hundreds of sites on one machine, on records that must be public or synthetic.
 
+`sweeping` simulates a study with other settings, which `axes` reads; `swept` has what came of it. `run_page` draws one
+run.
+
 >>> from confide.coordinator.simulation import Plan
 >>> Plan(sites=200, split="dirichlet:0.5").faults.dropouts
 0.0
@@ -15,4 +18,4 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, engine="simulate", outcome="Faults Plan Simulation")
 
-__all__ = ["Faults", "Plan", "Simulation", "engine", "outcome", "simulate"]
+__all__ = ["Faults", "Plan", "Simulation", "axes", "engine", "outcome", "run_page", "simulate", "sweeping", "swept"]

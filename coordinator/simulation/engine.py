@@ -19,7 +19,7 @@ from ...client_node.replay.following import RoundStart, beginning, start_digest,
 from ...client_node.study import Study, StudyDraft, cost
 from ...client_node.study.terms import parse_draft
 from ...client_node.training.study_model import StudyModel, load_study_model
-from ...client_node.training.trainer import Trainer
+from ...client_node.training.trainer import FoundShapes, Trainer
 from ...kernels.segments import Segments
 from ...models.adapters import ModelCard, export
 from ...models.records.kind import SHARE
@@ -48,6 +48,7 @@ def simulate(
     plan: Plan,
     backbone: Path,
     unit_column: str | None = None,
+    known: FoundShapes | None = None,
     watch: Watch = lambda done, total, newest: None,
 ) -> Simulation:
     """Simulates the rounds of a study that `out` does not hold yet.
@@ -61,6 +62,7 @@ def simulate(
         out: folder of one simulation.
         backbone: folder of the frozen model.
         unit_column: that names the unit; None: the study's unit and `_id`.
+        known: shapes of batches that were found before; None to find them anew.
 
     Raises:
         DataInvalid: a cell does not fit.
@@ -71,7 +73,7 @@ def simulate(
         StudyRefused: the plan does not fit the records or the study, or `out` holds another simulation.
     """
     with thread_count(1):
-        ready = _ready(study, records, plan, backbone, unit_column)
+        ready = _ready(study, records, plan, backbone, unit_column, known)
         kept = Kept.of(out, ready.digest)
         with processes(ready.bench, ready.workers) as group:
             course = _Course(ready, group, kept)
@@ -98,7 +100,14 @@ class _Ready:
         return "auc" if judged == "labels" else SHARE[judged]
 
 
-def _ready(given: StudyDraft | Study, records: Path, plan: Plan, backbone: Path, unit_column: str | None) -> _Ready:
+def _ready(
+    given: StudyDraft | Study,
+    records: Path,
+    plan: Plan,
+    backbone: Path,
+    unit_column: str | None,
+    known: FoundShapes | None,
+) -> _Ready:
     """Reads records and model, divides the records, and makes the study of the simulated sites."""
     _require_plan(given, plan)
     draft = given.draft if isinstance(given, Study) else given
@@ -111,7 +120,7 @@ def _ready(given: StudyDraft | Study, records: Path, plan: Plan, backbone: Path,
     study = given if isinstance(given, Study) else _study(draft, sites.names, model)
     trainer = Trainer(
         study, backbone, _no_table, site=sites.names[0], site_noise=study.site_noise(study.planned_round(1)),
-        max_rows=plan.max_rows, threads=1, loaded=model,
+        max_rows=plan.max_rows, threads=1, known=known, loaded=model,
     )  # fmt: skip
     hostile = malicious(study, plan.faults, plan.seed)
     vector = np.frombuffer(mmap.mmap(-1, 4 * study.dim), dtype=np.float32)

@@ -14,8 +14,9 @@ from ...models.strict import Digest, StrictModel
 from ..errors import StateDamaged, StudyRefused
 from ..store.run_folder import state_file
 from .outcome import RoundOutcome, Simulation
+from .run_page import render_html
 
-FILE, OUTCOME = "rounds.json", "simulation.json"
+FILE, OUTCOME, PAGE = "rounds.json", "simulation.json", "simulation.html"
 _MOST_BYTES = 2**28
 _REMEDY = "Name another folder with --out, or delete this one and simulate from the start"
 
@@ -82,5 +83,6 @@ class Kept:
                 other.unlink()
 
     def tell(self, outcome: Simulation) -> None:
-        """Writes what there is to tell, for programs."""
+        """Writes what there is to tell, for programs and as a page."""
         write_private(self.folder / OUTCOME, json.dumps(outcome.to_dict(), indent=1).encode())
+        write_private(self.folder / PAGE, render_html(outcome).encode())

@@ -114,7 +114,7 @@ def read_sites(
         DataInvalid: a cell does not fit.
         StudyRefused: no records are there, or fewer units than sites, or they cannot be divided so.
     """
-    folder, names = (folder, study.site_names()) if split is None else _sources(folder)
+    folder, names = (folder, study.site_names()) if split is None else sources(folder)
     parts = policies(study, folder, names, unit_column)
     column = split.column if split else ""
     pools = []
@@ -146,7 +146,7 @@ def read_sites(
     return Sites(tuple(f"site-{n:0{digits}d}" for n in range(1, count + 1)), divided[0], divided[1], digest)
 
 
-def _sources(folder: Path) -> tuple[Path, list[str]]:
+def sources(folder: Path) -> tuple[Path, list[str]]:
     """Finds folders of records: those inside `folder`, or itself."""
     if any((folder / name).is_file() for name in _TABLES):
         return folder.resolve().parent, [folder.resolve().name]

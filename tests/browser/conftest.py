@@ -16,6 +16,7 @@ from confide.coordinator.comparison.ladder import NONE, OWN, RUNGS
 from confide.coordinator.comparison.tried import Count
 from confide.coordinator.routing import page as router_page
 from confide.coordinator.routing.measuring import Routing
+from confide.coordinator.simulation import run_page, sweep_page
 from confide.coordinator.store.tables import Run
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, save
@@ -25,6 +26,7 @@ from confide.privacy.report.language import languages
 
 from ..client_node.conftest import STUDY_TOML, site_in
 from ..coordinator.conftest import SITES
+from ..coordinator.simulation import made_up
 from ..privacy.ledgers import eventful_report
 from . import federations, sites
 from .looking import Pictures, Place
@@ -225,6 +227,24 @@ def ladder(tmp_path_factory):
         rounds=40, held_out=4812, asked=(OWN, "1", "2", "8", NONE), rows=rows, tried=Count(88, len(RUNGS), 5, 5),
     )  # fmt: skip
     return _file(tmp_path_factory, comparison_page.render_html(found))
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """The page of a simulated run of 240 sites, some of them away, late, refused or malicious."""
+    return _file(tmp_path_factory, run_page.render_html(made_up.simulation()))
+
+
+@pytest.fixture(scope="session")
+def simulating(tmp_path_factory):
+    """The same of a run of four sites without privacy, of which two rounds are done and nothing was looked at."""
+    return _file(tmp_path_factory, run_page.render_html(made_up.simulation(4, done=2, epsilon=0.0)))
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """The page of a sweep of three settings in a grid."""
+    return _file(tmp_path_factory, sweep_page.render_html(made_up.sweep()))
 
 
 def _points(rung: str, height: int) -> tuple[Point, ...]:

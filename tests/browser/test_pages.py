@@ -138,6 +138,9 @@ PAGES = (
     *(Page(f"budget-report-{code}", "reports", f"{code}.html", is_brief=code != "en") for code in languages()),
     Page("routing", "routing"),
     Page("ladder", "ladder"),
+    Page("simulation", "simulated"),
+    Page("simulation-begun", "simulating", is_brief=True),
+    Page("sweep", "swept"),
     *OPERATORS_PAGES,
     *SITES_PAGES,
 )
