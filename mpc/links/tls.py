@@ -94,8 +94,8 @@ class TlsCommunicator:
         while waiting := [peer for peer, turn in turns.items() if not turn.is_over]:
             for peer in waiting:
                 with self._told(peer, step):
-                    turns[peer].go_on()
-            with selectors.DefaultSelector() as selector:
+                    turns[peer].go_on(deadline)
+            with selectors.PollSelector() as selector:  # unlike epoll it needs no descriptor, so none can be lacking
                 for peer in waiting:
                     if not turns[peer].is_over:
                         selector.register(self._links[peer], turns[peer].awaited)
@@ -104,7 +104,7 @@ class TlsCommunicator:
                     silent = next(peer for peer in waiting if not turns[peer].is_over)
                     with self._told(silent, step):
                         raise TimeoutError("timed out")
-        return {peer: bytes(turn.received) for peer, turn in turns.items()}
+        return {peer: bytes(turns.pop(peer).received) for peer in self._links}  # of one at a time there are two copies
 
     @contextmanager
     def _told(self, peer: int, step: str) -> Iterator[None]:
@@ -268,7 +268,9 @@ class _Turn:
 
     def __init__(self, link: ssl.SSLSocket, step: str, data: bytes, limit: int) -> None:
         self._link, self._tag, self._limit = link, step.encode("ascii"), limit
-        self._left = memoryview(_HEAD.pack(self._tag, len(data)) + data)
+        first = _RECORD - _HEAD.size
+        self._left = memoryview(_HEAD.pack(self._tag, len(data)) + data[:first])
+        self._rest = memoryview(data)[first:]  # goes out after it, and is not copied: words may have many megabytes
         self._head, self.received = bytearray(_HEAD.size), bytearray()
         self._room = memoryview(self._head)  # for what comes next
         self._knows_size = False
@@ -277,20 +279,21 @@ class _Turn:
     @property
     def is_over(self) -> bool:
         """True once all is sent and received."""
-        return not self._left and self._knows_size and not self._room
+        return not (self._left or self._rest) and self._knows_size and not self._room
 
-    def go_on(self) -> None:
+    def go_on(self, deadline: float) -> None:
         """Sends and receives what can be without waiting.
 
         Raises:
             PartyLost: the other party closed its link, is at another step, or sends too much.
-            OSError: the link broke.
+            OSError: the link broke, or it is past the deadline: bytes that come one by one need not make it wait.
         """
         self.awaited = 0
         for is_done, usual in ((self._send, selectors.EVENT_WRITE), (self._receive, selectors.EVENT_READ)):
             try:
                 while not is_done():
-                    pass
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("timed out")
             except BlockingIOError:  # of a socket without TLS
                 self.awaited |= usual
             except ssl.SSLWantReadError:  # TLS may have to receive before it can send
@@ -299,9 +302,11 @@ class _Turn:
                 self.awaited |= selectors.EVENT_WRITE
 
     def _send(self) -> bool:
+        if not self._left:
+            self._left, self._rest = self._rest, self._left
         if self._left:
             self._left = self._left[self._link.send(self._left[:_RECORD]) :]
-        return not self._left
+        return not (self._left or self._rest)
 
     def _receive(self) -> bool:
         if self._room:

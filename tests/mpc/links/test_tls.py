@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import os
+import resource
 import socket
 import ssl
 import struct
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -154,6 +157,81 @@ def test_a_party_that_trickles_is_lost_after_the_timeout(configs, connect):
         links[0].all_gather("TEST", b"", 100_000)
     over.set()
     thread.join()
+
+
+class Dripping:
+    """A link whose other end always has one byte more, and takes whatever comes."""
+
+    def __init__(self, size):
+        self._ends, self._head = socket.socketpair(), struct.pack(">4sI", b"TEST", size)
+
+    def fileno(self):
+        return self._ends[0].fileno()
+
+    def setblocking(self, is_blocking):
+        self._ends[0].setblocking(is_blocking)
+
+    def send(self, data):
+        return len(data)
+
+    def recv_into(self, room):
+        room[:1], self._head = self._head[:1] or b"x", self._head[1:]
+        return 1
+
+    def close(self):
+        for end in self._ends:
+            end.close()
+
+
+def test_a_party_that_trickles_without_a_pause_is_lost_after_the_timeout_too():
+    size = 100_000_000
+    links = TlsCommunicator(0, {1: Dripping(size), 2: Dripping(size)}, 0.3)
+    with pytest.raises(PartyLost, match=r"aggregator 1 is lost at step TEST: timed out") as raised:
+        links.all_gather("TEST", b"", size)
+    assert isinstance(raised.value.__cause__, TimeoutError)  # by which a party knows silence
+
+
+def test_a_step_takes_no_descriptor(configs, connect, kit):
+    links, limits = connect(configs), resource.getrlimit(resource.RLIMIT_NOFILE)
+    unused = os.dup(0)
+    os.close(unused)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused, limits[1]))
+    try:
+        found = together(kit, links)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found == [[b"zero", b"one", b"two"]] * 3
+
+
+def test_a_step_holds_both_words_that_come_and_one_copy(kit):
+    """The machine's memory is bought by this: a word of an update may have hundreds of megabytes."""
+    size, links = 8_000_000, kit.linked()
+    word = bytes(size)
+
+    def at_the_other_end(link):
+        link.settimeout(60)
+        taken, frame = 0, memoryview(struct.pack(">4sI", b"TEST", size) + word)
+        sending = threading.Thread(target=link.sendall, args=(frame,))
+        sending.start()
+        while taken < len(frame):
+            taken += len(link.recv(1 << 16))
+        sending.join()
+
+    others = [threading.Thread(target=at_the_other_end, args=(links[peer]._links[0],)) for peer in (1, 2)]
+    tracemalloc.start()
+    try:
+        before = 2 * size  # the others' frames, which are in this process too
+        for other in others:
+            other.start()
+        links[0].all_gather("TEST", word, size)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        for other in others:
+            other.join()
+        for one in links:
+            one.close()
+    assert peak - before < 3.5 * size
 
 
 def test_closed_link_is_noticed_at_once(configs, connect, kit):
