@@ -283,6 +283,7 @@ class Register:
             if _is_revoked(node):
                 raise Conflict(f"{node.name} was revoked before; nothing was changed")
             session.execute(update(NodeRow).where(NodeRow.name == node.name).values(**turned_out))
+            told_decisions.forget(session, node.name)
             self._store.log_action(session, "site.revoke", site=node.name)
 
     def leave(self, name: str) -> None:
@@ -303,6 +304,7 @@ class Register:
                 raise Conflict(f"{name} {'was revoked' if node.left_at is None else 'has left already'}")
             node.left_at = node.revoked_at = time.time()
             node.invite_digest = None
+            told_decisions.forget(session, name)
             self._store.log_action(session, "site.leave", site=name)
 
     def site_of(self, key: str) -> str | None:

@@ -7,7 +7,7 @@ that is newer than the last one. What is stored is for people: no run begins or 
 import time
 from collections.abc import Collection
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from ...client_node.wire.decisions import DecisionsWord, ToldDecision
@@ -56,6 +56,11 @@ def take(store: Store, word: DecisionsWord, coordinators: Collection[str]) -> No
             elif room > 0:
                 _store(store, session, node.name, row, each)
                 room -= 1
+
+
+def forget(session: Session, site: str) -> None:
+    """Deletes what a node has told that leaves or is revoked; an entry of the audit log says that it does."""
+    session.execute(delete(DecisionRow).where(DecisionRow.site == site))
 
 
 def _counting(store: Store, word: DecisionsWord) -> dict[str, ToldDecision]:

@@ -11,13 +11,14 @@ import pytest
 from confide.client_node import decision_teller, login
 from confide.client_node.approval.catalogue import refresh
 from confide.client_node.decision_teller import DecisionTeller, tell
-from confide.client_node.enrolment import Enrolment, NodeIdentity, outbound
+from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol, outbound
 from confide.client_node.enrolment.protocol import SIGNATURE_HEADER
 from confide.client_node.errors import CallUnknown, CoordinatorRefused, SecondPersonMissing
 from confide.client_node.policy import decisions, pending
 from confide.client_node.traffic import Traffic
 from confide.client_node.wire.decisions import DECISIONS_PATH, MOST_BYTES, DecisionsWord, ToldDecision
 from confide.coordinator.gateway import gate as gate_module
+from confide.coordinator.run.approvals import approvals
 from confide.coordinator.store.tables import StudyRow
 
 from ..coordinator.conftest import logged
@@ -181,6 +182,29 @@ def test_nobody_tells_in_the_name_of_another(gate, home, tmp_path):
     assert told(gate) == []  # the study does not name north
     gate.register.revoke("svi")
     assert send(home, word_of(home, said), NodeIdentity.load(home)).status_code == 401
+
+
+@pytest.mark.parametrize("end", ["leave", "revoke"])
+def test_who_leaves_or_is_revoked_approves_nothing_any_more(gate, home, end):
+    study = offer(gate, home)
+    decisions.approve(home, study)
+    tell(home)
+    assert approvals(gate.store, gate.store.study(study)).approved == 1
+    getattr(gate.register, end)("svi")
+    found = approvals(gate.store, gate.store.study(study))
+    assert {each.says for each in found.parties} == {"has not said"}
+    with pytest.raises(CoordinatorRefused):
+        tell(home)
+
+
+def test_who_comes_back_tells_anew(gate, home, at_once):
+    study = offer(gate, home)
+    decisions.approve(home, study)
+    tell(home)
+    gate.register.leave("svi")
+    enrol(gate.code("svi"), home, again=True)
+    tell(home)
+    assert [each[:3] for each in told(gate)] == [("svi", study, "approved")]
 
 
 def test_an_older_word_does_not_come_back_even_after_the_gate_has_forgotten_it(gate, home):
