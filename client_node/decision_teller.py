@@ -58,6 +58,11 @@ class DecisionTeller:
             self._thread = threading.Thread(target=self._tell, name="confide-decisions", daemon=True)
             self._thread.start()
 
+    def settle(self) -> None:
+        """Waits, a minute at most, for a word on its way: beside a step, its time would tell how busy the node is."""
+        if self._thread is not None:
+            self._thread.join(_ANSWER_S)
+
     def _tell(self) -> None:
         try:
             tell(self._home, self._count)

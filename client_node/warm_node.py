@@ -179,6 +179,7 @@ class WarmNode:
 
     def _answer(self, session: Session, question: Question) -> None:
         self._vitals.asked(question.kind)
+        self._decisions.settle()
         try:
             message = session.receive(question)
         except Undelivered as err:

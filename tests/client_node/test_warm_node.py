@@ -1,10 +1,13 @@
 """What a warm node tells of a refusal, to the coordinator and in its log."""
 
 import logging
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from confide.client_node import decision_teller
 from confide.client_node.enrolment import Enrolment, protocol
 from confide.client_node.errors import CoordinatorRefused, CoordinatorUnreachable, SiteAway
 from confide.client_node.flower import pack
@@ -94,6 +97,26 @@ def test_what_comes_and_what_leaves_is_counted_by_kind(site):
         "step": Passed(came=2, came_bytes=4, answered=1, failed=1, left_bytes=508 + len(told[0])),
         "replay": Passed(came=1, came_bytes=2, failed=1, left_bytes=len(told[1])),
     }
+
+
+def test_a_word_on_decisions_has_left_before_a_message_is_handled(site, monkeypatch):
+    order, is_begun = [], threading.Event()
+
+    def tell_slowly(home, on_leaving):
+        is_begun.set()
+        time.sleep(0.2)
+        order.append("told")
+
+    def handle(kind, packet):
+        order.append("handled")
+        return Packet(b"")
+
+    monkeypatch.setattr(decision_teller, "tell", tell_slowly)
+    node = WarmNode(site.identity, Enrolment.load(site.home), handle)
+    node._decisions.look()
+    assert is_begun.wait(60)
+    node._answer(PlayedSession(), SimpleNamespace(kind="step", until=0.0))
+    assert order == ["told", "handled"]
 
 
 @pytest.mark.parametrize(("error", "tries_again"), [(CoordinatorUnreachable, True), (CoordinatorRefused, False)])
