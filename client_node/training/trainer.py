@@ -184,8 +184,11 @@ class Trainer:
         self._max_rows = max_rows
         self._states: RecordStates | None = None  # of the table, once it was looked at
         self._given: RowStates | None = None  # of the table, for a trainer of several
+        self._repetition = 0
 
-    def beside(self, site: str, examples: Examples, *, entering: RowStates | None = None) -> "Trainer":
+    def beside(
+        self, site: str, examples: Examples, *, entering: RowStates | None = None, repetition: int = 0
+    ) -> "Trainer":
         """Makes the trainer of another site, with these records, that computes with this one's model and shapes.
 
         It is for simulating many sites on one machine, one after the other, as they share the model's state.
@@ -193,10 +196,12 @@ class Trainer:
         Args:
             entering: gives states of these records by row, as `states_of` has computed them; None to compute them in
                 every step, with the same result.
+            repetition: which of several runs in mode "none", each with samples of its own; 0 has those of a site.
         """
         other = copy.copy(self)
         draft = self._study.draft
         other._site, other._examples, other._kept, other._states, other._given = site, examples, None, None, entering
+        other._repetition = repetition
         other._terms = replace(
             self._terms, weight=draft.aggregation.weight_of(site), trained_rank=draft.adapter.rank_of(site)
         )
@@ -424,4 +429,6 @@ class Trainer:
         if self._study.draft.privacy.mode != "none":
             return os.urandom
         seed = f"confide/unprotected/1|{self._study.study_hash}|{self._site}|{round_number}"
+        if self._repetition:
+            seed += f"|{self._repetition}"
         return SeededBytes(hashlib.sha256(seed.encode()).digest())

@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import mmap
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -96,6 +96,7 @@ class Bench:
     malicious: frozenset[int]
     states: States | None
     vector: npt.NDArray[np.float32]  # [dim], what the round starts from; shared
+    repetition: int = 0  # in mode "none", which of many runs of one study; 0: as the real one
 
     def fill(self, rows: Integers) -> None:
         """Computes the states of some records."""
@@ -104,29 +105,42 @@ class Bench:
         for place, states in found:
             self.states.put(int(rows[place]), states)
 
-    def share(self, number: int, digest: str, own: Sequence[int], summed: int) -> Share:
-        """Computes the vectors of some sites in a round, and adds them.
+    def share(self, number: int, digest: str, own: Sequence[int]) -> Share:
+        """Computes the vectors of some sites in a round, and adds those that the norm check lets pass.
 
         Args:
             digest: of what the round starts from.
             own: the sites.
-            summed: number of all sites that are there.
         """
+        planned, refused = self.study.planned_round(number), list[int]()
+
+        def passing() -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+            for site, vector in self._vectors(own, planned):
+                if site in self.malicious and is_refused(vector, planned, self._sketch_seed(site, number)):
+                    refused.append(site)
+                else:
+                    yield site, vector
+
+        return Share(self._added(passing(), planned, digest), tuple(refused))
+
+    def topups(self, number: int, digest: str, own: Sequence[int], summed: int) -> Share:
+        """Adds the noise by which some sites make up for the missing ones, in a sum over `summed` sites."""
         planned = self.study.planned_round(number)
+        noise = self.study.topup_noise(planned, summed)
+        drawn = ((site, discrete_gaussian(noise, planned.dim)) for site in own)
+        return Share(self._added(drawn, planned, digest), ())
+
+    def _added(
+        self, vectors: Iterable[tuple[int, npt.NDArray[np.int64]]], planned: PlannedRound, digest: str
+    ) -> list[RingVector]:
         ring = Ring(planned.ring_bits, planned.scale_bits)
         is_shared = self.plan.secret_sharing
         sums = [np.zeros(planned.dim, ring.unsigned) for _ in range(3 if is_shared else 1)]
-        refused = []
-        for site, vector in self._vectors(own, planned):
-            if site in self.malicious and is_refused(vector, planned, self._sketch_seed(site, number)):
-                refused.append(site)
-                continue
-            if summed < self.study.draft.min_untopped:
-                vector = vector + discrete_gaussian(self.study.topup_noise(planned, summed), planned.dim)
+        for site, vector in vectors:
             parts = self._split(vector, planned, site, digest) if is_shared else [from_integers(vector, ring)]
             for total, part in zip(sums, parts, strict=True):
                 total += part
-        return Share(sums, tuple(refused))
+        return sums
 
     def measure(self, site: int, metric: str) -> float | None:
         """Measures the state in `vector` on one site's held-out records."""
@@ -146,7 +160,8 @@ class Bench:
     def _trainer(self, site: int) -> Trainer:
         rows = self.sites.train.rows_of_site[site]
         entering = None if self.states is None else self.states.at(rows)
-        return self.trainer.beside(self.sites.names[site], self.sites.train.of(site), entering=entering)
+        own = self.sites.train.of(site)
+        return self.trainer.beside(self.sites.names[site], own, entering=entering, repetition=self.repetition)
 
     def _split(self, vector: npt.NDArray[np.int64], planned: PlannedRound, site: int, digest: str) -> list[RingVector]:
         """Splits a vector as its site would, and gives each aggregator's share of it."""
@@ -190,10 +205,10 @@ class Processes:
             for place, task in enumerate(tasks):
                 yield place, call(self._bench, *task)
             return
-        place_of: dict[Future[T], int] = {
-            self._executor.submit(_call, call.__name__, *task): place for place, task in enumerate(tasks)
-        }
-        try:
+        try:  # also if it ended before it was given a task
+            place_of: dict[Future[T], int] = {
+                self._executor.submit(_call, call.__name__, *task): place for place, task in enumerate(tasks)
+            }
             for done in as_completed(place_of):
                 yield place_of[done], done.result()
         except BrokenProcessPool as err:

@@ -24,14 +24,15 @@ from ...kernels.segments import Segments
 from ...models.adapters import ModelCard, export
 from ...models.records.kind import SHARE
 from ...mpc.sharing import Ring
+from ...mpc.sharing.ring import RingVector
 from ...privacy.accounting import Release, epsilon_pld
 from ...privacy.mechanism.batches import thread_count
 from ..comparison import federated
 from ..errors import RunRefused, StudyRefused
 from ..studies.learning_rates import with_rates
-from .bench import Bench, Processes, States, measured, processes, value_of
+from .bench import Bench, Processes, Share, States, measured, processes, value_of
 from .faults import Attendance, attendance, malicious
-from .kept import Kept
+from .kept import Kept, held
 from .outcome import Plan, RoundOutcome, Settings, Simulation, SiteOutcome
 from .sites import Sites, Split, read_sites
 
@@ -65,6 +66,7 @@ def simulate(
         known: shapes of batches that were found before; None to find them anew.
 
     Raises:
+        Conflict: another process simulates into `out`.
         DataInvalid: a cell does not fit.
         RunFailed: a process ended.
         RunRefused: the norm check has left so many sites out that no sum may be opened.
@@ -72,12 +74,11 @@ def simulate(
         StudyInvalid: the study's terms do not fit so many sites.
         StudyRefused: the plan does not fit the records or the study, or `out` holds another simulation.
     """
-    with thread_count(1):
+    with held(out), thread_count(1):
         ready = _ready(study, records, plan, backbone, unit_column, known)
-        kept = Kept.of(out, ready.digest)
         with processes(ready.bench, ready.workers) as group:
-            course = _Course(ready, group, kept)
-            watch(len(kept.rounds), course.total, None)
+            course = _Course(ready, group, Kept.of(out, ready.digest))
+            watch(course.done, course.total, None)
             if not course.is_over:
                 course.fill()
             for checkpoint in federated.rounds(ready.study, course.checkpoint(), course.total_of):
@@ -91,7 +92,6 @@ class _Ready:
     sites: Sites
     bench: Bench
     workers: int
-    split: str | None
     digest: str  # of all that decides the result
 
     @property
@@ -112,7 +112,7 @@ def _ready(
     _require_plan(given, plan)
     draft = given.draft if isinstance(given, Study) else given
     model = load_study_model(draft, backbone, expected_hash=given.backbone_hash if isinstance(given, Study) else None)
-    split = None if plan.sites is None and plan.split is None else Split.parse(plan.split or "iid")
+    split = None if plan.divided is None else Split.parse(plan.divided)
     sites = read_sites(
         cost.provisional(draft, dim=1), model, records,
         split=split, sites=plan.sites, seed=plan.seed, unit_column=unit_column,
@@ -124,13 +124,14 @@ def _ready(
     )  # fmt: skip
     hostile = malicious(study, plan.faults, plan.seed)
     vector = np.frombuffer(mmap.mmap(-1, 4 * study.dim), dtype=np.float32)
-    bench = Bench(study, trainer, sites, plan, hostile, States.room_for(trainer, sites.train), vector)
+    states = States.room_for(trainer, sites.train)
+    bench = Bench(
+        study, trainer, sites, plan, hostile, states, vector, repetition=0 if isinstance(given, Study) else plan.seed
+    )
     decides = asdict(replace(plan, workers=None, evaluate_every=1))
     digest = hashlib.sha256(json.dumps([study.study_hash, sites.digest, unit_column, decides]).encode()).hexdigest()
     cores = len(os.sched_getaffinity(0))
-    return _Ready(
-        study, sites, bench, min(plan.workers or cores, len(sites.names)), None if split is None else str(split), digest
-    )
+    return _Ready(study, sites, bench, min(plan.workers or cores, len(sites.names)), digest)
 
 
 def _require_plan(given: StudyDraft | Study, plan: Plan) -> None:
@@ -183,9 +184,14 @@ class _Course:
         return self._study.draft.rounds.rounds
 
     @property
+    def done(self) -> int:
+        """Number of rounds that are done."""
+        return len(self._kept.rounds)
+
+    @property
     def is_over(self) -> bool:
         """True if no round is left."""
-        return len(self._kept.rounds) == self.total
+        return self.done == self.total
 
     def checkpoint(self) -> Checkpoint:
         """The checkpoint that the next round follows."""
@@ -204,21 +210,31 @@ class _Course:
         self._began, planned = time.monotonic(), start.planned
         there = self._there = attendance(self._study, self._bench.plan.faults, self._bench.plan.seed, planned.number)
         self._bench.vector[:] = start.vector
-        tasks = [(planned.number, start.digest, own, len(there.summed)) for own in self._group.chunks(there.summed)]
+        tasks = [(planned.number, start.digest, own) for own in self._group.chunks(there.summed)]
         total = np.zeros(planned.dim, Ring(planned.ring_bits, planned.scale_bits).unsigned)
-        refused: list[int] = []
-        for _, share in self._group.each(Bench.share, tasks):
-            for part in share.sums:
-                total += part
-            refused += share.refused
-        self._refused = tuple(sorted(refused))
-        kept = len(there.summed) - len(refused)
+        self._refused = self._add(total, Bench.share, tasks)
+        summed = [site for site in there.summed if site not in self._refused]
+        kept = len(summed)
         if kept < self._study.quorum:
             raise RunRefused(
                 f"round {planned.number}: the norm check leaves {kept} sites, and a sum needs {self._study.quorum}; a "
                 "real run stops here. Rounds before it are kept"
             )
+        if kept < self._study.draft.min_untopped:  # for whoever is missing, those that were refused too
+            topped = [(planned.number, start.digest, own, kept) for own in self._group.chunks(summed)]
+            self._add(total, Bench.topups, topped)
         return total.tobytes(), kept
+
+    def _add(
+        self, total: RingVector, call: Callable[..., Share], tasks: Sequence[tuple[object, ...]]
+    ) -> tuple[int, ...]:
+        """Adds what processes compute to the total; returns the sites that were refused."""
+        refused: list[int] = []
+        for _, share in self._group.each(call, tasks):
+            for part in share.sums:
+                total += part
+            refused += share.refused
+        return tuple(sorted(refused))
 
     def commit(self, checkpoint: Checkpoint) -> RoundOutcome:
         """Keeps a round: its checkpoint, and what is told of it."""
@@ -280,9 +296,8 @@ class _Course:
         """Computes epsilon as a budget report does, for a unit whose site was in every sum."""
         releases: Counter[Release] = Counter()
         for each in rounds:
-            fixed, planned = each.summed + len(each.refused), self._study.planned_round(each.number)
-            made = cost.release(self._study, planned, sites=fixed).over(fixed)
-            releases[replace(made, sites=each.summed)] += 1
+            planned = self._study.planned_round(each.number)
+            releases[cost.release(self._study, planned, sites=each.summed).over(each.summed)] += 1
         return self._bound(releases)
 
     def _bound(self, releases: Counter[Release]) -> float | None:
@@ -298,7 +313,7 @@ class _Course:
             study=draft.name,
             study_hash=self._study.study_hash,
             sites=len(self._ready.sites.names),
-            split=plan.split if self._ready.split is not None else None,
+            split=plan.divided,
             seed=plan.seed,
             mode=draft.privacy.mode,
             noise_multiplier=draft.privacy.noise_multiplier,

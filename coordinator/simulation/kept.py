@@ -1,7 +1,10 @@
 """Keeps what a simulation has done: each round's outcome, and the checkpoint of the last one."""
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,12 +14,13 @@ from ...client_node.errors import CheckpointDamaged
 from ...client_node.files import damaged, read_json, write_private
 from ...client_node.replay import Checkpoint
 from ...models.strict import Digest, StrictModel
-from ..errors import StateDamaged, StudyRefused
+from ..errors import Conflict, StateDamaged, StudyRefused
 from ..store.run_folder import state_file
 from .outcome import RoundOutcome, Simulation
 from .run_page import render_html
 
 FILE, OUTCOME, PAGE = "rounds.json", "simulation.json", "simulation.html"
+_LOCK = ".lock"
 _MOST_BYTES = 2**28
 _REMEDY = "Name another folder with --out, or delete this one and simulate from the start"
 
@@ -29,6 +33,22 @@ class _Kept(StrictModel):
 
 
 _FORM = TypeAdapter(_Kept)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder for one process: two would delete each other's checkpoints, or judge a trial twice.
+
+    Raises:
+        Conflict: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise Conflict(f"another process simulates into {folder}: wait for it, or name another --out") from err
+        yield
 
 
 class Kept:

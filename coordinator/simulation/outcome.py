@@ -29,12 +29,17 @@ class Plan:
 
     sites: int | None = None  # simulated sites; None: the study's own, each with the records of its own folder
     split: str | None = None  # of units: "iid", "dirichlet:ALPHA" or "by-column:NAME"; None: iid, if `sites` is given
-    seed: int = 0  # of the split and the faults; in mode "none", with the study's hash, all that is random
+    seed: int = 0  # of the split and the faults; of a draft in mode "none", with its hash, of who is sampled too
     faults: Faults = Faults()
     secret_sharing: bool = False  # True to split every vector in three shares, with the same sum
     evaluate_every: int = 1  # rounds between two looks at the held-out records; 0: only after the last one
     max_rows: int = 256  # that a site computes at once; the default is that of a site.toml
     workers: int | None = None  # processes; None: one a core
+
+    @property
+    def divided(self) -> str | None:
+        """The way in which units are divided; None: they are where their folders have them."""
+        return "iid" if self.split is None and self.sites is not None else self.split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,21 +2,30 @@
 
 import json
 import math
+import os
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from confide.client_node.replay import Checkpoint
+from confide.client_node.replay.following import round_start
 from confide.client_node.study import load_draft
 from confide.coordinator.cli.main import app
-from confide.coordinator.errors import RunRefused, StateDamaged, StudyRefused
-from confide.coordinator.simulation import Faults, Plan, simulate
+from confide.coordinator.errors import Conflict, RunFailed, RunRefused, StateDamaged, StudyRefused
+from confide.coordinator.simulation import Faults, Plan, engine, simulate
+from confide.coordinator.simulation.bench import Bench, Processes, processes
+from confide.coordinator.simulation.kept import Kept, held
 from confide.coordinator.simulation.outcome import CAUTION
 from confide.models.adapters.peft_import import read as read_released
+from confide.mpc.sharing import Ring
+from confide.mpc.sharing.ring import decode, to_integers
 from confide.privacy.accounting import Release, epsilon_pld
 
 from ...client_node.conftest import STUDY_TOML, changed
@@ -47,13 +56,18 @@ def records(tmp_path_factory):
     return write_records(tmp_path_factory.mktemp("records"))
 
 
-def simulated(folder, records, backbone, *changes, plan=PLAN, **options):
-    """Simulates the tiny study with changes."""
+def drafted(folder, *changes):
+    """The tiny study with changes."""
     names = ", ".join(f'"n{number}"' for number in range(SITES))
     text = changed(STUDY_TOML, (*FEW, ('"other", "svi", "svhc", "rest"', names)))
     (folder / "study.toml").write_text(changed(text, changes))
-    draft = load_draft(folder / "study.toml")
-    return simulate(draft, records, folder / "out", plan=plan, backbone=backbone, **options)
+    return load_draft(folder / "study.toml")
+
+
+def simulated(folder, records, backbone, *changes, plan=PLAN, out=None, **options):
+    """Simulates the tiny study with changes."""
+    draft = drafted(folder, *changes)
+    return simulate(draft, records, out or folder / "out", plan=plan, backbone=backbone, **options)
 
 
 @pytest.fixture
@@ -122,6 +136,47 @@ def test_a_topped_up_sum_costs_what_was_planned(run, dropped):
     assert topped.epsilon == pytest.approx(topped.epsilon_planned, rel=0.01)
 
 
+def test_a_sum_is_topped_up_for_refused_sites_too(records, backbone, tmp_path):
+    loud = ("noise_multiplier = 1.19", "noise_multiplier = 100.0")  # beside which the gradients are nothing
+    draft = drafted(tmp_path, ("max_dropouts = 8", 'max_dropouts = 8\ndropouts = "top-up"'), loud)
+    plan, out = replace(PLAN, faults=Faults(malicious=4)), tmp_path / "out"
+    ready = engine._ready(draft, records, plan, backbone, None, None)
+    with processes(ready.bench, 1) as group:
+        course = engine._Course(ready, group, Kept.of(out, ready.digest))
+        words, summed = course.total_of(round_start(ready.study, course.checkpoint()))
+    ring = Ring(ready.study.ring_bits, ready.study.scale_bits)
+    total = decode(to_integers(np.frombuffer(words, ring.unsigned), ring), ring)
+    assert summed == SITES - 4
+    # As real sites that are left over make it whole for just this set: sigma C sqrt(n / (n - c)).
+    assert total.std() == pytest.approx(100.0 * math.sqrt(8 / 7), rel=0.03)
+    found = simulate(draft, records, out, plan=plan, backbone=backbone)
+    assert {(each.summed, len(each.refused)) for each in found.rounds} == {(SITES - 4, 4)}
+    assert found.epsilon == pytest.approx(found.epsilon_planned, rel=0.01)
+
+
+def test_without_noise_a_seed_draws_other_samples(run, tmp_path):
+    states = set()
+    for seed in (0, 1):
+        plan = Plan(max_rows=12, workers=1, seed=seed)  # the records are where they are
+        four = ", ".join(f'"n{number}"' for number in range(SITES)), '"other", "svi", "svhc", "rest"'
+        states.add(run(*NONE, four, ("\nrounds = 3", "\nrounds = 1"), plan=plan, out=tmp_path / str(seed)).state)
+    assert len(states) == 2
+
+
+def test_a_folder_is_held_by_one_simulation(run, tmp_path):
+    with held(tmp_path / "out"), pytest.raises(Conflict, match="another process"):
+        run(*NONE)
+
+
+@pytest.mark.process
+def test_a_process_that_ended_before_its_task_is_told():
+    with ProcessPoolExecutor(1, get_context("fork")) as executor:
+        with pytest.raises(BrokenProcessPool):
+            executor.submit(os._exit, 1).result()
+        with pytest.raises(RunFailed, match="a process ended"):
+            list(Processes(None, 1, executor).each(Bench.measure, [(0, "auc")]))
+
+
 def test_hostile_sites_are_left_out_and_a_run_without_a_quorum_stops(run):
     hostile = replace(PLAN, faults=Faults(malicious=2))
     found = run(plan=hostile)
@@ -141,7 +196,7 @@ def test_what_is_told_is_what_the_adapter_gives(whole):
     found, out = whole
     assert found.metric == "auc"
     assert found.value == found.rounds[-1].metric == found.final["auc"]["value"]
-    assert (found.epsilon, found.epsilon_planned) == (None, None)
+    assert (found.epsilon, found.epsilon_planned, found.settings.split) == (None, None, "iid")
     assert (sum(site.units for site in found.sites), sum(site.held_out for site in found.sites)) == (160, 60)
     assert {site.rounds for site in found.sites} == {ROUNDS}
     told = json.loads((out / "simulation.json").read_text())
