@@ -24,6 +24,7 @@ from .axes import Axis, Settings, said, trials, with_settings
 from .engine import simulate
 from .fairness import fairness
 from .front import pareto_front
+from .kept import held
 from .outcome import Plan, Simulation
 from .sites import sources
 from .sweep_page import render_html
@@ -31,7 +32,7 @@ from .swept import LeftOut, Sweep, Trial
 from .trials import FORMAT, TrialRun, Trials
 
 PAGE, FIGURES = "sweep.html", "sweep.json"
-_METHOD = 1  # raised when a trial is computed in another way, so that nothing old is taken for new
+_METHOD = 2  # raised when a trial is computed in another way, so that nothing old is taken for new
 
 Watch = Callable[[float, int, str], None]  # runs done, a part of one included; runs that are to be done; what goes on
 
@@ -69,6 +70,7 @@ def sweep(
         seeds: runs of each trial, with the seed of `plan` and those after it.
 
     Raises:
+        Conflict: another process simulates into `out`.
         StateDamaged: what `out` holds cannot be read.
         StudyInvalid: the settings of a trial do not fit together, or one is unknown.
         StudyRefused: the axes make no sweep, or no trial can be simulated.
@@ -78,34 +80,37 @@ def sweep(
     decides = asdict(replace(plan, seed=0, workers=None, evaluate_every=0))
     parts = (_METHOD, decides, unit_column, backbone_hash(backbone), train, held_out)
     drafts = [with_settings(draft, each) for each in settings]  # all of them, before the first is simulated
-    jobs = [
-        _Job(settings=own, draft=trial, inputs=_digest(trial, parts), seed=plan.seed + run)
+    jobs = {  # by what decides them: 1 and 1.0 are one trial
+        (inputs, plan.seed + run): _Job(settings=own, draft=trial, inputs=inputs, seed=plan.seed + run)
         for own, trial in zip(settings, drafts, strict=True)
+        for inputs in [_digest(trial, parts)]
         for run in range(seeds)
-    ]
-    kept, left_out, known = Trials(out), dict[str, LeftOut](), _SharedShapes()
-    missing = [job for job in jobs if kept.find(job.inputs, job.seed) is None]
-    for done, job in enumerate(missing):
-        if job.inputs in left_out:
-            continue
-        name = f"trial {settings.index(job.settings) + 1} of {len(settings)}, seed {job.seed}: {said(job.settings)}"
-        part, started = _Part(watch, done, len(missing), name), time.perf_counter()
-        part(0, 1, None)
-        try:
-            found = simulate(
-                job.draft, records, out / "runs" / f"{job.inputs[:16]}-{job.seed}",
-                plan=replace(plan, seed=job.seed, evaluate_every=0),  # one look a run
-                backbone=backbone, unit_column=unit_column, known=known, watch=part,
-            )  # fmt: skip
-            kept.add(_run(job, found, held_out, time.perf_counter() - started))
-        except (StudyInvalid, NoRing, RunRefused, MetricUndefined) as err:  # of these settings; others may do
-            left_out[job.inputs] = LeftOut(settings=job.settings, why=str(err))
-            continue
-        _write(out, _sum_up(draft, plan, jobs, kept, left_out.values()))
-    watch(len(missing), len(missing), "done")
-    swept = _sum_up(draft, plan, jobs, kept, left_out.values())
-    _write(out, swept)
-    return swept
+    }
+    known = _SharedShapes()
+    with held(out):
+        kept, left_out = Trials(out), dict[str, LeftOut]()
+        missing = [job for job in jobs.values() if kept.find(job.inputs, job.seed) is None]
+        for done, job in enumerate(missing):
+            if job.inputs in left_out:
+                continue
+            name = f"trial {settings.index(job.settings) + 1} of {len(settings)}, seed {job.seed}: {said(job.settings)}"
+            part, started = _Part(watch, done, len(missing), name), time.perf_counter()
+            part(0, 1, None)
+            try:
+                found = simulate(
+                    job.draft, records, out / "runs" / f"{job.inputs[:16]}-{job.seed}",
+                    plan=replace(plan, seed=job.seed, evaluate_every=0),  # one look a run
+                    backbone=backbone, unit_column=unit_column, known=known, watch=part,
+                )  # fmt: skip
+                kept.add(_run(job, found, held_out, time.perf_counter() - started))
+            except (StudyInvalid, NoRing, RunRefused, MetricUndefined) as err:  # of these settings; others may do
+                left_out[job.inputs] = LeftOut(settings=job.settings, why=str(err))
+                continue
+            _write(out, _sum_up(draft, plan, [*jobs.values()], kept, left_out.values()))
+        watch(len(missing), len(missing), "done")
+        swept = _sum_up(draft, plan, [*jobs.values()], kept, left_out.values())
+        _write(out, swept)
+        return swept
 
 
 class _SharedShapes:
@@ -180,7 +185,7 @@ def _sum_up(draft: StudyDraft, plan: Plan, jobs: Sequence[_Job], kept: Trials, l
         delta=draft.privacy.delta,
         collusion=draft.privacy.collusion,
         sites=first.sites,
-        split=plan.split,
+        split=plan.divided,
         held_out=first.records,
         held_out_digest=first.held_out,
         names=tuple(jobs[0].settings),
@@ -218,8 +223,7 @@ def _write(out: Path, found: Sweep) -> None:
 def _record_digests(draft: StudyDraft, records: Path, plan: Plan, unit_column: str | None) -> tuple[str, str]:
     """Digests the files of all sites that are trained on, and those that are held out."""
     study = provisional(draft, dim=1)  # for its columns alone
-    is_divided = plan.sites is not None or plan.split is not None
-    folder, names = sources(records) if is_divided else (records, study.site_names())
+    folder, names = (records, study.site_names()) if plan.divided is None else sources(records)
     train, held_out = policies(study, folder, names, unit_column)
     return digest_of(train), digest_of(held_out)
 

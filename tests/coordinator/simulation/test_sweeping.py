@@ -10,10 +10,11 @@ from confide.client_node.errors import StudyInvalid
 from confide.client_node.study import load_draft
 from confide.client_node.study.cost import releases_of_draft
 from confide.coordinator.cli.main import app
-from confide.coordinator.errors import StudyRefused
+from confide.coordinator.errors import Conflict, StudyRefused
 from confide.coordinator.simulation import Plan, engine, sweeping
 from confide.coordinator.simulation.axes import Axis, with_settings
 from confide.coordinator.simulation.front import pareto_front
+from confide.coordinator.simulation.kept import held
 from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import EVALUATION, STUDY_TOML, changed
@@ -131,6 +132,14 @@ def test_a_sweep_that_was_stopped_goes_on_within_a_run(draft, records, backbone,
     )
     assert seen == [(0.0, 1), (0.5, 1), (1.0, 1), (1, 1)]  # one run is left, and one of its two rounds
     assert len(found.trials) == 2
+
+
+def test_values_that_make_one_study_are_one_trial_and_one_look(draft, records, backbone, tmp_path):
+    axes = [Axis("privacy.noise_multiplier", ("none",)), Axis("privacy.clip_norm", (1, 1.0))]
+    found = sweeping.sweep(draft, records, tmp_path, axes=axes, plan=PLAN, backbone=backbone)
+    assert (len(found.trials), found.planned, found.seeds, found.tried.runs) == (1, 1, 1, 1)
+    with held(tmp_path), pytest.raises(Conflict, match="another process"):
+        sweeping.sweep(draft, records, tmp_path, axes=axes, plan=PLAN, backbone=backbone)
 
 
 def test_a_trial_that_cannot_be_is_left_out_and_told(draft, records, backbone, tmp_path):
