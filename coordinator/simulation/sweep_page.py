@@ -11,6 +11,7 @@ from .axes import shown
 from .run_page import metric_name
 from .swept import Sweep, Trial, half_spread
 
+_LEAST = 1e-3  # smaller epsilons, 0 too, stand at the start of the axis
 _GAP = 70  # from the largest epsilon to the place of no privacy
 
 
@@ -58,19 +59,24 @@ def scatter(found: Sweep) -> Markup:
 def _across(found: Sweep, plot: Plot) -> Scale:
     """Draws the axis of epsilon, logarithmic; returns the place of an epsilon, infinity being that of no privacy."""
     left, right = plot.x_range
-    epsilons = [each.epsilon for each in found.trials if each.epsilon is not None]
-    is_open = len(epsilons) < len(found.trials)
-    low, high = (min(epsilons) / 1.3, max(epsilons) * 1.3) if epsilons else (0.5, 2.0)
+    is_open = any(each.epsilon is None for each in found.trials)
+    epsilons = [each.epsilon for each in found.trials if each.epsilon is not None and each.epsilon >= _LEAST]
+    low, high = _round_ends(min(epsilons), max(epsilons)) if epsilons else (0.5, 2.0)
     place = logarithmic(low, high, left, right - _GAP if is_open else right)
 
     def x(epsilon: float) -> float:
         return right - 8 if math.isinf(epsilon) else place(epsilon)
 
-    marks = log_ticks(low, high) if epsilons else []
-    plot.x_axis("ε of all rounds, by PLD", x, marks)
+    plot.x_axis("ε of all rounds, by PLD", x, log_ticks(low, high) if epsilons else [])
     if is_open:
         plot.text("tick", right, plot.y_range[0] + 17, "no privacy", "end")
     return x
+
+
+def _round_ends(least: float, largest: float) -> tuple[float, float]:
+    """Round numbers a little below and above, so that the axis has two ticks at least."""
+    marks = [value for value, _ in log_ticks(least / 20, largest * 20)]
+    return max(mark for mark in marks if mark <= least / 1.1), min(mark for mark in marks if mark >= largest * 1.1)
 
 
 def _cost(trial: Trial) -> float:

@@ -108,6 +108,19 @@ def test_the_front_is_drawn_filled_with_its_numbers_and_all_others_hollow(swept)
     assert list(high.values()) == sorted(high.values(), reverse=True)  # better for more epsilon
 
 
+@pytest.mark.parametrize("epsilons", [(3.0,), (2.6, 3.6), (0.774, None), (0.0, 1.0), (0.0,), (0.01, 90.0)])
+def test_the_axis_of_epsilon_can_be_read_whatever_was_tried(swept, epsilons):
+    chosen = zip(swept.trials, epsilons, strict=False)
+    own = replace(swept, trials=tuple(replace(trial, epsilon=epsilon, is_on_front=False) for trial, epsilon in chosen))
+    picture = str(sweep_page.scatter(own))
+    ticks = re.findall(r'<text class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d.]+)<', picture)
+    places = dict(zip(epsilons, re.findall(r'<circle class="tried" cx="([\d.]+)"', picture), strict=True))
+    assert len(ticks) >= 2 or not any(epsilons)
+    for epsilon, place in places.items():
+        if epsilon:  # a dot lies between the ticks between which its epsilon does
+            assert all((float(value) < epsilon) == (float(x) < float(place)) for x, value in ticks)
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_page_of_a_sweep_has_every_trial_and_what_was_looked_at(seeds):
     swept = made_up.sweep(seeds=seeds)
