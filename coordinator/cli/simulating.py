@@ -83,6 +83,7 @@ def simulate(
     from ..simulation import Faults, Plan
     from ..simulation import simulate as run
 
+    tell("The records must be public or synthetic: nothing that is simulated is charged to anybody.")
     given = _study_in(study)
     draft = given.draft if isinstance(given, Study) else given
     usual = study.parent / draft.model.backbone

@@ -217,6 +217,7 @@ def test_a_command_tells_curve_sites_and_caution(whole, records, backbone):
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert CAUTION in text
+    assert "must be public or synthetic" in result.stderr
     assert "12 of 12" in text
     assert "Sites by themselves" in text
     found = json.loads(CliRunner().invoke(app, [*map(str, words), "--json"]).stdout)
