@@ -21,6 +21,7 @@ from ..errors import StudyRefused
 MOST_TRIALS = 10_000
 _LEFT_ALONE = ("name", "description", "model", "data", "participants")  # another study's, or another simulation's
 NONE = "none"  # a noise or target epsilon: no privacy at all
+_GUARANTEE = ("privacy.delta", "privacy.collusion")  # which say what an epsilon means
 _NOISES = ("privacy.noise_multiplier", "privacy.target_epsilon")
 
 Settings = Mapping[str, Any]  # dotted name of a setting -> its value, as JSON has it
@@ -55,6 +56,11 @@ def read_axis(text: str) -> Axis:
     if name.partition(".")[0] in _LEFT_ALONE or "." not in name:
         raise StudyRefused(f"--sweep {name}: a sweep changes settings of a study's training alone, by their dotted "
                            f"name as privacy.clip_norm; none of {', '.join(_LEFT_ALONE)}")  # fmt: skip
+    if name in _GUARANTEE:
+        raise StudyRefused(
+            f"--sweep {name}: epsilons at another delta, or against more colluding sites, are no points of one curve; "
+            "make a sweep for each"
+        )
     low, is_range, high = told.partition("..")
     if not is_range:
         return Axis(name, _values(told))
@@ -136,8 +142,8 @@ def _values(text: str) -> tuple[Any, ...]:
     if found is None:
         parts = [part.strip() for part in text.split(",")]
         found = [value for part in parts for value in _parsed(part) or [part]]
-    distinct = {json.dumps(value, default=str): value for value in found}
-    return tuple(distinct.values())
+    spelt = [json.dumps(value, default=str) for value in found]  # a date, which no setting takes, as text
+    return tuple(json.loads(each) for each in dict.fromkeys(spelt))
 
 
 def _parsed(text: str) -> list[Any] | None:

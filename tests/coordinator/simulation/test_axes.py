@@ -29,6 +29,7 @@ def draft_at(folder, *changes):
         ("privacy.target_epsilon=1,none", (1, "none")),
         ('adapter.targets=["experts"],[]', (["experts"], [])),
         ("adapter.rank=4,4,8", (4, 8)),
+        ("rounds.deadline_s=07:30:00", ("07:30:00",)),  # no number, as is then said of the study
     ],
 )
 def test_values_are_those_of_study_toml(text, values):
@@ -39,7 +40,7 @@ def test_values_are_those_of_study_toml(text, values):
     "text",
     ["rank", "adapter.rank=", "=3", "rank=4", "name.x=a", "data.label=a,b", "participants.sites=a", "model.backbone=x",
      "optimizer.lr=0..1", "optimizer.lr=2..1", "optimizer.lr=-1..1", "optimizer.lr=a..b", "adapter.rank=1..inf",
-     "adapter.rank=1..2,3"],
+     "adapter.rank=1..2,3", "privacy.delta=1e-5,1e-3", "privacy.collusion=1,0"],
 )  # fmt: skip
 def test_what_is_no_axis_is_refused(text):
     with pytest.raises(StudyRefused, match="--sweep"):
