@@ -12,7 +12,7 @@ from .run_page import metric_name
 from .swept import Sweep, Trial, half_spread
 
 _LEAST = 1e-3  # smaller epsilons, 0 too, stand at the start of the axis
-_GAP = 70  # from the largest epsilon to the place of no privacy
+_GAP = 96  # from the largest epsilon to the place of no privacy
 
 
 def render_html(found: Sweep) -> str:
