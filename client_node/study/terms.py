@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -29,7 +29,7 @@ from ...mpc.sharing.hpke import KemName
 from ...privacy.mechanism import adaptive_clipping
 from ..errors import StudyInvalid
 from .state_format import StateFormat, StateKind
-from .toml import parse_table, parse_toml, read_toml
+from .toml import parse_table, parse_toml, read_table, read_toml
 
 D = TypeVar("D", bound=StrictModel)
 NUM_AGGREGATORS = 3
@@ -505,12 +505,20 @@ class StudyDraft(StrictModel):
         return self
 
 
-def load_draft(path: Path) -> StudyDraft:
+def load_draft(path: Path, *, sites: Sequence[str] | None = None) -> StudyDraft:
     """Reads the draft in the study.toml at `path`.
+
+    Args:
+        sites: in place of those that it names, for a simulation; its other terms must fit these.
 
     Raises:
         StudyInvalid: every problem of the file, each with its key, value and remedy.
     """
+    if sites is not None:
+        table = read_table(path, StudyInvalid)
+        named = table.get("participants")
+        table["participants"] = (named if isinstance(named, dict) else {}) | {"sites": list(sites)}
+        return parse_draft(table, str(path))
     return _of_one_noise(read_toml(path, StudyDraft, error=StudyInvalid), str(path))
 
 

@@ -55,7 +55,7 @@ def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
     Raises:
         SettingsInvalid: as `error`, with all problems; a missing or unreadable file included.
     """
-    return parse_table(_table(path, error), model, error=error, source=str(path))
+    return parse_table(read_table(path, error), model, error=error, source=str(path))
 
 
 def parse_toml(text: str, model: type[S], *, error: type[SettingsInvalid], source: str) -> S:
@@ -77,7 +77,7 @@ def parse_table(table: Mapping[str, Any], model: type[S], *, error: type[Setting
 
 def top_keys(path: Path, *, error: type[SettingsInvalid]) -> frozenset[str]:
     """Reads the keys at the top of the file at `path`; raises as `read_toml`."""
-    return frozenset(_table(path, error))
+    return frozenset(read_table(path, error))
 
 
 def key_lines(text: str) -> dict[str, int]:
@@ -115,7 +115,8 @@ def _dotted(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{above}{name}.")
 
 
-def _table(path: Path, error: type[SettingsInvalid]) -> dict[str, Any]:
+def read_table(path: Path, error: type[SettingsInvalid]) -> dict[str, Any]:
+    """Reads a file as a table that no model has looked at yet; raises `error` if it is no TOML of ours."""
     source = str(path)
     try:
         if path.stat().st_size > MAX_BYTES:

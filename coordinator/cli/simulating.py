@@ -84,7 +84,7 @@ def simulate(
     from ..simulation import simulate as run
 
     tell("The records must be public or synthetic: nothing that is simulated is charged to anybody.")
-    given = _study_in(study)
+    given = _study_in(study, sites)
     draft = given.draft if isinstance(given, Study) else given
     usual = study.parent / draft.model.backbone
     if not (backbone or usual).is_dir():
@@ -167,8 +167,8 @@ def watching() -> "Iterator[Watch]":
         yield watch
 
 
-def _study_in(path: Path) -> "StudyDraft | Study":
-    """Reads a draft, or a whole study in any spelling of its JSON."""
+def _study_in(path: Path, sites: int | None) -> "StudyDraft | Study":
+    """Reads a draft, its sites replaced by so many, or a whole study in any spelling of its JSON."""
     import json
 
     from ...client_node.errors import StudyInvalid
@@ -178,7 +178,7 @@ def _study_in(path: Path) -> "StudyDraft | Study":
     with path.open("rb") as source:
         data = source.read(MAX_BYTES + 1)
     if not data.lstrip().startswith(b"{"):
-        return load_draft(path)
+        return load_draft(path, sites=None if sites is None else [f"site-{number}" for number in range(1, sites + 1)])
     try:
         plain = json.loads(data)
     except (ValueError, RecursionError):

@@ -674,3 +674,18 @@ def test_a_text_and_a_table_make_the_draft_of_the_file(tmp_path):
 def test_a_text_of_more_than_a_mebibyte_is_not_parsed():
     with pytest.raises(StudyInvalid, match="longer than"):
         parse_draft("# " + "é" * 2**19, "text")
+
+
+def test_terms_for_more_sites_than_a_draft_names_are_those_of_a_simulation(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY_TOML.replace("max_dropouts = 0", "max_dropouts = 20"))
+    with pytest.raises(StudyInvalid, match="max_dropouts"):
+        load_draft(path)
+    many = [f"site-{number}" for number in range(200)]
+    draft = load_draft(path, sites=many)
+    assert (draft.participants.sites, draft.quorum) == (tuple(many), 180)
+    with pytest.raises(StudyInvalid, match=r"rounds.min_sites is 3; it must be at most 2"):
+        load_draft(path, sites=many[:22])
+    path.write_text("participants = 1")
+    with pytest.raises(StudyInvalid):
+        load_draft(path, sites=many)
