@@ -25,7 +25,7 @@ from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit
 from .prototype import released_prototype
-from .trained import trained_model
+from .trained import trained_at
 
 
 def export_adapter(
@@ -101,9 +101,9 @@ def publish(
         raise Conflict("--override-audit needs a reason in words; nothing was written")
     study = load_study(store.study(store.run(run_id).study))
     require_charges(store, run_id)
-    model = trained_model(store, home, run_id, unpacked=True)  # nothing can be added to a packed weight
-    standing = require_audit(store, study, run_id, override_audit)
-    card = _card(store, study, run_id, standing.card)
+    model, number, _ = trained_at(store, home, run_id, unpacked=True)  # nothing can be added to a packed weight
+    standing = require_audit(store, study, run_id, override_audit, number)  # the run may have gone on meanwhile
+    card = _card(store, study, run_id, standing.card, number)
     if not directory.exists():  # else `write` refuses
         with store.session() as session:
             went_to = plain(destination or directory)
@@ -126,16 +126,18 @@ def copy_for_measuring(store: Store, home: Path, run_id: str, directory: Path) -
     study = load_study(store.study(store.run(run_id).study))
     require_charges(store, run_id)
     backbone = study_start(home, study).backbone
-    adapted = trained_model(store, home, run_id, unpacked=True).adapted
-    export(adapted, backbone, directory, _card(store, study, run_id, "a copy for measuring, not published"))
+    model, number, _ = trained_at(store, home, run_id, unpacked=True)
+    card = _card(store, study, run_id, "a copy for measuring, not published", number)
+    export(model.adapted, backbone, directory, card)
     return backbone
 
 
-def _card(store: Store, study: Study, run_id: str, audit: str) -> ModelCard:
+def _card(store: Store, study: Study, run_id: str, audit: str, rounds: int) -> ModelCard:
     """Collects the facts of a run's model.
 
     Args:
         audit: what is known of the training step, in words.
+        rounds: the model is as of the last of them.
     """
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
@@ -151,7 +153,7 @@ def _card(store: Store, study: Study, run_id: str, audit: str) -> ModelCard:
         study_hash=study.study_hash,
         backbone_hash=study.backbone_hash,
         sites=tuple(site.name for site in study.sites),
-        rounds=store.last_round(run_id).number,
+        rounds=rounds,
         unit=study.draft.data.unit,
         mode=privacy.mode,
         epsilon=spent.pld if spent else None,

@@ -54,14 +54,14 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     from ...privacy.audit.canaries import AuditedStep, run_audit
     from ...privacy.audit.engine_checks import check_engine, site_round
     from ...privacy.mechanism.site_round import LocalSteps
-    from .trained import trained_model
+    from .trained import trained_at
 
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     if privacy.mode == "none":
         raise Conflict(f"run {run_id} claims no privacy: there is nothing to audit, and export asks for none")
     started, engine = time.monotonic(), engine or site_round
-    model, last = trained_model(store, home, run_id), store.last_round(run_id)
+    model, number, _ = trained_at(store, home, run_id)
     terms = release_terms(
         study.draft,
         privacy.mode,
@@ -81,11 +81,11 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     step = AuditedStep(terms=one_step, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
     checked = check_engine(engine, model.adapted, model.words, terms)
     guessed = run_audit(engine, model.adapted, model.words, step)
-    facts = _facts(study, run_id, last.number, checked, guessed, time.monotonic() - started)
+    facts = _facts(study, run_id, number, checked, guessed, time.monotonic() - started)
     verdict = "passed" if facts.passed else "FAILED"
     store.add_privacy_test(
         PrivacyTest(run=run_id, kind="audit", facts=json.dumps(dump(facts))),
-        f"audit of run {run_id} at round {last.number} {verdict}: at least {rounded_down(facts.lower_bound)}, "
+        f"audit of run {run_id} at round {number} {verdict}: at least {rounded_down(facts.lower_bound)}, "
         f"claimed {rounded_up(facts.claimed_epsilon)}, {len(facts.findings)} findings",
     )
     return facts
@@ -137,16 +137,17 @@ def audit_verdict(study: Study, last_round: int, found: Sequence[AuditFacts]) ->
     return "passed" if any(facts.round == last_round for facts in found) else "missing"
 
 
-def require_audit(store: Store, study: Study, run_id: str, override: str | None) -> Standing:
+def require_audit(store: Store, study: Study, run_id: str, override: str | None, last: int) -> Standing:
     """Checks that the run's audits allow an export, and returns its lines for model card and audit log.
 
     Args:
         override: a person's reason to export nevertheless; None for no override.
+        last: the round that the model is of.
 
     Raises:
-        AuditMissing: the study claims privacy, nobody overrides, and the last round was not audited or an audit failed.
+        AuditMissing: the study claims privacy, nobody overrides, and that round was not audited or an audit failed.
     """
-    last, found = store.last_round(run_id).number, audits(store, run_id)
+    found = audits(store, run_id)
     verdict = audit_verdict(study, last, found)
     if verdict == "not needed":
         return Standing("none, since the adapter claims no privacy")

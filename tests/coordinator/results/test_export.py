@@ -11,6 +11,7 @@ from confide.client_node.approval.charges import charge
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.training.study_model import StudyModel
 from confide.coordinator.errors import AuditMissing, Conflict, StateDamaged
+from confide.coordinator.results import trained
 from confide.coordinator.results.export import (
     evaluate,
     export_adapter,
@@ -75,6 +76,22 @@ def spend(federation: Federation, study, site: str, *, rounds: int, unit: str = 
             ledger.reserve(replace(charge(study, policy, run=RUN, round_number=number), unit=unit))
         LedgerReplica(federation.store).extend(site, ledger.public_key, ledger.entries())
         return ledger.spent("held-out", unit, colluding=1, delta=1e-5)
+
+
+def going_on(federation: Federation, study, monkeypatch) -> None:
+    """Lets the run commit another round while its model is being loaded."""
+    store, load = federation.store, trained.load_study_model
+
+    def loaded(*args, **terms) -> StudyModel:
+        found = load(*args, **terms)
+        if store.last_round(RUN).number < 3:
+            checkpoint = Checkpoint(round=3, state=state(study, 3), velocity=state(study, 0))
+            new = RunFolder(federation.home, RUN).save(checkpoint)
+            row = committed_round(3, run=RUN, lease=store.run(RUN).lease, state_hash=new)
+            store.commit_round(row)
+        return found
+
+    monkeypatch.setattr(trained, "load_study_model", loaded)
 
 
 @pytest.fixture
@@ -157,6 +174,19 @@ def test_a_merged_model_needs_an_audit_as_an_export_does(federation):
     with pytest.raises(AuditMissing):
         merge_adapter(federation.store, federation.home, RUN, federation.home / "merged")
     assert not (federation.home / "merged").exists()
+
+
+@pytest.mark.parametrize("publish", [export_adapter, merge_adapter])
+def test_a_run_that_goes_on_while_its_model_is_loaded_changes_neither_the_card_nor_the_audit(
+    federation, monkeypatch, publish
+):
+    study = with_run(federation)  # audited at round 2
+    going_on(federation, study, monkeypatch)
+    card = publish(federation.store, federation.home, RUN, federation.home / "model")
+    assert federation.store.last_round(RUN).number == 3
+    assert card.rounds == 2
+    with pytest.raises(AuditMissing, match="round 3 would be exported"):
+        publish(federation.store, federation.home, RUN, federation.home / "later")
 
 
 def test_an_export_replaces_nothing(federation):

@@ -24,7 +24,7 @@ from ...client_node.conftest import key_of
 from ...privacy.sabotage import no_noise
 from ..audits import audit_facts, keep_audit, membership_facts
 from ..conftest import logged
-from .test_export import RUN, spend, with_run
+from .test_export import RUN, going_on, spend, with_run
 
 NO_PRIVACY = (('mode = "distributed"', 'mode = "none"'), ("noise_multiplier = 1.19\n", ""), ("delta = 1e-5\n", ""))
 
@@ -52,7 +52,7 @@ def test_a_run_of_the_true_engine_passes_and_is_kept_with_all_figures(federation
     assert facts.noise_multiplier == pytest.approx(1.19, rel=1e-3)  # the study's, for one colluding site
     results = [fields["result"] for action, fields in logged(federation.store) if action == "audit.privacy"]
     assert results[-1].startswith(f"audit of run {RUN} at round 2 passed")
-    assert require_audit(federation.store, study, RUN, None).card == summary(facts)
+    assert require_audit(federation.store, study, RUN, None, 2).card == summary(facts)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,22 @@ def test_the_checks_run_on_the_study_s_own_clipping_and_local_steps(federation, 
     assert audit_run(federation.store, federation.home, RUN).passed
     ((found, at),) = ((terms.clipping, terms.local.steps) for terms in seen)
     assert (found, at) == (clipping, steps)
+
+
+def test_an_audit_is_of_the_round_whose_model_it_loaded_though_the_run_goes_on(federation, monkeypatch):
+    study = with_run(federation, audited=False)
+    monkeypatch.setattr(
+        "confide.privacy.audit.engine_checks.check_engine",
+        lambda *step: check_engine(*step, checks=("noise-std",)),
+    )
+    monkeypatch.setattr(
+        AuditDesign, "within", lambda self, dim, sites: AuditDesign(canaries=20, canaries_per_step=20, guesses=4)
+    )
+    going_on(federation, study, monkeypatch)
+    assert audit_run(federation.store, federation.home, RUN).round == 2
+    assert federation.store.last_round(RUN).number == 3
+    results = [fields["result"] for action, fields in logged(federation.store) if action == "audit.privacy"]
+    assert f"audit of run {RUN} at round 2 passed" in results[-1]
 
 
 @pytest.mark.slow
