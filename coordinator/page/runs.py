@@ -78,9 +78,11 @@ def abandon(visit: Visit) -> Response:
 
 
 def _typical(rounds: Sequence[OpenedRound]) -> dict[str, float] | None:
-    if not rounds:
+    """Finds what an update takes; prototype and evaluation, which are smaller, are none."""
+    updates = [each for each in rounds if each.purpose == "update"]
+    if not updates:
         return None
-    seconds, sizes = sorted(each.seconds for each in rounds), [each.bytes_per_site for each in rounds]
+    seconds, sizes = sorted(each.seconds for each in updates), [each.bytes_per_site for each in updates]
     return {"seconds": seconds[len(seconds) // 2], "slowest": seconds[-1], "bytes": sizes[-1]}
 
 
