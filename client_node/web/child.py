@@ -149,7 +149,9 @@ class WebChild:
     def _listen(self, lines: IO[bytes]) -> None:
         with suppress(ValueError, OSError, KeyError, TypeError):  # it has ended, or says what is none
             told = json.loads(lines.readline(_MOST_LINE))
-            self.address, self._sign = str(told["address"]), time.monotonic()
+            address = str(told["address"])
+            self._sign = time.monotonic()  # first: it counts from the address on, and the beginning may have taken long
+            self.address = address
             logger.info("the page is at %s", self.address)
         if self.address and self._noted_in is not None:
             try:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from .serving import Place, serve_page
 logger = logging.getLogger(__name__)
 
 SIGN_S = 5.0  # between two signs of life
+END_S = 10.0  # after the parent's end, for what is under way
 Opened = Callable[[Path, Place], AbstractContextManager[ASGIApp]]
 
 
@@ -77,6 +79,8 @@ def _announce(address: str, listening: Listening) -> None:
         listening.stop()
         with suppress(RuntimeError):  # the loop is closed already
             living.get_loop().call_soon_threadsafe(living.cancel)
+        time.sleep(END_S)
+        os._exit(1)  # what hangs would hold the port for good, and nobody is there who ends it
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 

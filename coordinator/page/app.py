@@ -28,7 +28,7 @@ from ..run.progress import live_run
 from ..store import Store
 from ..store.actions import acting_as
 from ..studies.catalogue import load_study
-from . import studies
+from . import model_work, studies
 from .login import Login
 from .statements import Statements
 from .tones import tone
@@ -47,6 +47,7 @@ class PageApp:
     """The operator's page over one home, as an ASGI app. `close` ends its threads."""
 
     def __init__(self, home: Path, store: Store, *, is_https: bool) -> None:
+        model_work.clear(home)
         renderer = Renderer(__name__, version=__version__, tone=tone)
         ledgers = Ledgers(store, with_courses=True)
         self._federation = Federation(

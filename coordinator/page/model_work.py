@@ -43,6 +43,11 @@ class Making:
     problem: str = ""  # why it could not be
 
 
+def clear(home: Path) -> None:
+    """Removes what a page's process that was killed has left: a merged model may fill the disk."""
+    shutil.rmtree(home / FOLDER, ignore_errors=True)
+
+
 class ModelWork:
     """Loads models in processes of their own. Its methods may be called from any thread."""
 
@@ -68,7 +73,7 @@ class ModelWork:
         """
         with alone(self._one, _BUSY, _PATIENCE_S):
             parent = home / FOLDER
-            shutil.rmtree(parent, ignore_errors=True)  # of a process that was ended
+            clear(home)
             folder = parent / secrets.token_hex(8)  # an older one, if it still runs, has another
             try:
                 parent.mkdir(mode=0o700)
@@ -78,7 +83,7 @@ class ModelWork:
             except OSError as err:
                 raise CoordinatorError(f"{folder} cannot be written: {err.strerror}; nothing is kept of it") from err
             finally:
-                shutil.rmtree(parent, ignore_errors=True)
+                clear(home)
 
     def begin_map(self, home: Path, run_id: str, operator: Operator | None) -> None:
         """Begins to make the heat map of a run, as `adapter map` does; `making` says how far it is.
@@ -88,10 +93,17 @@ class ModelWork:
         """
         if not self._one.acquire(timeout=_PATIENCE_S):
             raise busy(_BUSY)
-        making = self._makings[run_id] = Making()
+        making = Making()
         own = (home, run_id, operator, making)
-        self._thread = threading.Thread(target=self._map, args=own, name="heat map", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._map, args=own, name="heat map", daemon=True)
+        self._makings[run_id] = making
+        try:
+            thread.start()
+        except BaseException:  # no thread is to be had, and so nobody would give the lock back
+            del self._makings[run_id]
+            self._one.release()
+            raise
+        self._thread = thread
 
     def making(self, run_id: str) -> Making | None:
         """Looks at a run's heat map that is being made or could not be; None if nobody asked, or there it is."""
@@ -138,8 +150,8 @@ class ModelWork:
                 child.stdin.write(order.encode() + b"\n")
                 child.stdin.flush()
             self._child, ending, last = child, threading.Timer(_LONGEST_S, child.kill), b""
-            ending.start()
             try:
+                ending.start()
                 if self._is_closed:
                     child.kill()
                 while (line := child.stdout.readline(_LONGEST_LINE)).endswith(b"\n"):

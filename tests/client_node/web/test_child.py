@@ -163,7 +163,7 @@ def test_the_log_of_a_page_that_lives_is_kept_small(start, monkeypatch):
 
 
 LIVELY = """
-import sys, threading, time
+import os, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from starlette.applications import Starlette
@@ -171,10 +171,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from confide.client_node.web import process
-process.SIGN_S = 0.02
+process.SIGN_S, process.END_S = 0.02, 0.2
 async def block(request):
+    os.write(2, b"hangs")
     time.sleep(600)
 def hold(request):
+    os.write(2, b"hangs")
     threading.Event().wait()
 @contextmanager
 def opened(home, place):
@@ -239,6 +241,16 @@ def test_a_page_that_hangs_is_ended_and_started_anew(lively, clock, caplog, trou
     until(lambda: lively.address and lively._child.pid != pid, lively)
     assert httpx.get(lively.address).text == "well"
     assert sum("gave no sign of life" in each.message for each in caplog.records) == 1
+
+
+@pytest.mark.parametrize("path", ["/block", "/hold"])
+def test_a_page_that_hangs_does_not_outlive_its_parent(lively, path):
+    """Its loop is blocked, or one of its threads."""
+    pid = lively._child.pid
+    with asking(lively.address, path, 1):
+        until(lambda: "hangs" in lively.log_path.read_text())
+        lively._child.stdin.close()  # as the system does when the parent ends
+        until(lambda: is_gone(pid))
 
 
 def test_a_page_gives_signs_of_life_as_long_as_one_thread_is_free(lively):

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -300,6 +301,31 @@ def test_one_model_is_loaded_at_a_time(browser, federation, app, monkeypatch):
         answers = [send(browser), send(browser, form="merge"), begin_map(browser)]
     assert [answer.status_code for answer in answers] == [409] * 3
     assert all("Another model is being loaded" in answer.text for answer in answers)
+
+
+def test_without_a_thread_no_heat_map_is_begun_and_the_next_one_may_be(browser, federation, app, monkeypatch):
+    with_run(federation)
+    models, start = app._federation.models, threading.Thread.start
+
+    def fails(thread) -> None:
+        if thread.name == "heat map":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    assert begin_map(browser).status_code == 500
+    assert models.making(RUN) is None
+    assert not models._one.locked()
+    models.close()
+
+
+def test_what_a_killed_page_has_left_is_gone_before_anybody_asks_for_room(federation):
+    create_home(federation.home, SETTINGS)
+    left = federation.home / FOLDER / "0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "model.zip").write_bytes(b"a model of 40 GB")
+    PageApp(federation.home, federation.store, is_https=False).close()
+    assert not (federation.home / FOLDER).exists()
 
 
 def test_a_viewer_sees_adapters_and_takes_none(app, federation):
