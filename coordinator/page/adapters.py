@@ -1,10 +1,13 @@
 """Adapters: what runs have trained, what is known of it, and its export to who asks for it."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
+from safetensors import SafetensorError, safe_open
 from starlette.responses import Response
 
 from ...client_node.study import Study
@@ -83,7 +86,7 @@ def ask(form: Form) -> Callable[[Visit], Response]:
 
     def asked(visit: Visit) -> Response:
         found = adapter_of(visit, visit.part("run"))
-        size = _backbone_size(visit, found.study) if form == "merged" else None
+        size = _merged_size(visit, found.study) if form == "merged" else None
         return visit.render("export.html", found=found, form=form, size=size)
 
     return asked
@@ -145,17 +148,33 @@ def _measured(store: Store, run_id: str) -> tuple[Measurement | None, str]:
         return None, str(err)
 
 
-def _backbone_size(visit: Visit, study: Study) -> int | None:
-    """Adds up the bytes of the backbone's files; None if they are not there."""
+def merged_size(backbone: Path) -> int:
+    """Bounds the bytes of a merged model: float32, however the backbone is stored, and a tied matrix comes out twice.
+
+    Raises:
+        OSError, SafetensorError: the backbone's files cannot be read.
+    """
+    beside, sizes = 0, [0]
+    for path in backbone.iterdir():
+        if path.suffix != ".safetensors":
+            beside += path.stat().st_size
+            continue
+        with safe_open(path, framework="np") as file:
+            sizes += [4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    return beside + sum(sizes) + max(sizes)
+
+
+def _merged_size(visit: Visit, study: Study) -> int | None:
+    """Bounds the bytes of a study's merged model; None if its backbone cannot be read."""
     try:
-        return sum(path.stat().st_size for path in study_start(visit.home, study).backbone.iterdir())
-    except OSError:
+        return merged_size(study_start(visit.home, study).backbone)
+    except (OSError, SafetensorError):
         return None
 
 
 def _require_room(visit: Visit, study: Study) -> None:
     """Raises `Conflict` unless the home's disk has room for a merged model and its archive."""
-    size, free = _backbone_size(visit, study), shutil.disk_usage(visit.home).free
+    size, free = _merged_size(visit, study), shutil.disk_usage(visit.home).free
     if size is not None and free < 2 * size:
         raise Conflict(
             f"a merged model takes {2 * size / 1e9:.1f} GB of the coordinator's disk while it is written, and "

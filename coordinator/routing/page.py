@@ -34,7 +34,7 @@ def render_html(name: str, routing: "Routing") -> str:
 
 
 def heat_map(layers: Sequence[LayerRouting], *, width: float = 720, title: str = "Load of every expert") -> Markup:
-    """Draws a cell for each layer and expert, which stands out the more the more tokens; unused experts are crossed out."""
+    """Draws a cell for each layer and expert, which stands out by its tokens; unused experts are crossed out."""
     row, names = 20 if len(layers) <= 24 else 11, [*(name for _, name in _EDGES), _DARKEST[0]]
     a_row = max(1, int((width - 20) / _KEY))  # keys of shades
     top = 40 + 18 * (-(-len(names) // a_row))

@@ -10,6 +10,8 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from confide.client_node.web.entering import make_link
@@ -192,8 +194,17 @@ def test_a_merged_model_is_what_the_command_writes_and_leaves_nothing_behind(bro
         found = {name: archive.read(name) for name in archive.namelist()}
     assert found == {f"{RUN}/{path.name}": path.read_bytes() for path in (tmp_path / "same").iterdir()}
     assert not (federation.home / FOLDER).exists()
+    written = sum(len(data) for data in found.values())
+    assert written <= adapters.merged_size(federation.backbone) + 20_000  # for its card
     [first, _] = [fields for action, fields in logged(federation.store) if action == "adapter.merge"]
     assert first["folder"] == "browser of this machine's account"
+
+
+def test_a_merged_model_takes_float32_and_a_tied_matrix_twice_however_small_the_backbone_is(tmp_path):
+    weights = {"embedding": torch.ones(50, 20).bfloat16(), "norm": torch.ones(20).to(torch.float8_e4m3fn)}
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert adapters.merged_size(tmp_path) == 2 * 4 * 1000 + 4 * 20 + 2
 
 
 def test_a_merged_model_needs_the_audit_that_an_export_needs_and_room_on_the_disk(browser, federation, monkeypatch):
