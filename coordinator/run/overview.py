@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # imports numpy and all terms of a study, which `status` does
 
 ABSENCES: Mapping[Absence, str] = {
     "revoked": "shut out, or has left", "abstains": "holds no records out", "offline": "not connected",
-    "away": "away by its own hours", "refused": "refuses", "failed": "an error there", "late": "no answer in time",
+    "away": "away by its own hours", "behind": "lagged behind the run", "refused": "refuses",
+    "failed": "an error there", "late": "no answer in time",
     "invalid": "its answer was not taken", "outdated": "an older copy of its ledger",
     "unopened": "its share does not open", "long": "its vector is too long",
 }  # fmt: skip

@@ -122,6 +122,8 @@ def absence_of(failure: NodeFailure) -> Absence:
     """Names a failure by the coordinator's own words: an error's text stays in the log."""
     if failure.error == SiteAway.__name__:
         return "away"
+    if failure.error == SiteBehind.__name__:
+        return "behind"
     if failure.error in FINAL_REFUSALS:
         return "refused"
     return _ABSENCES[failure.reason]

@@ -23,6 +23,7 @@ Absence = Literal[
     "abstains",  # it holds no records out, and the round is an evaluation
     "offline",  # it was not connected
     "away",  # by its own schedule
+    "behind",  # it lacked totals of earlier rounds
     "refused",  # for a reason that asking again does not change
     "failed",  # by an error there
     "late",  # no answer in time

@@ -349,6 +349,7 @@ def test_a_missing_site_within_max_dropouts_is_left_out(tmp_path, monkeypatch):
         (NodeFailure(reason="failed", error="StepFailed", message="a text of the node"), "failed"),
         (NodeFailure(reason="failed", error="ChargeRefused", message="a text of the node"), "refused"),
         (NodeFailure(reason="failed", error="SiteAway", message="a text of the node"), "away"),
+        (NodeFailure(reason="failed", error="SiteBehind", message="a text of the node"), "behind"),
     ],
 )
 def test_a_missing_site_is_stored_with_the_reason_in_the_coordinators_words(tmp_path, monkeypatch, failure, why):
