@@ -73,7 +73,7 @@ def show(visit: Visit) -> Response:
         "study.html", study=study, row=row, sentences=list(terms.in_words(study)), tables=terms.tables(study),
         spelt=[" ".join(spelt[at : at + _WORDS_A_LINE]) for at in range(0, len(spelt), _WORDS_A_LINE)],
         expected=expected(study), consents=consents(visit.store, study), measured=measured, page=page, pages=pages,
-        chart=charts.learned(measured), refusal=_refusal(visit.store, runs),
+        chart=charts.learned(measured), most_measured=comparing.MOST_MEASURED, refusal=_refusal(visit.store, runs),
         runs=shown, told=told, says={each.name: each for each in told.parties},
         **prices(study),
     )  # fmt: skip

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from confide.client_node.study.cost import planned_releases
+from confide.coordinator.page.comparing import MOST_MEASURED
 from confide.coordinator.results.metrics import measurement
 from confide.coordinator.store.tables import Evaluation, Round, Run
 from confide.models.rounding import rounded_up
@@ -120,6 +121,18 @@ def test_a_study_shows_each_charged_evaluation_over_what_its_runs_had_spent_by_t
         assert row[2:4] == [f"{auc.value:.3f}", f"{auc.low:.3f} to {auc.high:.3f}"]
     assert answer.text.count('<svg class="measured"') == 2
     assert answer.text.count('class="way"') == 2
+
+
+def test_of_many_measured_runs_a_study_shows_the_newest_and_says_so(page, federation):
+    study = federation.create(EVALUATION)
+    for number in range(MOST_MEASURED + 1):
+        measured_run(federation.store, study, f"run-{number:02}", rounds=1)
+        with federation.store.session() as session:
+            session.get(Evaluation, f"run-{number:02}").committed_at = 86_400.0 * (number + 1)
+    answer = page.get(f"/studies/{study.study_hash}")
+    names = [row[0].split()[1] for row in rows_of(answer, "Measured by runs")]
+    assert names == [f"run-{number:02}" for number in range(1, MOST_MEASURED + 1)]
+    assert f"The newest {MOST_MEASURED} are shown" in answer.text
 
 
 def test_a_study_shows_nothing_that_was_not_charged(page, runs):
