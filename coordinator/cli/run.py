@@ -122,7 +122,8 @@ def run_resume(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = 
 def run_metrics(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show how good a run's model is on records that its sites hold out, as far as noise and chance let one tell.
 
-    The figures come from one noised histogram that the sites charged; they may be published.
+    The figures come from one noised histogram that the sites charged; they may be published. In mode "none" it has no
+    noise, and they may not.
     """
     from ..federation import opened_store
     from ..results.metrics import measurement

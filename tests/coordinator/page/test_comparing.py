@@ -145,5 +145,14 @@ def test_a_study_shows_nothing_that_was_not_charged(page, runs):
     assert "no curve over rounds" in told
 
 
+def test_what_was_measured_without_noise_is_not_called_fit_to_be_published(page, federation):
+    without = (("noise_multiplier = 1.19\n", ""), ("delta = 1e-5\n", ""), ('"distributed"', '"none"'))
+    asks = (EVALUATION[0], EVALUATION[1].replace("noise_multiplier = 4.0\n", ""))
+    measured_run(federation.store, federation.create(asks, *without), "run-1")
+    told = text_of(page.get("/runs/run-1"))
+    assert "from one histogram of 4 sites, without noise" in told
+    assert "may be published" not in told
+
+
 def test_the_list_of_runs_leads_to_the_comparison(page, runs):
     assert 'href="/compare"' in page.get("/runs").text
