@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from ...listening import Listening
 from ...log_lines import log_to_stderr
-from ...mpc.crash import TextLeftOut
+from ...mpc.crash import TextLeftOut, hide_values
 from ..errors import ClientNodeError
 from .serving import Place, serve_page
 
@@ -49,6 +49,7 @@ def run(opened: Opened, errors: tuple[type[Exception], ...] = ()) -> int:
         errors: of the page, whose text is fit for a log; all others are logged without it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which decides
+    hide_values()  # a thread that fails says in the log where, and no more
     log_to_stderr(logging.WARNING)
     told: dict[str, Any] = json.loads(sys.argv[1])
     files = {name: Path(told[name]) if told[name] else None for name in ("certificate", "key")}

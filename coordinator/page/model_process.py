@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 from ...client_node.errors import ClientNodeError
 from ...log_lines import log_to_stderr
 from ...models.errors import ModelError
-from ...mpc.crash import TextLeftOut
+from ...mpc.crash import TextLeftOut, hide_values
 from ...privacy.errors import PrivacyError
 from ..errors import CoordinatorError
 from ..federation import opened_store
@@ -66,6 +66,7 @@ def main() -> int:
     told: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is for the log
+    hide_values()
     log_to_stderr(logging.WARNING)
     threading.Thread(target=_watch, name="parent watch", daemon=True).start()
     answer: dict[str, str] = {}

@@ -186,6 +186,21 @@ sys.exit(process.run(opened))
 """
 
 
+def test_a_thread_that_fails_leaves_no_text_in_the_log(tmp_path):
+    """It may quote what it met; the page's own threads and those of libraries end in one place."""
+    fails = "def hold(request):\n    raise ValueError('a record')"
+    begin = "@contextmanager\ndef opened(home, place):\n"
+    own = LIVELY.replace(begin, f"{fails}\n{begin}    threading.Thread(target=hold, args=[0]).start()\n")
+    place = json.dumps({"home": str(tmp_path), "host": "127.0.0.1", "port": 0, "certificate": None, "key": None})
+    child = WebChild([sys.executable, "-c", own, place], tmp_path / "page.log", asked_for=True)
+    try:
+        until(lambda: child.address, child)
+        until(lambda: "ValueError in __main__" in child.log_path.read_text())
+        assert "a record" not in child.log_path.read_text()
+    finally:
+        child.stop()
+
+
 class Clock:
     """The system's clock, which may be ahead."""
 
