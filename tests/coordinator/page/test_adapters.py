@@ -100,6 +100,9 @@ def test_an_adapter_is_listed_once_its_run_has_ended(browser, federation):
         put_in_state(federation.store, RUN, state)
         assert (RUN in browser.get("/adapters").text) is is_listed, state
         assert "2 of 40" in browser.get(f"/adapters/{RUN}").text
+        for form in ("export", "merge"):
+            told = browser.get(f"/adapters/{RUN}/{form}").text
+            assert ("of round 2, or of a later one, since the run goes on," in told) is not is_listed
 
 
 def test_the_measured_figures_come_with_their_interval(browser, federation):
