@@ -134,9 +134,8 @@ def test_pauses_between_starts_grow_to_a_bound_and_a_program_that_is_not_there_i
 def test_a_process_that_tells_no_address_has_none(start, said):
     child = start(program=f"import time; print({said!r}, flush=True); time.sleep(600)")
     child.tick()
-    reader = next(each for each in child_module.threading.enumerate() if each.name == "page")
-    reader.join(30)
-    assert not reader.is_alive()
+    child._ear.join(30)
+    assert not child._ear.is_alive()
     assert child.address == ""
 
 

@@ -13,7 +13,7 @@ from confide.client_node.replay import Checkpoint
 from confide.client_node.web.entering import make_link
 from confide.coordinator.errors import Conflict, StoreUnavailable
 from confide.coordinator.federation import Settings, backup, create_home
-from confide.coordinator.page import downloads
+from confide.coordinator.page import model_work
 from confide.coordinator.store import Store, migrate
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.tables import LedgerRow, PrivacyTest, Run, StudyRow
@@ -189,8 +189,8 @@ def test_a_database_of_an_earlier_version_is_kept_as_it_is_and_restored_as_one_o
 
 def test_nothing_of_the_page_is_kept_or_taken_for_a_file_that_nobody_knows(home, tmp_path):
     make_link(home, None)
-    (home / downloads.FOLDER).mkdir()
-    for name in ("page.log", "page.log.1", f"{downloads.FOLDER}/adapter.zip", "strange"):
+    (home / model_work.FOLDER).mkdir()
+    for name in ("page.log", "page.log.1", f"{model_work.FOLDER}/adapter.zip", "strange"):
         (home / name).write_text("")
     made = backup.back_up(home, tmp_path / "b")
     assert made.left_out == ("strange",)
