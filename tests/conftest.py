@@ -1,6 +1,7 @@
 """What holds for every test: chance and load decide nothing, and who starts a process says so."""
 
 import gc
+import itertools
 import os
 import re
 import sys
@@ -36,6 +37,8 @@ _running: list[pytest.Item] = []  # the test of this moment, if any
 
 def _refuse_unmarked(event: str, args: tuple[object, ...]) -> None:
     """Fails a test that starts a process without the marker by which `make quick` leaves it out."""
+    if event == "subprocess.Popen" and args[1][:1] == ["fc-list"]:
+        return  # of matplotlib, which looks for fonts once on each machine
     if event in STARTS and _running and _running[0].get_closest_marker("process") is None:
         pytest.fail(f"{_running[0].nodeid} starts a process ({event}); mark it with pytest.mark.process")
 
@@ -74,7 +77,12 @@ def _in_memory(request: pytest.FixtureRequest) -> Iterator[Path | None]:
 def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _in_memory: Path | None) -> Path:
     """A folder of the test's own, in memory: homes and ledgers see each write to the disk, which takes longer."""
     name = re.sub(r"\W", "_", request.node.name)[:30]
-    return tmp_path_factory.mktemp(name) if _in_memory is None else Path(tempfile.mkdtemp(prefix=name, dir=_in_memory))
+    if _in_memory is None:
+        return tmp_path_factory.mktemp(name)
+    # No chance in it: tests look for words that a path must not have.
+    folder = next(path for n in itertools.count() if not (path := _in_memory / f"{name}{n}").exists())
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -90,7 +90,7 @@ def federate(
                 adapted, start.vector, ids, labels, units, terms=terms[name], shapes=ready.shapes,
                 source=SeededBytes(seeded) if mode == "none" else os.urandom, entering=ready.entering[name],
             )  # fmt: skip
-        return from_integers(total, ring).tobytes(), len(sites)
+        return from_integers(total, ring).tobytes(), len(draft.participants.sites)  # nobody fails, and nobody tops up
 
     *_, last = rounds(study, beginning(study, state), total_of)
     adapted.load_state(last.exported[: layout.dim])

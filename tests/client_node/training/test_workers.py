@@ -22,7 +22,7 @@ from confide.client_node.training.trainer import Trainer
 from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.training.workers import Workers
 from confide.privacy.mechanism.batches import microbatches, used_tokens
-from confide.privacy.mechanism.site_round import _draw
+from confide.privacy.mechanism.site_round import drawn
 from confide.privacy.mechanism.workers import shared_out
 
 from ..conftest import PATIENTS_CSV, Site, site_in
@@ -114,7 +114,7 @@ def workers(desk: Desk) -> Iterator[Workers]:
 def kind_of_round(alone: Trainer, units: np.ndarray, round_number: int) -> str:
     """Says what the first of a round's two steps is for two processes, if the second step draws somebody."""
     source = alone._source(round_number)
-    first, second = (_draw(units, alone._terms, source) for _ in range(2))
+    first, second = (drawn(units, alone._terms, source) for _ in range(2))
     if not second:
         return NOBODY
     found = alone._load()
