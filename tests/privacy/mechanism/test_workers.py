@@ -109,7 +109,7 @@ def test_a_process_without_units_passes_as_often_as_the_others(rows: int, monkey
     adapted, terms = adapted_tiny(), ReleaseTerms(**PLAIN)
     want = released(adapted, terms, Alone(), rows=rows)
     passes = []
-    for name in ("_accumulate", "_pass_idly"):
+    for name in ("losses_of", "_pass_idly"):
         run = getattr(site_round, name)
         monkeypatch.setattr(site_round, name, lambda model, *rest, run=run: passes.append(model) or run(model, *rest))
     group = Copies(adapted, 3, terms)
