@@ -6,7 +6,7 @@ party that is silent, gone or out of step is `PartyLost`. Frames are a step's fo
 pickles between organisations.
 
 In a step each party sends to both others and receives from both at once, without threads: it takes as long as a
-message does one way. In turns, pair after pair, it would take four times as long, and a norm check has forty steps.
+message does one way. In turns, pair after pair, it would take four times as long; a sum with a norm check has 40 steps.
 """
 
 import selectors
