@@ -4,7 +4,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
 def templates(module: str) -> Environment:
-    """Templates in the folder `templates` beside a module; `page.css`, the look of every page, can be included.
+    """Templates in the folder `templates` beside a module. They extend `page.html`, and `page.css` is their look.
 
     All that is filled in is escaped, and what is missing raises.
     """
