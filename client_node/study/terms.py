@@ -33,6 +33,7 @@ from .toml import parse_table, parse_toml, read_table, read_toml
 
 D = TypeVar("D", bound=StrictModel)
 NUM_AGGREGATORS = 3
+MOST_SITES = 1000
 MOST_TOKENS, MOST_TOKENS_IN_FULL = 131072, 4096  # the second with full attention, whose memory is their square
 
 
@@ -345,7 +346,7 @@ class Participants(StrictModel):
     """Participants by their names in the federation's register; the study adds their keys."""
 
     sites: Annotated[tuple[Name, ...], Unique] = Field(
-        min_length=2, max_length=1000, examples=['["other", "svi", "svhc", "rest"]'], description="that train"
+        min_length=2, max_length=MOST_SITES, examples=['["other", "svi", "svhc", "rest"]'], description="that train"
     )
     aggregators: Annotated[tuple[Name, ...], Unique] = Field(
         min_length=NUM_AGGREGATORS,

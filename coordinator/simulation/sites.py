@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from ...client_node.data import Records, read
 from ...client_node.study import Study
+from ...client_node.study.terms import MOST_SITES
 from ...client_node.training.study_model import StudyModel
 from ...models.records.kind import Examples
 from ..comparison.task import digest_of, policies
 from ..errors import StudyRefused
 from ..studies.held_out import RECORDS
 
-MOST_SITES = 1000  # of a study
 _MOST_CLASSES = 1000  # by which units are divided
 _BINS = 10  # of a number, as classes
 _TABLES = ("train.csv", "train.parquet", RECORDS)
