@@ -3,10 +3,11 @@
 import dataclasses
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import MetaData, select
+from sqlalchemy import Connection, MetaData, select
 
 from confide.client_node.errors import BackupInvalid
 from confide.client_node.replay import Checkpoint
@@ -100,47 +101,81 @@ def test_a_restoration_that_does_not_learn_of_its_commit_says_that_the_database_
     assert backup.restore(tmp_path / "b", tmp_path / "r", database=url.render_as_string()).rows["run"] == 1
 
 
-def test_each_backup_holds_the_files_that_its_database_names(home, tmp_path):
-    store, folder, stop = Store.open(home), RunFolder(home, RUN), threading.Event()
-    lease = store.acquire_lease(RUN)
-    troubles, start = [], Checkpoint.beginning(np.zeros(4, np.float32))
+class _Rounds:
+    """Goes on with a run as its driver does: the total, the state, the commit, then what nobody needs any more goes."""
 
-    def go_on() -> None:
-        """As a driver does, only faster: the total, the state, the commit, then what nobody needs any more goes."""
-        number = 0
+    def __init__(self, home: Path) -> None:
+        self.store, self.folder, self.number = Store.open(home), RunFolder(home, RUN), 0
+        self._lease, self._start = self.store.acquire_lease(RUN), Checkpoint.beginning(np.zeros(4, np.float32))
+
+    def go_on(self) -> None:
+        self.number += 1
+        state = np.full(4, self.number, np.float32)
+        self.folder.save_total(self.number, bytes(8))
+        digest = self.folder.save(dataclasses.replace(self._start, round=self.number, state=state))
+        self.store.commit_round(committed_round(self.number, run=RUN, lease=self._lease, state_hash=digest))
+        with self.store.session() as session:
+            entry = LedgerRow(site="east", seq=self.number, kind="reserve", hash="0" * 64, entry="{}")
+            session.add(entry)
+        self.folder.prune(self.number, updates=10**6)
+
+
+def _assert_whole(file: Path, home: Path) -> int:
+    """Asserts that the backup restores with each file that its database names; returns its last round."""
+    backup.restore(file, home)
+    restored = Store.open(home)
+    last = restored.last_round(RUN)
+    if last.number:
+        assert RunFolder(home, RUN).load(last.number, last.state_hash).state.tolist() == [last.number] * 4
+        assert all((home / "runs" / RUN / f"total-{each}").exists() for each in (1, last.number))
+    assert restored.ledger_length("east") in (last.number, last.number - 1)
+    restored.close()
+    return last.number
+
+
+def test_each_backup_holds_the_files_that_its_database_names(home, tmp_path):
+    rounds, stop, troubles = _Rounds(home), threading.Event(), []
+
+    def drive() -> None:
         try:
-            while not stop.is_set():
-                number += 1
-                folder.save_total(number, bytes(8))
-                digest = folder.save(dataclasses.replace(start, round=number, state=np.full(4, number, np.float32)))
-                store.commit_round(committed_round(number, run=RUN, lease=lease, state_hash=digest))
-                with store.session() as session:
-                    session.add(LedgerRow(site="east", seq=number, kind="reserve", hash="0" * 64, entry="{}"))
-                folder.prune(number, updates=10**6)
+            while not stop.wait(0.02):  # a driver's rounds take seconds
+                rounds.go_on()
         except Exception as err:
             troubles.append(err)
 
-    driver = threading.Thread(target=go_on)
+    driver = threading.Thread(target=drive)
     driver.start()
     try:
         made = [backup.back_up(home, tmp_path / f"b{number}") for number in range(6)]
     finally:
         stop.set()
         driver.join()
-        store.close()
+        rounds.store.close()
     assert troubles == []
     assert all(each.missing == () for each in made)
     for number in range(6):
-        backup.restore(tmp_path / f"b{number}", tmp_path / f"r{number}")
-        restored = Store.open(tmp_path / f"r{number}")
-        last = restored.last_round(RUN)
-        if last.number:
-            checkpoint = RunFolder(tmp_path / f"r{number}", RUN).load(last.number, last.state_hash)
-            assert checkpoint.state.tolist() == [last.number] * 4
-            assert all((tmp_path / f"r{number}" / "runs" / RUN / f"total-{each}").exists() for each in (1, last.number))
-        assert restored.ledger_length("east") in (last.number, last.number - 1)
-        restored.close()
+        _assert_whole(tmp_path / f"b{number}", tmp_path / f"r{number}")
     assert not list(home.glob(".backing-up-*"))
+
+
+def test_a_backup_is_taken_anew_when_the_driver_drops_what_its_database_names(home, tmp_path, monkeypatch):
+    rounds, needed, seen = _Rounds(home), backup._needed, []
+    rounds.go_on()
+
+    def overtaken(connection: Connection) -> set[str]:
+        names = needed(connection)
+        seen.append(rounds.number)
+        if len(seen) < 3:
+            for _ in range(3):  # the state of the round that the database names is gone before it is linked
+                rounds.go_on()
+        return names
+
+    monkeypatch.setattr(backup, "_needed", overtaken)
+    made = backup.back_up(home, tmp_path / "b")
+    rounds.store.close()
+    assert made.missing == ()
+    assert seen == [1, 4, 7]
+    assert _assert_whole(tmp_path / "b", tmp_path / "r") == 7
 
 
 def test_a_file_that_is_lost_for_good_is_named_and_keeps_nothing_else_from_being_kept(home, tmp_path):
