@@ -87,19 +87,22 @@ def only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
     """
     with (home / LOCK_FILE).open("a") as lock:
         try:
-            _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            if shared:  # whoever has it alone keeps it: nothing to wait for
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            else:
+                _lock_alone(lock)
         except OSError as err:
             raise AlreadyRunning(f"a daemon serves {home} already; stop it first, or use another --home") from err
         yield
 
 
-def _lock(file: IO[str], kind: int) -> None:
+def _lock_alone(file: IO[str]) -> None:
     for _ in range(_LOCK_TRIES):
         try:
-            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # a `status` that tests just now releases its lock at once
             time.sleep(0.05)
-    fcntl.flock(file, kind | fcntl.LOCK_NB)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _place(home: Path) -> str:

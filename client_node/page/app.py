@@ -16,7 +16,6 @@ from ...models.errors import ModelError
 from ...mpc.crash import TextLeftOut
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
-from ..approval import site_budget
 from ..enrolment import Enrolment
 from ..errors import ApprovalRefused, ClientNodeError, SecondPersonMissing, StudyUnknown
 from ..login import in_name_of
@@ -24,6 +23,7 @@ from ..telling import said
 from ..web.forms import FormInvalid
 from ..web.rendering import Renderer, small
 from ..web.routing import aftermath, routes_of
+from . import budget
 from .door import SiteDoor
 from .views import VIEWS
 from .visits import Node, Visit
@@ -31,7 +31,9 @@ from .visits import Node, Visit
 logger = logging.getLogger(__name__)
 
 _TROUBLES = (ClientNodeError, ModelError, MpcError, PrivacyError, FormInvalid, OSError)
-_STATUS: Mapping[type[Exception], int] = {StudyUnknown: 404, ApprovalRefused: 409, SecondPersonMissing: 409}
+_STATUS: Mapping[type[Exception], int] = {
+    StudyUnknown: 404, ApprovalRefused: 409, SecondPersonMissing: 409, OSError: 503,
+}  # fmt: skip
 
 
 class PageApp:
@@ -57,10 +59,11 @@ class PageApp:
         )
 
     def warm_up(self) -> None:
-        """Computes the budget once, so that nobody waits for accountants to be imported."""
+        """Does once what takes long only the first time, so that nobody waits: templates, accountants, the budget."""
+        self._node.renderer.warm_up()
         if self._node.trains:
             try:
-                self._node.of_ledger("accounts", site_budget.accounts)
+                budget.accounts_drawn(self._node)
             except _TROUBLES as err:
                 logger.warning("the budget cannot be shown until this is mended: %s", err)
 
@@ -84,7 +87,8 @@ class PageApp:
                 return look(visit)
         except _TROUBLES as err:
             status = next((status for kind, status in _STATUS.items() if isinstance(err, kind)), 400)
-            return visit.render("trouble.html", status=status, problem=str(err), **aftermath(status))
+            said = aftermath(status, has_begun=form is not None)
+            return visit.render("trouble.html", status=status, problem=str(err), **said)
         except Exception as err:
             logger.error("%s could not be shown", command, exc_info=TextLeftOut.of(err))
             problem = "an error that should not happen; the page's log says where"

@@ -12,7 +12,7 @@ from ..approval import site_budget
 from ..approval.site_budget import SiteAccount
 from ..enrolment import Enrolment
 from ..policy import pending
-from .visits import Visit
+from .visits import Node, Visit
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,16 @@ class Drawn:
 
 def show(visit: Visit) -> Response:
     """Shows every account, as `client-node budget show` does, with its spending over time."""
-    accounts: list[SiteAccount] = []
-    drawn: dict[tuple[str, str], Drawn] = {}
-    if visit.node.trains:
-        accounts = visit.node.of_ledger("accounts", site_budget.accounts)
-        drawn = visit.node.of_ledger("drawn", _drawn)
+    accounts, drawn = accounts_drawn(visit.node) if visit.node.trains else ([], {})
     first = pending.waiting(visit.home, "cap", "budget")
     return visit.render(
         "budget.html", accounts=accounts, drawn=drawn, first="" if first is None else first.told(),
     )  # fmt: skip
+
+
+def accounts_drawn(node: Node) -> tuple[list[SiteAccount], dict[tuple[str, str], Drawn]]:
+    """Lists the site's accounts, and draws each; only what is new in the ledger is computed."""
+    return node.of_ledger("accounts", site_budget.accounts), node.of_ledger("drawn", _drawn)
 
 
 def page(visit: Visit) -> Response:

@@ -137,7 +137,7 @@ def large(tmp_path_factory, founded, backbone):
     """The page of a hundred sites, a run of a thousand rounds, and forty that ended."""
     home = federations.copied(founded, tmp_path_factory.mktemp("large") / "home")
     names, away = federations.fill_large(home, backbone), federations.LARGE_SITES[5:25:4]
-    with federations.served(home, names, is_warm=True) as here, federations.coordinating(here, away=away):
+    with federations.served(home, names) as here, federations.coordinating(here, away=away):
         yield here.by("")
 
 

@@ -241,12 +241,11 @@ def fill_runs(home: Path, study: str) -> dict[str, str]:
 
 
 @contextmanager
-def served(home: Path, names: Mapping[str, str], *, is_warm: bool = False) -> Iterator[Federation]:
+def served(home: Path, names: Mapping[str, str]) -> Iterator[Federation]:
     """Serves the page of a home on a free port, in a thread of its own; warm as its process is a few seconds on."""
     store = Store.open(home)
     page = PageApp(home, store, is_https=False)
-    if is_warm:
-        page.warm_up()
+    page.warm_up()
     here = Federation(home=home, store=store, app=page.app, names=dict(names))
     try:
         here.serve()

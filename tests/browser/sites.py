@@ -57,8 +57,13 @@ class SitesPage(Served):
 def served(
     site: Site, names: Mapping[str, str] | None = None, *, has_daemon: bool = True, log: Path | None = None
 ) -> Iterator[SitesPage]:
-    """Serves a node's page on a free port, in a thread of its own; and notes what its daemon would, if it has one."""
-    here = SitesPage(site=site, app=PageApp(site.home, daemon_log=log).app, names=dict(names or {}))
+    """Serves a node's page on a free port, in a thread of its own, warm as its process is a few seconds on.
+
+    It notes what the node's daemon would, if it has one.
+    """
+    page = PageApp(site.home, daemon_log=log)
+    page.warm_up()
+    here = SitesPage(site=site, app=page.app, names=dict(names or {}))
     here.serve()
     try:
         if has_daemon:

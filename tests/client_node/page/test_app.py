@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import socket
 import time
@@ -191,6 +193,21 @@ def test_an_unexpected_error_shows_none_of_its_text(site, browser, monkeypatch, 
     assert answer.status_code == 500
     assert "should not happen" in answer.text
     assert cell not in answer.text + caplog.text
+
+
+def test_nobody_is_told_that_nothing_was_done_where_the_disk_refused_midway(site, browser, monkeypatch):
+    def fails(*arguments, **named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("confide.client_node.page.decisions.decision_log.verify", fails)
+    answer = browser.send("/decisions")
+    assert answer.status_code == 503
+    assert "It is not certain that this was done" in answer.text
+    assert "No space left on device" in answer.text
+    monkeypatch.setattr("confide.client_node.page.policy.effective", fails)
+    answer = browser.get("/policy")
+    assert answer.status_code == 503
+    assert "This cannot be answered just now" in answer.text
 
 
 def test_a_damaged_file_is_told_with_what_to_do(site, browser):
