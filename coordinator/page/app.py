@@ -38,6 +38,7 @@ from .visits import Federation, Visit
 logger = logging.getLogger(__name__)
 
 _TROUBLES = (CoordinatorError, ClientNodeError, PrivacyError, FormInvalid)
+_WARM_S = 60.0  # for a ledger of some length
 _STATUS: Mapping[type[Exception], int] = {
     AccessRefused: 403, NotFound: 404, Conflict: 409, KeysSealed: 409, StoreUnavailable: 503,
 }  # fmt: skip
@@ -81,6 +82,8 @@ class PageApp:
             for row in rows:
                 with suppress(*_TROUBLES):
                     studies.planned(load_study(row))
+            for site in [node.name for node in store.nodes() if store.ledger_length(node.name)][:1]:
+                self._federation.statements.of(store, site, wait_s=_WARM_S)
 
     def close(self) -> None:
         """Ends the thread that follows the ledgers, and what a loaded model is needed for."""
