@@ -10,9 +10,11 @@ CoordinatorError
 ├── SuperLinkFailed          Flower's server did not start, or refused an order
 ├── NotFound                 a site, study or run does not exist
 ├── Conflict                 the name is taken, or the state does not allow it
+│   ├── AlreadyLed           another server leads the federation
 │   └── TransitionRefused    the run's state does not allow the change
 ├── StudyRefused             this federation cannot run a study draft
 ├── AuditMissing             a claim of privacy has no audit
+├── LeadLost                 another server has taken the federation over
 ├── LeaseLost                another driver has taken the run over
 ├── LeaseForgotten           the nodes know a newer lease of a run than the database
 ├── StateDamaged             a file is missing or was changed
@@ -80,6 +82,10 @@ class Conflict(CoordinatorError):
     """A name that is taken, or a request that the present state does not allow."""
 
 
+class AlreadyLed(Conflict):
+    """A federation that another server leads."""
+
+
 class TransitionRefused(Conflict):
     """A change that the run's present `state` does not allow."""
 
@@ -94,6 +100,10 @@ class StudyRefused(CoordinatorError):
 
 class AuditMissing(CoordinatorError):
     """A claim of privacy for a run without an audit of its last round; nothing was written."""
+
+
+class LeadLost(CoordinatorError):
+    """A federation that another server has taken over, as this one was silent."""
 
 
 class LeaseLost(CoordinatorError):

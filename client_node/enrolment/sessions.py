@@ -48,7 +48,7 @@ class Hello(BaseModel):
     @classmethod
     def of(cls, home: Path) -> Self:
         """Makes the introduction of a new daemon for `home`."""
-        session, place = secrets.token_hex(16), _place(home)
+        session, place = secrets.token_hex(16), place_of(home / LOCK_FILE)
         return cls(version=OWN.version, oldest=OWN.oldest, newest=OWN.newest, session=session, place=place)
 
     @classmethod
@@ -105,10 +105,10 @@ def _lock_alone(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _place(home: Path) -> str:
-    """Digests what names a home on a running machine; random, and so like no other, where nothing does."""
+def place_of(lock: Path) -> str:
+    """Digests what names a lock's file on a running machine; random, and so like no other, where nothing does."""
     try:
-        lock, boot = (home / LOCK_FILE).stat(), _BOOT.read_text()
+        file, boot = lock.stat(), _BOOT.read_text()
     except OSError:
         return secrets.token_hex(16)
-    return hashlib.sha256(f"{boot}|{lock.st_dev}|{lock.st_ino}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{boot}|{file.st_dev}|{file.st_ino}".encode()).hexdigest()[:32]

@@ -163,11 +163,14 @@ def serve(
         Path | None, typer.Option("--page-cert", help="Certificate of the page with its chain, PEM.")
     ] = None,
     page_key: Annotated[Path | None, typer.Option(help="Key of that certificate, PEM.")] = None,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Wait while another server leads; take over when it ends or dies.")
+    ] = False,
     log_format: LogFormOption = LogForm.TEXT,
 ) -> None:
     """Serve the federation until stopped; runs that were going on go on. `coordinator page` opens its page."""
     place = page_place(page, page_certificate, page_key)
-    serve_federation(home, monitor=monitor, form=log_format, page=place)
+    serve_federation(home, monitor=monitor, form=log_format, page=place, stands_by=standby)
 
 
 @app.command(epilog=epilog("coordinator page", "coordinator page --json"))

@@ -8,6 +8,7 @@ import typer
 from ...client_node.cli.application import LogForm, until_stopped
 
 if TYPE_CHECKING:
+    from ...client_node.web.child import WebChild
     from ...client_node.web.serving import Place
 
 PAGE = "9449"  # of the operator's page: beside that of a site and all monitors on one machine
@@ -16,21 +17,49 @@ _PROCESS = "confide.coordinator.page.process"
 
 
 def serve_federation(
-    home: Path, *, monitor: int | None = None, form: LogForm | None = None, page: "Place | None" = None
+    home: Path,
+    *,
+    monitor: int | None = None,
+    form: LogForm | None = None,
+    page: "Place | None" = None,
+    stands_by: bool = False,
 ) -> None:
-    """Runs the gate, Flower's SuperLink, the drivers of runs, and the operator's page, until SIGTERM or Ctrl-C."""
+    """Runs the gate, Flower's SuperLink, the drivers of runs, and the operator's page, until SIGTERM or Ctrl-C.
+
+    Args:
+        stands_by: wait until no other server leads, and serve then.
+    """
     from ...client_node.supervision import Supervisor
-    from ..gateway import Service
+    from ..errors import AlreadyLed
+    from ..federation import Pki, load_settings
+    from ..gateway import Seat, Service, stand_by
 
-    child = None
+    load_settings(home)
+    if stands_by:
+        Pki.load(home)  # now, while somebody looks: sealed keys without a passphrase would keep it from taking over
     if page is not None:
-        from ...client_node.web.child import WebChild
-        from ...client_node.web.process import command
-
         page.require_closed()
-        child = WebChild(command(_PROCESS, home, page), home / "page.log", asked_for=page.port != int(PAGE))
-    stop = until_stopped("httpx", "alembic", form=form)
-    Service(home).serve(stop, monitor=monitor, supervisor=Supervisor(), page=child)
+    stop, supervisor = until_stopped("httpx", "alembic", form=form), Supervisor()
+    with Seat.at(home) as seat:
+        while not stop.is_set():
+            if stands_by:
+                stand_by(home, seat, stop, supervisor, monitor=monitor)
+                if stop.is_set():
+                    return
+            try:  # only now: keys and certificates may be others than when it began to stand by
+                return Service(home, seat).serve(stop, monitor=monitor, supervisor=supervisor, page=_page(home, page))
+            except AlreadyLed:
+                if not stands_by:
+                    raise
+
+
+def _page(home: Path, page: "Place | None") -> "WebChild | None":
+    if page is None:
+        return None
+    from ...client_node.web.child import WebChild
+    from ...client_node.web.process import command
+
+    return WebChild(command(_PROCESS, home, page), home / "page.log", asked_for=page.port != int(PAGE))
 
 
 def page_place(text: str, certificate: Path | None = None, key: Path | None = None) -> "Place | None":

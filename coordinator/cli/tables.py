@@ -57,11 +57,14 @@ def show_status(found: "Glance", as_json: bool) -> None:
         return print_json(
             {"federation": found.federation, "serving": parts["serving"], "sites": parts["members"]}
             | {"runs": [run_row(run) for run in found.runs], "worries": found.worries, "keys": found.keys}
+            | {"standbys": found.standbys}
         )
     if found.serving is not None:
         parts = {"SuperLink": found.serving.superlink, "drivers": found.serving.worker}
         ready = ", ".join(f"{name} {'ready' if is_ready else 'not ready yet'}" for name, is_ready in parts.items())
         out.print(f"{found.federation}: served since {clock(found.serving.since)}; {ready}", highlight=False)
+    if found.standbys:
+        out.print(f"Stand by to take over: {', '.join(found.standbys)}", highlight=False)
     rows = [
         asdict(member)
         | {"online": {None: "", True: "yes", False: "no"}[member.online], "last_seen": ago(member.last_seen)}

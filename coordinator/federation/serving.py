@@ -15,9 +15,10 @@ from typing import IO
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ...client_node.files import write_private
-from ..errors import Conflict
+from ..errors import AlreadyLed
 
-_LOCK, _FILE = "serve.lock", "serve.json"
+LOCK = "serve.lock"  # under the home; held by its server
+_FILE = "serve.json"
 _LOCK_TRIES = 10
 ONLINE_S = 60.0  # a node that has asked for nothing for so long counts as away; it asks every few seconds
 
@@ -57,16 +58,22 @@ _SCHEMA = TypeAdapter(Serving)
 
 @contextmanager
 def only_server(home: Path) -> Iterator[None]:
-    """Holds the home for one server. Raises `Conflict` if another process serves it."""
-    with (home / _LOCK).open("a") as lock:
+    """Holds the home for one server. Raises `AlreadyLed` if another process serves it."""
+    with (home / LOCK).open("a") as lock:
         for _ in range(_LOCK_TRIES):
             if is_free := _locks(lock, fcntl.LOCK_EX):
                 break
             time.sleep(0.05)  # a command that looks just now lets go of it at once
         if not is_free:
-            raise Conflict(f"another `coordinator serve` serves {home} already; stop it first")
+            raise AlreadyLed(f"another `coordinator serve` serves {home} already; stop it first")
         (home / _FILE).unlink(missing_ok=True)  # an earlier server's
         yield
+
+
+def is_served(home: Path) -> bool:
+    """True if a process holds the home as its server; with a shared disk, one of any machine."""
+    with (home / LOCK).open("a") as lock:
+        return not _locks(lock, fcntl.LOCK_SH)
 
 
 def note_serving(home: Path, serving: Serving) -> None:
@@ -76,9 +83,9 @@ def note_serving(home: Path, serving: Serving) -> None:
 
 def read_serving(home: Path) -> Serving | None:
     """Reads what the running server noted last; None if no server runs."""
-    if not (home / _LOCK).exists():
+    if not (home / LOCK).exists():
         return None
-    with (home / _LOCK).open("a") as lock:
+    with (home / LOCK).open("a") as lock:
         if _locks(lock, fcntl.LOCK_SH):
             return None
         try:

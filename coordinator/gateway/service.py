@@ -28,6 +28,7 @@ from .announcing import Announcer
 from .crowd import Limits
 from .drivers import Drivers
 from .gate import FleetGate, serve_gate
+from .leading import Seat
 from .listener import GateServer
 from .renewal import CertificateKeeper
 from .superlink import SuperLink
@@ -46,7 +47,7 @@ _LOGS_S = 1.0
 class Service:
     """The processes and threads that `coordinator serve` keeps alive."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, seat: Seat) -> None:
         self._settings = load_settings(home)
         self._pki, self._store = Pki.load(home), Store.open(home)
         self._register = Register(self._store, self._pki)
@@ -55,7 +56,7 @@ class Service:
         self._registered: dict[str, tuple[bytes, int]] = {}  # name -> key and Flower's node id
         self._synced: tuple[object, ...] | None = None  # the register's mark when all of it was done
         self._rotations = 0  # of transport keys, of which the register's mark says nothing
-        self._home, self._since = home, time.time()
+        self._home, self._seat, self._since = home, seat, time.time()
         self._noted = ("", "", 0.0)  # trouble, the page's address, and when
         self._was_up = False
         self._trouble = ("", 0.0)  # logged last, and when
@@ -80,12 +81,18 @@ class Service:
             supervisor: told that the server is ready, lives, and ends.
 
         Raises:
-            CoordinatorError: another process serves this home, a port is taken, or the SuperLink cannot be started.
+            AlreadyLed: another process serves this federation.
+            LeadLost: another server has taken over.
+            CoordinatorError: a port is taken, or the SuperLink cannot be started.
             MonitorUnavailable: the monitor's port is taken.
         """
         with only_server(self._home):
             self._store.require_tables()  # else an emptied database would become a new federation's
+            if not self._seat.take(stop):  # before tables may change beneath who leads
+                return
             migrate(self._store.url)
+            if not self._seat.take(stop):  # an earlier version's database had no place for it
+                return
             self._page = page
             self._note_action("serve.start", version=__version__)
             try:
@@ -179,6 +186,7 @@ class Service:
             logger.info("the SuperLink answers on loopback port %d", self._superlink.port)
         self._was_up = is_up
         try:
+            self._seat.keep()
             if is_up:
                 self._sync_keys()
             self._drivers.tick()

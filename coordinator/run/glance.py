@@ -49,6 +49,7 @@ class Glance:
     runs: list[RunStanding]
     worries: list[str]  # for people; nothing if all is well
     keys: str  # whether they are sealed
+    standbys: list[str]  # machines on which a server stands by
 
 
 def look(store: Store, home: Path) -> Glance:
@@ -64,6 +65,7 @@ def look(store: Store, home: Path) -> Glance:
         runs=run_standings(store),
         worries=worries,
         keys=standing(home),
+        standbys=store.standbys(),
     )
 
 

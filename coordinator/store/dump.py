@@ -18,22 +18,22 @@ from .store import SCHEMA, migrate_on
 
 FORMAT = "confide-database-1"
 _VERSIONS = "alembic_version"
+_OF_PROCESSES = "server"  # whose rows are of processes that run now: where the dump is restored there are others
 _MAX_LINE = 1 << 26  # bytes; the canonical form of a study holds its vocabularies
 _AT_ONCE = 1000  # rows
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bytes: (str,)}
 
 
 def write_dump(connection: Connection, out: BinaryIO) -> dict[str, int]:
-    """Writes every row that `connection` sees, of `Store.moment`; returns how many each table has."""
+    """Writes every row that `connection` sees, of `Store.moment`, but for servers; returns how many of each table."""
     schema = str(connection.scalar(text("SELECT version_num FROM alembic_version")))
     _write(out, {"format": FORMAT, "schema": schema})
     counts = {}
     for table in _tables(connection):
         _write(out, {"table": table.name, "columns": [column.name for column in table.columns]})
         counts[table.name] = 0
-        rows = connection.execute(
-            select(table).order_by(*table.primary_key.columns), execution_options={"yield_per": _AT_ONCE}
-        )
+        chosen = select(table).order_by(*table.primary_key.columns).limit(0 if table.name == _OF_PROCESSES else None)
+        rows = connection.execute(chosen, execution_options={"yield_per": _AT_ONCE})
         for row in rows:
             _write(out, [base64.b64encode(value).decode() if isinstance(value, bytes) else value for value in row])
             counts[table.name] += 1

@@ -62,11 +62,12 @@ from .tables import (
     Prototype,
     Round,
     Run,
+    ServerRow,
     StudyRow,
     SuccessionRow,
 )
 
-SCHEMA = "0012"  # the newest of the migrations
+SCHEMA = "0013"  # the newest of the migrations
 HELD_S = 20  # how long to wait for another process's write
 _TO_SERVER: dict[str, object] = {  # of libpq, where the URL says nothing: a server that is away is noticed in seconds
     "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
@@ -138,7 +139,7 @@ class Store:
             Conflict: it holds tables, or stores text in another form than UTF-8.
         """
         with self.session() as session:
-            if self._is_sqlite:
+            if self.is_sqlite:
                 encoding = session.scalar(text("PRAGMA encoding"))
             else:
                 encoding = session.scalar(text("SHOW server_encoding"))
@@ -152,7 +153,7 @@ class Store:
     def examine(self) -> str:
         """Lets the database look at itself; returns `ok`, or what is wrong. Of PostgreSQL all rows are read once."""
         with self.session() as session:
-            if self._is_sqlite:
+            if self.is_sqlite:
                 return str(session.scalar(text("PRAGMA quick_check")))
             for table in Base.metadata.sorted_tables:
                 session.execute(select(func.count()).select_from(table)).one()
@@ -213,7 +214,7 @@ class Store:
     @contextmanager
     def moment(self) -> Iterator[Connection]:
         """Gives a connection that sees the database as it is at its first read, whatever others write meanwhile."""
-        if self._is_sqlite:
+        if self.is_sqlite:
             with self._engine.connect() as connection:
                 connection.exec_driver_sql("BEGIN")
                 yield connection
@@ -238,14 +239,15 @@ class Store:
             StoreUnavailable: another process has held it for 20 s.
         """
         with self.session() as session:
-            if self._is_sqlite:
+            if self.is_sqlite:
                 session.connection().exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 session.execute(select(func.pg_advisory_xact_lock(_lock_number(about))))
             yield session
 
     @property
-    def _is_sqlite(self) -> bool:
+    def is_sqlite(self) -> bool:
+        """True if the database is a file in the home."""
         return self._engine.dialect.name == "sqlite"
 
     def log_action(self, session: Session, action: str, *, actor: str | None = None, **fields: Any) -> Head:
@@ -358,7 +360,7 @@ class Store:
         """Asks the database for its size, in bytes."""
         size = "page_count * page_size FROM pragma_page_count(), pragma_page_size()"
         with self.session() as session:
-            asked = size if self._is_sqlite else "pg_database_size(current_database())"
+            asked = size if self.is_sqlite else "pg_database_size(current_database())"
             return int(session.execute(text(f"SELECT {asked}")).scalar_one())
 
     def last_commit(self, run_id: str) -> tuple[int, float]:
@@ -441,6 +443,13 @@ class Store:
         newest = select(Round.run, func.max(Round.number)).group_by(Round.run)
         with self.session() as session:
             return {row[0]: row[1] for row in session.execute(newest)}
+
+    def standbys(self) -> list[str]:
+        """Lists the machines on which a server stands by; with SQLite none is known."""
+        if self.is_sqlite:
+            return []
+        with self.session() as session:
+            return list(session.scalars(select(ServerRow.host).where(ServerRow.term == 0).order_by(ServerRow.host)))
 
     def acquire_lease(self, run_id: str) -> int:
         """Takes a new lease of a run: the token grows, so an older driver can no longer commit."""

@@ -291,6 +291,18 @@ class OperatorRow(Base):
     revoked_at: Mapped[float | None]
 
 
+class ServerRow(Base):
+    """A server of the federation that runs, or ran until a moment ago: one leads, others stand by."""
+
+    __tablename__ = "server"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)  # random, of its process
+    host: Mapped[str] = mapped_column(String(255))
+    place: Mapped[str] = mapped_column(String(32))  # of the lock of its home, on its machine
+    term: Mapped[int]  # how many servers have led before it, and itself; 0 while it stands by
+    beat: Mapped[int]  # a count that grows while it lives: clocks of two machines differ
+    since: Mapped[float]
+
+
 class PrivacyTest(Base):
     """The result of a test of a run's privacy: an audit of its engine, or an attack on its adapter."""
 

@@ -149,6 +149,7 @@ def test_init_makes_a_federation_that_is_its_owner_s_alone(home, call):
     assert json.loads(call("status", "--json").stdout) == {
         "federation": "thyroid network", "serving": None, "sites": [], "runs": [],
         "worries": ["nobody serves this federation: start `coordinator serve`"], "keys": "not encrypted",
+        "standbys": [],
     }  # fmt: skip
     assert (home / "pki" / "signing.key").stat().st_mode & 0o077 == 0
 

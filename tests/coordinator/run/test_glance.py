@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_revoked_node_is_neither_online_nor_away(store, home, served):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"), [(-100, "100 s"), (100, "100 s"), (-11_001, "3 h")],
+    ("change", "told"), [(-100, r"1[01]\d s"), (115, r"1[01]\d s"), (-11_001, "3 h")],
     ids=["some time ago", "still to come, as the clock was put back", "hours ago"],
 )  # fmt: skip
 def test_a_silent_driver_is_told(store, home, served, change, told):
@@ -97,7 +98,8 @@ def test_a_silent_driver_is_told(store, home, served, change, told):
     assert look(store, home).worries == []
     with store.session() as session:
         session.get(Run, "run-1").heartbeat += change
-    assert look(store, home).worries == [f"run run-1: its driver has been silent for {told}"]
+    (worry,) = look(store, home).worries
+    assert re.fullmatch(f"run run-1: its driver has been silent for {told}", worry)
 
 
 def test_trouble_of_the_server_and_other_versions_are_told(store, home, served):
