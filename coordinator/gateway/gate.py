@@ -88,6 +88,7 @@ _OWN_CALLS = (one_body.TAKE, one_body.GIVE)
 _CALLS = {(one_body.CALLS if call in _OWN_CALLS else FLEET) + call: call for call in _FLEET_CAPS}
 _PATHS = {call: path for path, call in _CALLS.items()}
 _OWN_CAP = 32 << 10
+_NOT_ACTIVATED = 412  # Flower's answer for a node that counts as online already, and for one that it does not know
 _AWAY_POLL_S = 0.25  # how often a held activation is tried again
 _CLOCK_S = 300.0  # Flower's own tolerance
 _AHEAD_S = 5.0  # and for a clock that is ahead
@@ -326,12 +327,14 @@ class FleetGate:
         while True:
             try:
                 status, answered, answer = await self._forward("activate-node", headers, body, key_id, site, None)
-                break
+                # Where nobody has connected by this key yet, the SuperLink has just started and does not know it.
+                if status != _NOT_ACTIVATED or key_id in self._node_ids or time.monotonic() > until:
+                    break
             except _TurnedAway as refusal:
                 if refusal.status != 503 or time.monotonic() > until:
                     raise
             await asyncio.sleep(_AWAY_POLL_S)  # most nodes are back as soon as the SuperLink is
-        if status == 412:  # Flower's "counts as online already"
+        if status == _NOT_ACTIVATED:
             status, answered, answer = await self._take_over(headers, body, key_id, site, hello)
         if status == 200:
             self._note_activation(flower.activated_node(answer), key_id, site, hello, peer)
@@ -423,7 +426,9 @@ class FleetGate:
         Deactivating the node needs its signature; that of the activation is a minute old at most, and Flower takes it.
         """
         own = self._node_ids.get(key_id)
-        if own is None or not self._daemons.may_take_over(key_id, hello):
+        if own is None:
+            raise _TurnedAway(503)
+        if not self._daemons.may_take_over(key_id, hello):
             self._refuse_second(key_id, site)
         await self._forward("deactivate-node", headers, flower.deactivation(own), key_id, site, own)
         return await self._forward("activate-node", headers, body, key_id, site, None)

@@ -23,9 +23,10 @@ from .played import PlayedRegister, PlayedSuperLink, pull, signed
 
 
 class Flower:
-    """A SuperLink as far as activations go: a node that counts as online is refused with 412."""
+    """A SuperLink as far as activations go: a node that counts as online, or is not known yet, is refused with 412."""
 
     def __init__(self) -> None:
+        self.unknown_for = 0  # activations, after its start
         self.online: set[int] = set()
         self.waiting: list[bytes] = []
         self.calls: list[str] = []
@@ -36,7 +37,8 @@ class Flower:
         self.calls.append(call)
         self.app.status = 200
         if call == "activate-node":
-            if 7 in self.online:
+            if 7 in self.online or self.unknown_for > 0:
+                self.unknown_for -= 1
                 self.app.status = 412
                 return b""
             self.online.add(7)
@@ -115,6 +117,28 @@ def test_a_daemon_that_was_killed_is_replaced_at_once_by_the_next_one_on_its_hom
     assert taken == ["activate-node", "activate-node", "deactivate-node", "activate-node"]
     superlink.waiting = [b"asked now"]
     assert site.pull(second).content == b"asked now"
+
+
+def test_a_node_that_is_back_before_the_superlink_knows_it_waits_and_is_taken_for_no_second_daemon(
+    setting: Setting, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "_AWAY_POLL_S", 0.01)
+    site, superlink = setting.site, setting.superlink
+    superlink.unknown_for = 3
+    assert site.activate(Hello.of(site.identity.home)).status_code == 200
+    assert superlink.calls == ["activate-node"] * 4
+    assert "second daemon" not in caplog.text
+
+
+def test_a_node_that_the_superlink_does_not_learn_of_is_asked_to_come_again(
+    setting: Setting, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "CONNECT_S", 0.05)
+    monkeypatch.setattr(gate_module, "_AWAY_POLL_S", 0.01)
+    site, superlink = setting.site, setting.superlink
+    superlink.unknown_for = 10**6
+    assert site.activate(Hello.of(site.identity.home)).status_code == 503
+    assert "second daemon" not in caplog.text
 
 
 def test_a_daemon_that_lost_its_connection_gets_back_in_at_once(setting: Setting) -> None:
