@@ -85,7 +85,7 @@ def only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
     Raises:
         AlreadyRunning: the home is locked.
     """
-    with (home / LOCK_FILE).open("a") as lock:
+    with (home / LOCK_FILE).open("a+") as lock:  # NFS knows no shared lock of a file that is only written
         try:
             if shared:  # whoever has it alone keeps it: nothing to wait for
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

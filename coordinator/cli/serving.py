@@ -1,5 +1,6 @@
 """Serves the federation from a command, until it is stopped."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def serve_federation(
         stands_by: wait until no other server leads, and serve then.
     """
     from ...client_node.supervision import Supervisor
-    from ..errors import AlreadyLed
+    from ..errors import AlreadyLed, StoreUnavailable
     from ..federation import Pki, load_settings
     from ..gateway import Seat, Service, stand_by
 
@@ -48,9 +49,10 @@ def serve_federation(
                     return
             try:  # only now: keys and certificates may be others than when it began to stand by
                 return Service(home, seat).serve(stop, monitor=monitor, supervisor=supervisor, page=_page(home, page))
-            except AlreadyLed:
+            except (AlreadyLed, StoreUnavailable) as err:  # the latter before it served: a database at its failover
                 if not stands_by:
                     raise
+                logging.getLogger(__name__).warning("%s; stands by again", err)
 
 
 def _page(home: Path, page: "Place | None") -> "WebChild | None":

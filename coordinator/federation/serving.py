@@ -59,7 +59,7 @@ _SCHEMA = TypeAdapter(Serving)
 @contextmanager
 def only_server(home: Path) -> Iterator[None]:
     """Holds the home for one server. Raises `AlreadyLed` if another process serves it."""
-    with (home / LOCK).open("a") as lock:
+    with (home / LOCK).open("a+") as lock:
         for _ in range(_LOCK_TRIES):
             if is_free := _locks(lock, fcntl.LOCK_EX):
                 break
@@ -72,7 +72,7 @@ def only_server(home: Path) -> Iterator[None]:
 
 def is_served(home: Path) -> bool:
     """True if a process holds the home as its server; with a shared disk, one of any machine."""
-    with (home / LOCK).open("a") as lock:
+    with (home / LOCK).open("a+") as lock:
         return not _locks(lock, fcntl.LOCK_SH)
 
 
@@ -85,7 +85,7 @@ def read_serving(home: Path) -> Serving | None:
     """Reads what the running server noted last; None if no server runs."""
     if not (home / LOCK).exists():
         return None
-    with (home / LOCK).open("a") as lock:
+    with (home / LOCK).open("a+") as lock:
         if _locks(lock, fcntl.LOCK_SH):
             return None
         try:
@@ -96,8 +96,9 @@ def read_serving(home: Path) -> Serving | None:
 
 
 def _locks(file: IO[str], kind: int) -> bool:
+    """Locks a file that is open for reading and writing: NFS knows no shared lock of one that is only written."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ class Service:
             CoordinatorError: a port is taken, or the SuperLink cannot be started.
             MonitorUnavailable: the monitor's port is taken.
         """
-        with only_server(self._home):
-            self._store.require_tables()  # else an emptied database would become a new federation's
+        with closing(self._store), only_server(self._home):
+            self._store.require_no_later()  # nor an emptied database, which would become a new federation's
             if not self._seat.take(stop):  # before tables may change beneath who leads
                 return
             migrate(self._store.url)
@@ -101,7 +101,6 @@ class Service:
                 self._serve(stop, monitor, supervisor or Supervisor())
             finally:
                 self._note_end()
-                self._store.close()
 
     def _serve(self, stop: threading.Event, monitor: int | None, supervisor: Supervisor) -> None:
         announcer = Announcer(self._pki, self._register.note_trust)
@@ -187,6 +186,9 @@ class Service:
         self._was_up = is_up
         try:
             self._seat.keep()
+        except StoreUnavailable as err:
+            trouble = str(err)
+        try:
             if is_up:
                 self._sync_keys()
             self._drivers.tick()

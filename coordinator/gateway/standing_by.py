@@ -29,21 +29,23 @@ def stand_by(home: Path, seat: Seat, stop: threading.Event, supervisor: Supervis
     Raises:
         MonitorUnavailable: the monitor's port is taken.
     """
-    pulse, leader, told, told_at = Pulse(), "another machine", "", 0.0
+    pulse, leader, has_seen, told, told_at = Pulse(), "another machine", False, "", 0.0
     with _monitored(monitor, home, pulse, lambda: leader):
         while not stop.is_set():
             pulse.beat(_LOOP, within_s=_DUE_S)
-            supervisor.ready()
             supervisor.live()
             trouble = ""
             try:
                 found = seat.stand_by()
                 if found is None:
-                    logger.info("nobody leads this federation any more; this server takes over")
+                    logger.info("nobody leads this federation%s; this server does", " any more" if has_seen else "")
                     return
-                leader = found
+                leader, has_seen = found, True
+                supervisor.ready()  # for one that leads at once, `Service` says so
             except StoreUnavailable as err:
                 trouble = str(err)
+            except OSError as err:  # a shared disk that is away for a moment
+                trouble = f"{err.filename or home}: {err.strerror or type(err).__name__}"
             said = f"{trouble}; trying again" if trouble else f"stands by; a server on {leader} leads"
             if said != told or (trouble and time.monotonic() - told_at > _REPEAT_S):
                 logger.log(logging.WARNING if trouble else logging.INFO, "%s", said)

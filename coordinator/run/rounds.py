@@ -141,6 +141,7 @@ def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Ch
     opened = open_round(round_)
     # 7 commit: the round exists once its row does.
     after = follow(run.study, checkpoint, opened.words, kept=len(opened.summed))
+    run.store.beat(run.id, run.lease)  # an older driver, of a machine that slept, must not write over this file
     run.folder.save_total(planned.number, opened.words)
     digest = run.folder.save(after)
     round_.laps.end("apply")

@@ -166,17 +166,25 @@ class Store:
             Conflict: the schema is an earlier version's, or a later one's.
             StateDamaged: the database holds no schema at all.
         """
-        self.require_tables()
-        name = self.name
-        with self.session() as session:
-            version = session.scalar(text("SELECT version_num FROM alembic_version")) or ""
-        if version < SCHEMA:
+        if self.require_no_later() < SCHEMA:
             raise Conflict(
-                f"{name} is an earlier version's; `coordinator serve` brings it to this version's schema when it "
+                f"{self.name} is an earlier version's; `coordinator serve` brings it to this version's schema when it "
                 "starts. Back it up, start `serve` once, then repeat this command; nothing was changed"
             )
+
+    def require_no_later(self) -> str:
+        """Checks that the database has this version's schema or an earlier one, and returns which.
+
+        Raises:
+            Conflict: the schema is a later version's.
+            StateDamaged: the database holds no schema at all.
+        """
+        self.require_tables()
+        with self.session() as session:
+            version = str(session.scalar(text("SELECT version_num FROM alembic_version")) or "")
         if version > SCHEMA:
-            raise Conflict(f"{name} is a later version's; install that version again. Nothing was changed")
+            raise Conflict(f"{self.name} is a later version's; install that version again. Nothing was changed")
+        return version
 
     def is_current(self) -> bool:
         """True if the database has this version's schema."""
@@ -449,7 +457,7 @@ class Store:
         if self.is_sqlite:
             return []
         with self.session() as session:
-            return list(session.scalars(select(ServerRow.host).where(ServerRow.term == 0).order_by(ServerRow.host)))
+            return sorted(set(session.scalars(select(ServerRow.host).where(ServerRow.term == 0))))
 
     def acquire_lease(self, run_id: str) -> int:
         """Takes a new lease of a run: the token grows, so an older driver can no longer commit."""

@@ -41,12 +41,12 @@ class Standby:
         )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log, env=environment())
-        wait_for(lambda: "a server on" in self.log.read_text(), "the standby's first word")
+        wait_for(lambda: "stands by" in self.log.read_text(), "the standby's first word")
 
     def leads(self) -> bool:
         """True if it serves by now."""
         assert self.process.poll() is None, self.log.read_text()[-3000:]
-        return "this server takes over" in self.log.read_text()
+        return "this server does" in self.log.read_text()
 
     def end(self, number: signal.Signals) -> None:
         """Ends it, with all that it started."""

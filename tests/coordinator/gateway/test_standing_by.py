@@ -59,7 +59,7 @@ def test_it_waits_for_the_leader_s_end_and_is_ready_meanwhile(tmp_path, caplog):
     assert supervisor.told == ["READY=1"]
     assert [line for line in caplog.messages if "leads" in line] == [
         "stands by; a server on a leads", "stands by; a server on b leads",
-        "nobody leads this federation any more; this server takes over",
+        "nobody leads this federation any more; this server does",
     ]  # fmt: skip
 
 
@@ -69,6 +69,20 @@ def test_a_database_that_is_away_is_waited_for_and_told_once(tmp_path, caplog):
     assert [line.message for line in caplog.records if line.levelname == "WARNING"] == [
         "the database does not answer; trying again"
     ]
+
+
+def test_who_finds_nobody_says_nothing_to_its_supervisor_yet(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    supervisor = Watched()
+    stand_by(tmp_path, Seats(None), threading.Event(), supervisor, monitor=None)
+    assert supervisor.told == []  # a migration may follow, which takes longer than its watchdog waits
+    assert caplog.messages == ["nobody leads this federation; this server does"]
+
+
+def test_a_home_that_is_away_is_waited_for(tmp_path, caplog):
+    away = FileNotFoundError(2, "No such file or directory", "/srv/home/serve.lock")
+    stand_by(tmp_path, Seats("a", away, None), threading.Event(), Watched(), monitor=None)
+    assert "/srv/home/serve.lock: No such file or directory; trying again" in caplog.messages
 
 
 def test_a_stop_ends_it(tmp_path):
