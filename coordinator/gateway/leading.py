@@ -73,7 +73,7 @@ class Seat:
             Where the leader runs; None if none lives.
         """
         self._leads, is_held = False, is_served(self._home)
-        held_by = "another machine, or by another process," if is_held else None
+        held_by = "this machine or another one" if is_held else None
         if not self._is_counted:
             return held_by
         with self._store.session() as session:
