@@ -1,6 +1,6 @@
 """Times rounds of many light sites, and counts what each process spends on a site and round.
 
-    python benchmarks/many_sites.py [--sites 10 30 100] [--rounds 4] [--unchecked] [--json]
+    python benchmarks/many_sites.py [--sites 10 30 100] [--rank 2] [--rounds 4] [--skip 2] [--database URL]
 
 Coordinator and aggregators are real. So are the sites but for their model: each has its home, keys, ledger, approvals
 and outbox, speaks the real protocol, charges and seals, and takes every server step; in place of a model that trains it
@@ -48,10 +48,10 @@ KINDS = {  # by what stands in a command line; the first that fits
 STUDY = """
 name = "many"
 model = {backbone = "backbone"}
-adapter = {rank = 2, alpha = 2.0, targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"], seed = "public"}
+adapter = {rank = RANK, alpha = 2.0, targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"], seed = "public"}
 data = {unit = "patient", label = "ill", max_tokens = 8, flags = ["fever"], numeric = {age = [20, 40, 60]}}
 privacy = {mode = "distributed", noise_multiplier = 20.0, clip_norm = 0.5, sample_rate = 0.5, delta = 1e-5}
-rounds = {rounds = 60, min_sites = COUNT, deadline_s = 300, batch_units = 400}
+rounds = {rounds = 200, min_sites = COUNT, deadline_s = 1800, batch_units = 4000}
 optimizer = {}
 aggregation = {norm_check = CHECKED}
 participants = {sites = SITES, aggregators = ["agg-a", "agg-b", "agg-c"]}
@@ -120,7 +120,7 @@ class Spent:
     memory: int
 
 
-def found(folder: Path, count: int, *, is_checked: bool) -> Many:
+def found(folder: Path, count: int, asked: argparse.Namespace) -> Many:
     """Founds a federation of so many sites, and starts it."""
     from confide.client_node.replay.following import start_state
     from confide.client_node.study.terms import load_draft
@@ -129,8 +129,8 @@ def found(folder: Path, count: int, *, is_checked: bool) -> Many:
     from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 
     sites = tuple(f"site-{number:04}" for number in range(1, count + 1))
-    text = STUDY.replace("COUNT", str(count)).replace("SITES", json.dumps(sites))
-    (folder / "study.toml").write_text(text.replace("CHECKED", str(is_checked).lower()))
+    text = STUDY.replace("COUNT", str(count)).replace("SITES", json.dumps(sites)).replace("RANK", str(asked.rank))
+    (folder / "study.toml").write_text(text.replace("CHECKED", str(not asked.unchecked).lower()))
     draft = load_draft(folder / "study.toml")
     config = PretrainingConfig(steps=3, batch=16, questions=4, moment_records=64)
     pretrain(draft.record_schema(), folder / "backbone", backbone=BackboneConfig(hidden=32, experts=4), config=config)
@@ -138,7 +138,8 @@ def found(folder: Path, count: int, *, is_checked: bool) -> Many:
     here.folder.mkdir()
     np.save(here.folder / START, start_state(draft, load_study_model(draft, folder / "backbone").adapted.state()))
     try:
-        here.found("many", {site: policy(folder, site) for site in sites}, folder / "study.toml")
+        init = ["--database", asked.database] if asked.database else []
+        here.found("many", {site: policy(folder, site) for site in sites}, folder / "study.toml", init=init)
         here.bring_up()
     except BaseException:
         here.shut_down()
@@ -193,25 +194,28 @@ def spent(here: Many) -> Mapping[str, Spent]:
     return found
 
 
-def measure(count: int, rounds: int, *, is_checked: bool) -> dict[str, object]:
+def measure(count: int, asked: argparse.Namespace) -> dict[str, object]:
     """Runs some rounds of so many sites; returns figures a round, and processor time a site and round."""
+    rounds, skip = asked.rounds, asked.skip
     with tempfile.TemporaryDirectory() as place:
         began = time.monotonic()
-        here = found(Path(place), count, is_checked=is_checked)
+        here = found(Path(place), count, asked)
         try:
             founded = time.monotonic() - began
             run = here.operator("run", "start", "many").strip()
             with closing(Store.open(here.home)) as store:
-                wait_for(here, store, run, 2)
+                wait_for(here, store, run, skip)
                 before, size, began = spent(here), store.size_bytes(), time.monotonic()
-                wait_for(here, store, run, 2 + rounds)
+                wait_for(here, store, run, skip + rounds)
                 took, after = time.monotonic() - began, spent(here)
                 grown, rows = store.size_bytes() - size, store.rounds(run)[-rounds:]
+                numbers = len(np.load(here.folder / START))
         finally:
             here.shut_down()
     each = {kind: (after[kind].cpu_s - before[kind].cpu_s) / rounds for kind in KINDS}
     return {
-        "sites": count, "checked": is_checked, "founded_s": founded, "round_s": took / rounds,
+        "sites": count, "numbers": numbers, "skipped": skip, "checked": not asked.unchecked,
+        "founded_s": founded, "round_s": took / rounds,
         "cpu_ms_a_site": {kind: 1000 * seconds / count for kind, seconds in each.items()},
         "memory_mib": {kind: after[kind].memory / 2**20 for kind in KINDS},
         "database_kib": grown / rounds / 1024, "kib_a_site": max(row.bytes_per_site for row in rows) / 1024,
@@ -233,7 +237,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--sites", type=int, nargs="+", default=[10, 30, 100])
+    parser.add_argument("--rank", type=int, default=2, help="of the adapters, from which the update's length follows")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--skip", type=int, default=2, help="rounds before the measured ones")
+    parser.add_argument("--database", default="", help="URL of an empty PostgreSQL database; SQLite without it")
     parser.add_argument("--unchecked", action="store_true", help="norms are not checked")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -242,16 +249,18 @@ def main() -> None:
         return
     rows = []
     for count in asked.sites:
-        rows.append(measure(count, asked.rounds, is_checked=not asked.unchecked))
+        rows.append(measure(count, asked))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     if asked.json:
         print(json.dumps(rows))
         return
-    print("| sites | s a round | " + " | ".join(f"{kind}, CPU ms a site" for kind in KINDS) + " | KiB a site |")
-    print("|---" * (len(KINDS) + 3) + "|")
+    print(
+        "| sites | numbers | s a round | " + " | ".join(f"{kind}, CPU ms a site" for kind in KINDS) + " | KiB a site |"
+    )
+    print("|---" * (len(KINDS) + 4) + "|")
     for row in rows:
         costs = " | ".join(f"{ms:.1f}" for ms in row["cpu_ms_a_site"].values())
-        print(f"| {row['sites']} | {row['round_s']:.2f} | {costs} | {row['kib_a_site']:.1f} |")
+        print(f"| {row['sites']} | {row['numbers']} | {row['round_s']:.2f} | {costs} | {row['kib_a_site']:.1f} |")
 
 
 if __name__ == "__main__":
