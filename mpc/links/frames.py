@@ -102,7 +102,10 @@ class Channel:
         data = bytearray(size)
         view, got = memoryview(data), 0
         while got < size:
-            count = self._end.recv_into(view[got:])
+            try:
+                count = self._end.recv_into(view[got:])
+            except ConnectionResetError:  # of one that was killed before it had read what we sent
+                count = 0
             if count == 0:
                 raise EOFError("the other end is gone")
             got += count

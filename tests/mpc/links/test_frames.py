@@ -139,6 +139,14 @@ def test_reading_past_the_end_says_so(pair):
         received(frame(b"half", size=10))
 
 
+def test_an_end_that_died_with_a_message_unread_is_gone(pair):
+    ours, theirs = pair
+    ours.send("total", total=np.zeros(8))
+    theirs.close()
+    with pytest.raises(EOFError, match="the other end is gone"):
+        ours.receive()
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_map_or_refused(data):
     with contextlib.suppress(FrameRejected):
