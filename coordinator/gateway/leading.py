@@ -48,7 +48,7 @@ class Seat:
 
     def __init__(self, store: Store, home: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._home, self._clock = store, home, clock
-        self._id, self._host, self._since = secrets.token_hex(16), socket.gethostname()[:255], time.time()
+        self._id, self._host = secrets.token_hex(16), socket.gethostname()[:255]
         self._seen: dict[str, tuple[int, float]] = {}  # server -> its beat, and when that was new
         self._next = self._looked = self._kept = 0.0
         self._others: list[str] = []  # machines on which servers stand by
@@ -171,8 +171,7 @@ class Seat:
     def _beat(self, session: Session, *, term: int) -> None:
         of_this = update(ServerRow).where(ServerRow.id == self._id).values(beat=ServerRow.beat + 1, term=term)
         if not session.scalar(of_this.returning(ServerRow.id)):
-            row = ServerRow(id=self._id, host=self._host, place=self._place, term=term, beat=0, since=self._since)
-            session.add(row)
+            session.add(ServerRow(id=self._id, host=self._host, place=self._place, term=term, beat=0))
 
     def _leader(self, session: Session, *, is_dead_here: bool) -> ServerRow | None:
         """Finds a living leader other than this server.

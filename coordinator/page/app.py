@@ -82,8 +82,9 @@ class PageApp:
             for row in rows:
                 with suppress(*_TROUBLES):
                     studies.planned(load_study(row))
-            for site in [node.name for node in store.nodes() if store.ledger_length(node.name)][:1]:
-                self._federation.statements.of(store, site, wait_s=_WARM_S)
+            first = next((node.name for node in store.nodes() if store.ledger_length(node.name)), None)
+            if first is not None:
+                self._federation.statements.of(store, first, wait_s=_WARM_S)
 
     def close(self) -> None:
         """Ends the thread that follows the ledgers, and what a loaded model is needed for."""

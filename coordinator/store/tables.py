@@ -300,7 +300,6 @@ class ServerRow(Base):
     place: Mapped[str] = mapped_column(String(32))  # of the lock of its home, on its machine
     term: Mapped[int]  # how many servers have led before it, and itself; 0 while it stands by
     beat: Mapped[int]  # a count that grows while it lives: clocks of two machines differ
-    since: Mapped[float]
 
 
 class PrivacyTest(Base):

@@ -16,7 +16,6 @@ def upgrade() -> None:
         sa.Column("place", sa.String(32), nullable=False),
         sa.Column("term", sa.Integer(), nullable=False),
         sa.Column("beat", sa.Integer(), nullable=False),
-        sa.Column("since", sa.Double(), nullable=False),
     )
 
 
