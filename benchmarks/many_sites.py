@@ -42,7 +42,8 @@ A_PROCESS = 50
 START = "start.npy"
 KINDS = {  # by what stands in a command line; the first that fits
     "Flower's SuperLink": "confide.coordinator.fleet.superlink_process", "driver": "confide.coordinator.run.worker",
-    "party": "confide.mpc.party.process", "gate": "coordinator serve", "aggregator": "client-node run",
+    "party": "confide.mpc.party.process", "its shards": "confide.mpc.party.shard_process",
+    "gate": "coordinator serve", "aggregator": "client-node run",
     "sites": "many_sites.py --serve",
 }  # fmt: skip
 STUDY = """

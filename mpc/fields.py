@@ -13,6 +13,7 @@ MAX_DIM = 2**27  # a 64-bit share is then 1 GiB
 MAX_COHORT = 4096
 MAX_ROWS = 1024  # of a sketch
 MAX_TAGS = 16  # of a total
+MAX_SHARDS = 64  # of a party's round
 MAX_TEXT = 128  # bytes of UTF-8 in a name
 MAX_ROUND = 2**31 - 1
 Bytes = bytes | memoryview  # what came in, or views into it: a long share is not copied for being looked at

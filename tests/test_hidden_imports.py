@@ -63,7 +63,8 @@ def test_every_module_that_prose_names_exists():
 
 def test_processes_of_ours_are_started_by_names_that_strings_hold():
     started = {name for path, name in NAMED if not path.startswith("tests/")}
-    assert {"confide.mpc.party.process", "confide.client_node.training.worker_process"} <= started
+    parties = {"confide.mpc.party.process", "confide.mpc.party.shard_process"}
+    assert parties | {"confide.client_node.training.worker_process"} <= started
 
 
 @pytest.mark.parametrize("name", PROJECT["project"]["scripts"].values())

@@ -124,6 +124,7 @@ def test_debug_shows_the_traceback_without_variables(program, words):
 
 CHILDREN = {
     "party": ("confide.mpc.party.process", "confide.mpc.party.serving"),
+    "shard": ("confide.mpc.party.shard_process", "confide.mpc.party.shards"),
     "worker": ("confide.client_node.training.worker_process", "confide.client_node.training.worker"),
 }
 

@@ -26,6 +26,7 @@ from ...models.strict import (
     matches,
     rule,
 )
+from ...mpc.fields import MAX_SHARDS
 from ..enrolment import Enrolment
 from ..errors import NotEnrolled, PolicyInvalid
 from ..ruling import Ruling
@@ -262,6 +263,7 @@ class PartyPolicy(StrictModel):
     """Settings of a node that aggregates."""
 
     listen: Annotated[str, AfterValidator(_is_listenable)] | None = None  # None: at its address in the federation
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None  # processes for a large round; None: one a core
 
 
 class NodePolicy(StrictModel):

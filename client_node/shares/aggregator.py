@@ -270,7 +270,7 @@ class AggregatorRole:
         return run_keys.key_file(self._node_home, run)
 
     def _party_for(self, study: Study) -> PartyProcess:
-        parties = study.aggregators
+        parties, policy = study.aggregators, load_node_policy(self._node_home).party
         wanted = PartyConfig(
             aggregator_id=self._aggregator_id(study),
             addresses=(parties[0].address, parties[1].address, parties[2].address),
@@ -279,7 +279,8 @@ class AggregatorRole:
             pins=(parties[0].certificate, parties[1].certificate, parties[2].certificate),
             journal=self._home / "journal",
             timeout_s=_PATIENCE_S,
-            listen=load_node_policy(self._node_home).party.listen,
+            listen=policy.listen,
+            shards=policy.shards,
         )
         if self._party is None or self._config != wanted:
             self.stop()

@@ -10,7 +10,6 @@ the total, on which side of a known number one site's entry lies. It would have 
 there is nothing to reduce. And twice the memory passes twice as slowly (docs/benchmarks/sums.md).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +44,28 @@ class SharedTotal:
         self._tags = _shared(np.zeros(tag_count, "<u8"))
         self._scratch = np.empty(dim, ring.unsigned)
 
+    @classmethod
+    def of_words(cls, vector: RingVector, tags: Words) -> "SharedTotal":
+        """Takes up what `vector` and `tags` were of another process's total, on their memory."""
+        total = cls.__new__(cls)
+        total._vector, total._tags, total._scratch = _shared(vector), _shared(tags), np.empty_like(vector)
+        return total
+
+    @property
+    def vector(self) -> RingVector:
+        """This party's share of the sum, [dim] ring elements: secret from the other two until the sum is opened."""
+        return _words(self._vector)
+
+    @property
+    def tags(self) -> RingVector:
+        """This party's share of the sum of tags, [tag_count] words."""
+        return _words(self._tags)
+
+    def merge(self, other: "SharedTotal") -> None:
+        """Adds a total over other sites."""
+        self._vector.add_(other._vector)
+        self._tags.add_(other._tags)
+
     def add(self, share: Share, context: ShareContext) -> SharedVector:
         """Adds a vector, and gives this party's share of it; `vector` of that is overwritten by the next one."""
         added = self._unpacked(share, context)
@@ -75,25 +96,28 @@ class SharedTotal:
 
     def tag_share(self) -> bytes:
         """This party's share of the sum of tags."""
-        return _words(self._tags).tobytes()
+        return self.tags.tobytes()
 
     def _unpacked(self, share: Share, context: ShareContext) -> SharedVector:
         parts = unpack(share, context, out=self._scratch)
         return SharedVector(_shared(parts.vector), _shared(parts.masks), parts.mask_words, _shared(parts.tags))
 
 
-def masked_sketch(added: SharedVector, sketch: Sketch) -> ArithmeticSharedTensor:
-    """[rows], the sketch of a vector under its masks; R is public and linear, so each party sketches its share."""
-    return _shared(sketch.sketch(_words(added.vector))).add_(added.masks)
+def masked_sketch(added: SharedVector, sketch: Sketch) -> RingVector:
+    """[rows], this party's share of the sketch of a vector under its masks.
+
+    R is public and linear, so each party sketches its share.
+    """
+    return _words(_shared(sketch.sketch(_words(added.vector))).add_(added.masks))
 
 
-def opened_rows(rows: Sequence[ArithmeticSharedTensor]) -> RingVector:
-    """[vectors, rows], put together by all three parties (step `ROWS`).
+def opened_rows(rows: RingVector) -> RingVector:
+    """[vectors, rows], put together by all three parties (step `ROWS`) from their shares, of the same shape.
 
     Raises:
         PartyLost: a party is gone, silent or out of step.
     """
-    return _opened(ArithmeticSharedTensor.stack(list(rows)), "ROWS")
+    return _opened(_shared(rows), "ROWS")
 
 
 def _shared(words: npt.NDArray[np.uint32] | npt.NDArray[np.uint64]) -> ArithmeticSharedTensor:

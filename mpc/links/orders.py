@@ -13,6 +13,7 @@ from ..fields import (
     MAX_DIM,
     MAX_ROUND,
     MAX_ROWS,
+    MAX_SHARDS,
     MAX_TAGS,
     NUM_AGGREGATORS,
     canonical,
@@ -41,6 +42,7 @@ class PartyConfig:
     journal: Path
     timeout_s: float  # silence of another party that ends an order, unless the order says another; in (0, 3600]
     listen: str | None = None  # "host:port" to listen on, where it is not the public address
+    shards: int | None = None  # processes that open, add and sketch a large round's shares; None: one a core
 
     def __post_init__(self) -> None:
         whole("aggregator_id", self.aggregator_id, 0, NUM_AGGREGATORS - 1)
@@ -58,6 +60,8 @@ class PartyConfig:
                 raise InvalidField(f"{name} must be a path")
         if not isinstance(self.key, Path) and not (isinstance(self.key, bytes) and 0 < len(self.key) <= _MAX_PEM):
             raise InvalidField(f"key must be a path, or PEM of at most {_MAX_PEM} bytes")
+        if self.shards is not None:
+            whole("shards", self.shards, 1, MAX_SHARDS)
         _require_patience(self.timeout_s)
 
 

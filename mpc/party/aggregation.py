@@ -16,9 +16,7 @@ import hmac
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -26,12 +24,10 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ..crypten.sums import SharedTotal, masked_sketch, opened_rows
+from ..crypten.sums import opened_rows
 from ..errors import (
     CheckBroken,
     CohortTooSmall,
-    EnvelopeRejected,
-    EnvelopeUnreadable,
     Equivocation,
     NormExceeded,
     OrderMismatch,
@@ -41,15 +37,15 @@ from ..errors import (
     TotalConflict,
 )
 from ..fields import MAX_COHORT, MAX_TEXT, canonical
-from ..links import OpenedTotal, Order, mapped
+from ..links import OpenedTotal, Order
 from ..links.journal import Binding, Journal
 from ..links.tls import Links
-from ..sharing import ShareContext
 from ..sharing.ring import RingVector
-from ..sharing.sealing import Envelope, open_envelope
-from ..sharing.shares import Share, Words
-from ..sharing.sketch import Limits, Sketch, limits
+from ..sharing.shares import Words
+from ..sharing.sketch import Limits, limits
 from .coins import COIN_BYTES, joint_seeds
+from .shard import Opened, Summand
+from .shards import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -61,50 +57,6 @@ class Judge(Protocol):
 
     def __call__(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
         """[vectors], whether more than `tau` rows of each exceed, from XOR shares of the masks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A site's share, opened and found sound at this party."""
-
-    share: Share = field(repr=False)
-    digest: bytes  # SHA-256 over the digests that the site signed: the same at all parties, or they saw two updates
-
-
-def admit(order: Order, aggregator_id: int, site: str, path: Path, *, is_topup: bool = False) -> Submission | None:
-    """The site's share, or None where the file is not what the site sealed for this party, round and state.
-
-    Opening comes before the agreement, so that a site whose share does not open is left out like one that never sent.
-
-    Args:
-        path: the site's envelope for this party, on this party's disk.
-        is_topup: it is no update but a top-up, which must be for the order's cohort.
-
-    Raises:
-        EnvelopeUnreadable: the disk does not give the file. Such a site must not pass for one that sent nothing: the
-            round may be bound to a set with it.
-    """
-    identity = dict(order.cohort).get(site)
-    if identity is None:
-        logger.warning("round %d: %r is not in the cohort; its envelope is ignored", order.round, site)
-        return None
-    context = order.topup_context(site) if is_topup else order.context(site)
-    try:
-        envelope = Envelope.from_bytes(mapped(path), context)
-        share = open_envelope(
-            envelope,
-            context,
-            aggregator_id,
-            identity=bytes.fromhex(identity),
-            private_key=order.private_key,
-        )
-    except EnvelopeRejected as err:
-        logger.warning("round %d: site %s is left out: %s", order.round, site, err)
-        return None
-    except OSError as err:
-        message = f"round {order.round}: the sealed share of {site} cannot be read here ({err.strerror}): {path}"
-        raise EnvelopeUnreadable(message, (site,)) from err
-    return Submission(share, sha256(b"".join(envelope.digests)).digest())
 
 
 def compare_orders(order: Order, links: Links) -> None:
@@ -119,18 +71,16 @@ def compare_orders(order: Order, links: Links) -> None:
 
 
 def aggregate(
-    order: Order,
-    submissions: Mapping[str, Submission],
-    topups: Mapping[str, Submission],
-    links: Links,
-    journal: Journal,
-    judge: Judge,
+    order: Order, opened: Opened, shards: Shards, links: Links, journal: Journal, judge: Judge
 ) -> OpenedTotal:
     """The sum over all sites that reached all three parties with vectors that are not too long.
 
     It is opened only after every party has bound the round to this very set on its disk, and given out only once this
-    party has bound the round to that total as well. `topups` are looked at, and added, only for fewer sites than
+    party has bound the round to that total as well. Top-ups are looked at, and added, only for fewer sites than
     `order.min_untopped`.
+
+    Args:
+        opened: what `shards` have opened for this order.
 
     CrypTen's `runtime` must be started in this thread, on `links`.
 
@@ -146,57 +96,42 @@ def aggregate(
         CommitmentBroken: another party tried to choose what must be random, or changed its mind between attempts.
         ChecksExhausted: a vector's check has been tried too often.
     """
-    complete = _agree(order, submissions, links, "MASK", "VIEW")
+    complete = _agree(order, opened.updates, links, "MASK", "VIEW")
     if len(complete) < order.min_sites:
         raise CohortTooSmall(
             f"round {order.round}: {len(complete)} sites reached all parties, {order.min_sites} are needed", complete
         )
     is_topped = len(complete) < order.min_untopped
     if is_topped:
-        _require_topups(order, complete, topups, links)
-    added = topups if is_topped else {}
-    summands = _summands(order, complete, submissions, added)
-    total = SharedTotal(order.dim, order.ring, order.tag_count)
-    rejected = _add_checked(order, summands, total, links, journal, judge) if order.rows else _add(summands, total)
+        _require_topups(order, complete, opened.topups, links)
+    sealed = opened if is_topped else Opened(opened.updates, {})
+    kinds = (False, True) if is_topped else (False,)
+    summands = [Summand(site, is_topup) for is_topup in kinds for site in complete]
+    rejected = frozenset[str]()
+    if order.rows:
+        rejected = _add_checked(order, sealed, summands, shards, links, journal, judge)
+    else:
+        shards.add(summands)
     kept = tuple(site for site in complete if site not in rejected)
     if rejected:
         _require_enough(order, kept, rejected, is_topped=is_topped)
-        for summand in summands:
-            if summand.site in rejected:
-                total.subtract(summand.submission.share, summand.context)
-    binding = Binding(_set_digest(order, kept, submissions, added), kept)
+        shards.take_out(rejected)
+    binding = Binding(_set_digest(order, kept, sealed), kept)
+    total = shards.total()
     with _counted_try() if order.rows else nullcontext():
         _refuse_other_set(order, binding, links, journal)
         journal.bind(order.round_id, binding)
         links.all_gather("DONE", b"", 0)  # nobody gives its share before all have bound
-        opened = total.open()
-        _bind_total(order, opened, links, journal)
+        words = total.open()
+        _bind_total(order, words, links, journal)
     logger.info("round %d: opened the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
     left_out = tuple(site for site in complete if site in rejected)
     return OpenedTotal(
-        kept=kept, rejected=left_out, set_digest=binding.set_digest, total=opened, tag_share=total.tag_share()
+        kept=kept, rejected=left_out, set_digest=binding.set_digest, total=words, tag_share=total.tag_share()
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Summand:
-    """One vector that a site has shared: its update, or its top-up."""
-
-    site: str
-    context: ShareContext
-    submission: Submission
-    norm_bound: int  # ring units
-
-
-def _summands(
-    order: Order, sites: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
-) -> list[_Summand]:
-    updates = [_Summand(site, order.context(site), submissions[site], order.norm_bound) for site in sites]
-    added = [_Summand(site, order.topup_context(site), topups[site], order.topup_bound) for site in sites if topups]
-    return updates + added
-
-
-def _coin(order: Order, summand: _Summand) -> bytes:
+def _coin(order: Order, place: bytes) -> bytes:
     """This party's part in the seed of one vector's sketch: secret until it is opened, and the same at every attempt.
 
     Each vector has a seed of its own, which binds the bytes that all parties hold of it: a site that knows the seeds of
@@ -204,47 +139,45 @@ def _coin(order: Order, summand: _Summand) -> bytes:
     same masks would show a difference.
     """
     key = HKDF(SHA256(), COIN_BYTES, salt=None, info=b"confide/mpc/coin-key/1").derive(order.private_key)
-    return hmac.digest(key, _place(order, summand), "sha256")
+    return hmac.digest(key, place, "sha256")
 
 
-def _place(order: Order, summand: _Summand) -> bytes:
+def _place(order: Order, summand: Summand, sealed: Opened) -> bytes:
     """The name of a vector, under which its coins are drawn: no other vector, in no other round, has the same."""
-    return canonical("confide/mpc/coin/1", *order.round_id, summand.site, summand.submission.digest)
-
-
-def _add(summands: Sequence[_Summand], total: SharedTotal) -> frozenset[str]:
-    for summand in summands:
-        total.add(summand.submission.share, summand.context)
-    return frozenset()
+    digest = (sealed.topups if summand.is_topup else sealed.updates)[summand.site]
+    return canonical("confide/mpc/coin/1", *order.round_id, summand.site, digest)
 
 
 def _add_checked(
-    order: Order, summands: Sequence[_Summand], total: SharedTotal, links: Links, journal: Journal, judge: Judge
+    order: Order,
+    sealed: Opened,
+    summands: Sequence[Summand],
+    shards: Shards,
+    links: Links,
+    journal: Journal,
+    judge: Judge,
 ) -> frozenset[str]:
     """Adds all vectors. Gives the sites of those that are too long: one bit of each becomes known, and nothing else.
 
     A party that keeps to the protocol has the same coins and the same sketches at every attempt. One that does not
     would see y = z + m for several z of one vector, or try verdicts until it knows z: the journal is there against it.
     """
-    seeds = joint_seeds(links, [_coin(order, summand) for summand in summands])
-    vectors = [sha256(_place(order, summand)).digest() for summand in summands]
+    places = [_place(order, summand, sealed) for summand in summands]
+    seeds = joint_seeds(links, [_coin(order, place) for place in places])
+    vectors = [sha256(place).digest() for place in places]
     journal.tie_to_seeds({vector: sha256(seed).digest() for vector, seed in zip(vectors, seeds, strict=True)})
-    hidden = []  # sketches under their masks
-    mask_words = np.empty((len(summands), order.rows), "<u8")
-    for place, (summand, seed) in enumerate(zip(summands, seeds, strict=True)):
-        added = total.add(summand.submission.share, summand.context)
-        hidden.append(masked_sketch(added, Sketch(seed, order.dim, order.ring_bits, order.rows)))
-        mask_words[place] = added.mask_words
-    opened = opened_rows(hidden)
+    hidden = shards.add_sketched(summands, seeds)
+    opened = opened_rows(hidden.rows)
     sketches = {vector: sha256(row.tobytes()).digest() for vector, row in zip(vectors, opened, strict=True)}
     if (tries := journal.begin_checks(sketches)) > 1:
         logger.warning("round %d: norms are checked for the %d. time; was a party restarted?", order.round, tries)
     rejected: set[str] = set()
-    for bound in sorted({summand.norm_bound for summand in summands}):
-        alike = [place for place, summand in enumerate(summands) if summand.norm_bound == bound]
+    bounds = [order.topup_bound if summand.is_topup else order.norm_bound for summand in summands]
+    for bound in sorted(set(bounds)):
+        alike = [at for at, own in enumerate(bounds) if own == bound]
         with _counted_try():
-            verdicts = judge(opened[alike], mask_words[alike], limits(bound, order.ring_bits, order.rows))
-        rejected |= {summands[place].site for place, is_long in zip(alike, verdicts, strict=True) if is_long}
+            verdicts = judge(opened[alike], hidden.mask_words[alike], limits(bound, order.ring_bits, order.rows))
+        rejected |= {summands[at].site for at, is_long in zip(alike, verdicts, strict=True) if is_long}
     for site in sorted(rejected):
         logger.warning("round %d: site %s is left out: its vector is longer than the study allows", order.round, site)
     return frozenset(rejected)
@@ -272,7 +205,7 @@ def _require_enough(order: Order, kept: tuple[str, ...], rejected: frozenset[str
         )
 
 
-def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Submission], links: Links) -> None:
+def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, bytes], links: Links) -> None:
     """Raises `TopUpMissing` at all three unless all hold the same top-up of each site, for exactly the kept set.
 
     Top-ups were opened for the order's cohort, so if less of it is kept, none is for the kept set.
@@ -287,19 +220,17 @@ def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Su
         )
 
 
-def _agree(
-    order: Order, submissions: Mapping[str, Submission], links: Links, mask_step: str, view_step: str
-) -> tuple[str, ...]:
+def _agree(order: Order, digests: Mapping[str, bytes], links: Links, mask_step: str, view_step: str) -> tuple[str, ...]:
     """Sites that all three hold, in cohort order, once all three hold the same of each."""
     names = [name for name, _ in order.cohort]
-    mask = bytes(name in submissions for name in names)
+    mask = bytes(name in digests for name in names)
     masks = _of_length(links.all_gather(mask_step, mask, len(mask)), len(mask))
     kept = tuple(name for name, *votes in zip(names, *masks, strict=True) if all(vote == 1 for vote in votes))
-    view = b"".join(submissions[name].digest for name in kept)
+    view = b"".join(digests[name] for name in kept)
     views = _of_length(links.all_gather(view_step, view, len(view)), len(view))
     if len(set(views)) != 1:
         seen = [{other[i * _HASH : (i + 1) * _HASH] for other in views} for i in range(len(kept))]
-        doubtful = tuple(name for name, digests in zip(kept, seen, strict=True) if len(digests) > 1)
+        doubtful = tuple(name for name, found in zip(kept, seen, strict=True) if len(found) > 1)
         raise Equivocation(
             f"round {order.round}: the parties were shown different messages of {', '.join(doubtful)}", doubtful
         )
@@ -340,11 +271,9 @@ def _of_length(gathered: list[bytes], size: int) -> list[bytes]:
     return gathered
 
 
-def _set_digest(
-    order: Order, kept: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
-) -> bytes:
-    if topups:
-        topped = (word for name in kept for word in (name, submissions[name].digest, topups[name].digest))
+def _set_digest(order: Order, kept: tuple[str, ...], sealed: Opened) -> bytes:
+    if sealed.topups:
+        topped = (word for name in kept for word in (name, sealed.updates[name], sealed.topups[name]))
         return sha256(canonical("confide/mpc/topped-set/1", *order.round_id, len(kept), *topped)).digest()
-    words = (word for name in kept for word in (name, submissions[name].digest))
+    words = (word for name in kept for word in (name, sealed.updates[name]))
     return sha256(canonical("confide/mpc/set/1", *order.round_id, len(kept), *words)).digest()

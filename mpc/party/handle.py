@@ -1,30 +1,21 @@
 """An aggregator's handle on its party process. Imports neither torch nor CrypTen."""
 
-import os
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Never, Self
+from typing import Any, Self
 
 import numpy as np
 
-from .. import errors
-from ..errors import FrameRejected, JournalBroken, MpcError, NormExceeded, PartyDied
-from ..links import Channel, OpenedTotal, Order, PartyConfig
+from ..links import OpenedTotal, Order, PartyConfig
 from ..links.certificates import make_certificate
 from ..links.frames import config_to_wire, order_to_wire, paths_to_wire, take, take_names
+from .child import PATIENCE, Child
 
 __all__ = ["OpenedTotal", "Order", "PartyConfig", "PartyProcess", "make_certificate"]
 
-_START_S = 180.0  # importing torch and CrypTen takes 3 s on an idle machine
-_STOP_S = 5.0
 _NO_TOPUPS: Mapping[str, Path] = MappingProxyType({})
-_PATIENCE = 30  # of `timeout_s`: silence of the process itself after which it is taken for hung
 
 
 class PartyProcess:
@@ -102,57 +93,18 @@ class PartyProcess:
         return child
 
 
-class _Child:
-    """One child process and the conversation with it; whatever breaks the conversation ends the process."""
+class _Child(Child):
+    """The party's process."""
 
     def __init__(self, config: PartyConfig) -> None:
         self._config = config
-        self._is_ready = False
-        ours, theirs = socket.socketpair()
-        self._channel = Channel(ours)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "confide.mpc.party.process", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # a Ctrl-C is for the parent, which decides
-            )
-        with self._talking():
-            self._channel.send("config", config=config_to_wire(config))
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
-
-    @property
-    def has_ended(self) -> bool:
-        """True if the process is gone."""
-        return self._process.poll() is not None
-
-    def wait_ready(self) -> None:
-        """Waits for the process to have loaded."""
-        if self._is_ready:
-            return
-        self._channel.settimeout(_START_S)
-        with self._talking():
-            answer = self._channel.receive()
-            if answer.get("kind") != "error":
-                take(answer, "ready")
-                self._is_ready = True
-                return
-            self._raise(answer)
+        what = f"the party process of aggregator {config.aggregator_id}"
+        super().__init__("confide.mpc.party.process", what, {"kind": "config", "config": config_to_wire(config)})
 
     def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> OpenedTotal:
         """Sends the order and where the envelopes lie, then waits for the total."""
-        self._channel.settimeout(_PATIENCE * (order.timeout_s or self._config.timeout_s))
-        with self._talking():
-            files = {"envelopes": paths_to_wire(envelopes), "topups": paths_to_wire(topups)}
-            self._channel.send("order", order=order_to_wire(order), **files)
-            answer = self._channel.receive(array_bytes=order.dim * order.ring_bits // 8)
-            if answer.get("kind") == "error":
-                self._raise(answer)
+
+        def read(answer: dict[str, Any]) -> OpenedTotal:
             kept, rejected, digest, total, tag_share = take(
                 answer, "total", kept=tuple, rejected=tuple, set_digest=bytes, total=np.ndarray, tag_share=bytes
             )
@@ -161,44 +113,10 @@ class _Child:
                 kept=kept, rejected=rejected, set_digest=digest, total=total.tobytes(), tag_share=tag_share
             )
 
-    def end(self) -> int:
-        """Ends the process and returns its exit code."""
-        self._channel.close()  # it ends by itself then
-        try:
-            return self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-    def _raise(self, answer: dict[str, Any]) -> Never:
-        """Raises here what the process raised."""
-        name, message, names, kept = take(answer, "error", error=str, message=str, names=tuple, kept=tuple)
-        kind = getattr(errors, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, MpcError)):
-            raise FrameRejected(f"unknown error {name}")
-        if not self._is_ready or kind in (JournalBroken, FrameRejected):  # after these it ends
-            self.end()
-        if kind is NormExceeded:
-            raise _Reported(NormExceeded(message, take_names(names), take_names(kept)))
-        raise _Reported(kind(message, take_names(names)))
-
-    @contextmanager
-    def _talking(self) -> Iterator[None]:
-        try:
-            yield
-        except _Reported as report:
-            raise report.error from None
-        except (EOFError, OSError, FrameRejected) as err:
-            code = self.end()
-            raise PartyDied(f"the party process of aggregator {self._config.aggregator_id} ended ({code})") from err
-        except BaseException:  # interrupted half-way: what comes next on the channel is not ours to read
-            self.end()
-            raise
-
-
-class _Reported(Exception):
-    """Carries an error of the child past the handling of broken conversations."""
-
-    def __init__(self, error: MpcError) -> None:
-        super().__init__(error)
-        self.error = error
+        files = {"envelopes": paths_to_wire(envelopes), "topups": paths_to_wire(topups)}
+        return self.ask(
+            {"kind": "order", "order": order_to_wire(order), **files},
+            read,
+            patience_s=PATIENCE * (order.timeout_s or self._config.timeout_s),
+            array_bytes=order.dim * order.ring_bits // 8,
+        )

@@ -4,8 +4,6 @@ Imports CrypTen: all that is added, opened or compared on shares goes through it
 """
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +31,13 @@ from ..sharing.shares import Words
 from ..sharing.sketch import Limits
 from . import aggregation
 from .greeting import greet
+from .shard import Files
+from .shards import Shards
 
 logger = logging.getLogger(__name__)
 
 # Errors that all three parties reach from the same exchanged bytes: their links are in step and stay up.
 _COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, NormExceeded, SetConflict, TotalConflict)
-
-Files = Mapping[str, Path]  # site -> its envelope for this party
 
 
 class Party:
@@ -48,17 +46,16 @@ class Party:
     def __init__(self, config: PartyConfig) -> None:
         self.aggregator_id = config.aggregator_id
         self._config = config
-        self._journal = Journal(config.journal)
+        self._journal, self._shards = Journal(config.journal), Shards(config)
         self._links: TlsCommunicator | None = None
         self._triples: Oblivious | None = None  # made for an order, when it needs them, and for no other
 
     def aggregate(self, order: Order, envelopes: Files, topups: Files) -> OpenedTotal:
         """Carries out one order; see `aggregation.aggregate` for its errors."""
         try:
-            submissions = self._admit(order, envelopes, is_topup=False)
-            topped = self._admit(order, topups, is_topup=True)
+            opened = self._shards.open(order, envelopes, topups)
             links = self._link_up(order)
-            return aggregation.aggregate(order, submissions, topped, links, self._journal, self._judge)
+            return aggregation.aggregate(order, opened, self._shards, links, self._journal, self._judge)
         except _COMMON:
             raise
         except BaseException:  # the others shall not wait for this party
@@ -66,20 +63,13 @@ class Party:
             raise
         finally:
             self._triples = None
+            self._shards.forget()
 
     def _judge(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
         if self._triples is None:
             assert self._links is not None
             self._triples = Oblivious(self._links)
         return norm_check.verdicts(opened, mask_words, limits, self._triples)
-
-    def _admit(self, order: Order, files: Files, *, is_topup: bool) -> dict[str, aggregation.Submission]:
-        """The shares that opened, by site."""
-        found = {
-            site: aggregation.admit(order, self.aggregator_id, site, path, is_topup=is_topup)
-            for site, path in files.items()
-        }
-        return {site: submission for site, submission in found.items() if submission is not None}
 
     def _link_up(self, order: Order) -> TlsCommunicator:
         """Links on which all three confirmed this very order.

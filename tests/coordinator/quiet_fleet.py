@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
 from confide.mpc.links.orders import OpenedTotal, Order, PartyConfig
 from confide.mpc.party import aggregation
+from confide.mpc.party.shards import Shards
 from confide.mpc.sharing.ring import Ring, Total, decode
 from confide.privacy.accounting import composition
 from confide.privacy.ledger.charges import Books
@@ -103,6 +104,7 @@ class TableParty:
     def __init__(self, config: PartyConfig) -> None:
         config.journal.parent.mkdir(parents=True, exist_ok=True)
         self._id, self._journal = config.aggregator_id, Journal(config.journal)
+        self._shards = Shards(replace(config, shards=1))
 
     @classmethod
     def says(cls, speaker: int, listener: int, step: str, data: bytes) -> bytes:
@@ -119,18 +121,12 @@ class TableParty:
         try:
             runtime.start(seat)
             aggregation.compare_orders(order, seat)
-            opened, topped = self._open(order, envelopes), self._open(order, topups, is_topup=True)
-            return aggregation.aggregate(order, opened, topped, seat, self._journal, judging(seat))
+            opened = self._shards.open(order, envelopes, topups)
+            return aggregation.aggregate(order, opened, self._shards, seat, self._journal, judging(seat))
         finally:
             runtime.stop()
             if party == self._id:
                 TableParty.dies = None
-
-    def _open(
-        self, order: Order, files: Mapping[str, Path], *, is_topup: bool = False
-    ) -> dict[str, aggregation.Submission]:
-        found = {s: aggregation.admit(order, self._id, s, path, is_topup=is_topup) for s, path in files.items()}
-        return {site: one for site, one in found.items() if one is not None}
 
 
 @dataclass

@@ -90,7 +90,7 @@ _ORDER: dict[str, Any] = {
 _CONFIG: dict[str, Any] = {
     "aggregator_id": 0, "addresses": ["127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"],
     "certificate": "party.pem", "key": "party.key", "pins": ["a", "b", "c"], "journal": "journal", "timeout_s": 9.0,
-    "listen": "0.0.0.0:9001",
+    "listen": "0.0.0.0:9001", "shards": 2,
 }  # fmt: skip
 
 

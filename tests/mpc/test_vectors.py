@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from confide.mpc.crypten import base_transfers, oblivious_transfer
 from confide.mpc.links.orders import OpenedTotal, Order
-from confide.mpc.party.aggregation import Submission, _coin, _set_digest, _Summand
+from confide.mpc.party.aggregation import _coin, _place, _set_digest
 from confide.mpc.party.coins import _commitment, joint_seeds
+from confide.mpc.party.shard import Opened, Summand
 from confide.mpc.sharing import position, shares
 from confide.mpc.sharing.ring import Ring, read_total
 from confide.mpc.sharing.sealing import Envelope, check_update, open_envelope
@@ -122,9 +123,8 @@ def test_coins_and_the_seed_that_comes_of_them_are_known():
     known, place = KNOWN["seeds"], KNOWN["seeds"]["place"]
     order = Order(**order_fields(KNOWN["orders"][0]), private_key=bytes(32))
     order = dataclasses.replace(order, **{name: place[name] for name in ("study", "run", "round")})
-    share = Share(0, bytes(32))
-    vector = _Summand(place["site"], order.context(place["site"]), Submission(share, h(place["digest"])), 1)
-    coins = [_coin(dataclasses.replace(order, private_key=h(key)), vector) for key in known["private_keys"]]
+    named = _place(order, Summand(place["site"], is_topup=False), Opened({place["site"]: h(place["digest"])}, {}))
+    coins = [_coin(dataclasses.replace(order, private_key=h(key)), named) for key in known["private_keys"]]
     assert [one.hex() for one in coins] == known["coins"]
     said = {"TOSS": [_commitment(i, one) for i, one in enumerate(coins)], "COIN": coins}
     links = SimpleNamespace(aggregator_id=0, all_gather=lambda step, data, limit: said[step])
@@ -157,10 +157,9 @@ def test_orders_have_the_known_digest(known):
 def test_sets_of_sealed_bytes_have_the_known_digest(known):
     order = dataclasses.replace(Order(**order_fields(KNOWN["orders"][0]), private_key=bytes(32)), **known["place"])
     updates, topups = (
-        {name: Submission(Share(0, bytes(32)), h(one)) for name, one in zip(known["sites"], known[kind], strict=False)}
-        for kind in ("updates", "topups")
+        {name: h(one) for name, one in zip(known["sites"], known[kind], strict=False)} for kind in ("updates", "topups")
     )
-    assert _set_digest(order, tuple(known["sites"]), updates, topups).hex() == known["set_digest"]
+    assert _set_digest(order, tuple(known["sites"]), Opened(updates, topups)).hex() == known["set_digest"]
 
 
 def test_base_transfers_from_known_secrets_have_the_known_transcript():

@@ -236,6 +236,19 @@ def test_a_place_to_listen_at_is_taken(site, listen):
     assert load_policy(site.home).party.listen == listen
 
 
+def test_an_aggregator_takes_its_number_of_shards_from_the_policy(site):
+    assert load_policy(site.home).party.shards is None
+    site.write(("[limits]", "[party]\nshards = 4\n[limits]"))
+    assert load_policy(site.home).party.shards == 4
+
+
+@pytest.mark.parametrize("shards", ["0", "65", "2.0", "true", '"4"'])
+def test_what_is_no_number_of_shards_is_refused(site, shards):
+    site.write(("[limits]", f"[party]\nshards = {shards}\n[limits]"))
+    with pytest.raises(PolicyInvalid, match=r"party\.shards"):
+        load_policy(site.home)
+
+
 @pytest.mark.parametrize("listen", ["7001", "0.0.0.0", "0.0.0.0:0", "0.0.0.0:65536", "::1:7001", "a b:7001", "a:70-1"])
 def test_what_is_no_place_to_listen_at_is_refused(site, listen):
     site.write(("[limits]", f'[party]\nlisten = "{listen}"\n[limits]'))

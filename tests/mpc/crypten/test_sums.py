@@ -104,6 +104,27 @@ def test_a_site_that_is_taken_out_leaves_nothing_behind(kit, bits):
 
 
 @RINGS
+def test_totals_over_other_sites_add_up_to_one_that_is_opened_alike(kit, bits):
+    sites = drawn(bits, 5)
+
+    def party(links):
+        runtime.start(links)
+        parts = [SharedTotal(DIM, Ring(bits, 0), TAGS) for _ in range(3)]
+        for part, places in zip(parts, ([0, 3], [1, 2, 4], []), strict=True):
+            sites.add(part, links.aggregator_id, places)
+        whole, *others = [SharedTotal.of_words(part.vector.copy(), part.tags.copy()) for part in parts]
+        for other in others:
+            whole.merge(other)
+        sites.subtract(whole, links.aggregator_id, [4])
+        return whole.open(), whole.tag_share()
+
+    results = kit.at_each(party)
+    assert {total for total, _ in results} == {sites.sum(range(4))}
+    shares_of_tags = [np.frombuffer(tags, "<u8") for _, tags in results]
+    assert np.sum(shares_of_tags, axis=0, dtype=np.uint64).tolist() == sites.sum_of_tags(range(4))
+
+
+@RINGS
 def test_a_total_of_several_blocks_is_opened_in_order(kit, monkeypatch, bits):
     monkeypatch.setattr(sums, "_OPENED_AT_ONCE", 3)
     sites = drawn(bits, 3)
@@ -172,8 +193,8 @@ def test_sketches_under_their_masks_are_opened_as_one_table(kit, bits):
         for i in range(3):
             (added,) = sites.add(total, links.aggregator_id, [i])
             rows.append(masked_sketch(added, sketch))
-            masks.append(added.masks)
-        return opened_rows(rows), opened_rows(masks)
+            masks.append(sums._words(added.masks))
+        return opened_rows(np.stack(rows)), opened_rows(np.stack(masks))
 
     results = kit.at_each(party)
     for table, masks in results:

@@ -167,8 +167,8 @@ def test_order_comes_back_equal(order):
 
 def test_configuration_comes_back_equal(kit, tmp_path):
     config = kit.configs(tmp_path, 3)[0]
-    for listen in (None, "0.0.0.0:9"):
-        again = dataclasses.replace(config, listen=listen)
+    for listen, shards in ((None, None), ("0.0.0.0:9", 3)):
+        again = dataclasses.replace(config, listen=listen, shards=shards)
         assert config_from_wire(wire(config_to_wire(again))) == again
 
 

@@ -95,6 +95,9 @@ def test_order_outside_its_ranges_is_refused(order, change):
         {"timeout_s": float("nan")},
         {"journal": "text"},
         {"listen": ":1"},
+        {"shards": 0},
+        {"shards": 65},
+        {"shards": True},
     ],
 )
 def test_configuration_outside_its_ranges_is_refused(kit, tmp_path, change):

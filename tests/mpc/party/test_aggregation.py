@@ -25,8 +25,9 @@ from confide.mpc.errors import (
 )
 from confide.mpc.links.journal import MAX_TRIES, Journal
 from confide.mpc.links.orders import OpenedTotal
-from confide.mpc.party import aggregation
+from confide.mpc.party import aggregation, shards
 from confide.mpc.party.coins import _commitment
+from confide.mpc.party.shards import Shards
 from confide.mpc.sharing import sealing
 from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import Ring, decode, from_integers, read_total
@@ -76,14 +77,21 @@ class QueueLinks:
             self.mesh[self.party, peer].put((CLOSED, b""))
 
 
-def sound(order, party, files, **how):
-    opened = {site: aggregation.admit(order, party, site, path, **how) for site, path in files.items()}
-    return {site: one for site, one in opened.items() if one is not None}
+@pytest.fixture(scope="module", params=["in one piece", pytest.param("in shards", marks=pytest.mark.process)])
+def pools(request, kit, tmp_path_factory):
+    """What opens and adds shares at each party: the party itself, or two processes beside it."""
+    folder = tmp_path_factory.mktemp("shards")
+    count = 1 if request.param == "in one piece" else 2
+    made = [Shards(dataclasses.replace(config, shards=count)) for config in kit.configs(folder, 60.0)]
+    yield made
+    for one in made:
+        one.close()
 
 
 @pytest.fixture
-def three(tmp_path, kit):
+def three(tmp_path, kit, pools, monkeypatch):
     """Runs one order at three parties whose journals last; a dict of OpenedTotal or error by party."""
+    monkeypatch.setattr(shards, "LEAST_SITES", 1)
     journals = [Journal(tmp_path / f"journal{party}") for party in range(3)]
 
     def run(orders, inboxes, topups=({}, {}, {}), *, dies_at=None, lie=None):
@@ -97,9 +105,9 @@ def three(tmp_path, kit):
             with contextlib.closing(links[i]):
                 runtime.start(links[i])
                 aggregation.compare_orders(orders[i], links[i])
-                opened = sound(orders[i], i, kit.lay(tmp_path, inboxes[i]))
-                topped = sound(orders[i], i, kit.lay(tmp_path, topups[i]), is_topup=True)
-                return aggregation.aggregate(orders[i], opened, topped, links[i], journals[i], judging(links[i]))
+                boxes = kit.lay(tmp_path, inboxes[i]), kit.lay(tmp_path, topups[i])
+                opened = pools[i].open(orders[i], *boxes)
+                return aggregation.aggregate(orders[i], opened, pools[i], links[i], journals[i], judging(links[i]))
 
         return list(kit.outcomes({i: functools.partial(party, i) for i in range(3)}).values())
 

@@ -30,6 +30,7 @@ from confide.mpc.errors import (
 from confide.mpc.links.tls import TlsCommunicator
 from confide.mpc.party import aggregation, handle
 from confide.mpc.party.handle import OpenedTotal, PartyProcess
+from confide.mpc.party.shard import Shard
 from confide.mpc.sharing.ring import Ring, from_integers
 from confide.mpc.sharing.sealing import seal_update
 
@@ -215,9 +216,9 @@ def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(
         order = one.order(2)
         aggregation.compare_orders(order, links)
         files = kit.lay(tmp_path, one.inbox(2))
-        opened = {site: aggregation.admit(order, 2, site, path) for site, path in files.items()}
+        opened = Shard(2, order).open(files, {})
         if step == "DONE":
-            aggregation._agree(order, opened, links, "MASK", "VIEW")
+            aggregation._agree(order, opened.updates, links, "MASK", "VIEW")
             links.all_gather("BIND", b"", 2**20)
         links.close()
 
