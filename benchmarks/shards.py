@@ -91,7 +91,9 @@ def measure(sites: int, dim: int, counts: list[int], *, checked: bool) -> list[d
         }  # fmt: skip
         pools = {count: Shards(PartyConfig(**config, shards=count)) for count in counts}
         try:
-            totals = {turn(pool, order, files)[1] for pool in pools.values()}  # starts what it needs
+            for count, pool in pools.items():
+                pool.warm(count if count > 1 else 0)
+            totals = {turn(pool, order, files)[1] for pool in pools.values()}
             times: dict[int, list[float]] = {count: [] for count in counts}
             for _ in range(TURNS):
                 for count, pool in pools.items():

@@ -12,7 +12,7 @@ MpcError
 ├── PartyLost          another party is silent, gone or out of step (also a ConnectionError)
 │   └── CheckBroken    the same after a norm check had begun, which counts as a try of it
 ├── VersionsApart      the three parties run versions that have no protocol in common
-├── PartyDied          this aggregator's own party process ended
+├── PartyDied          this aggregator's own party process, or one of its shards, ended
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
 ├── CommitmentBroken   a party opened something else than it had committed to, or than at an earlier attempt
@@ -85,7 +85,7 @@ class VersionsApart(MpcError):
 
 
 class PartyDied(MpcError):
-    """This aggregator's own party process, which ended; the next order starts a new one."""
+    """This aggregator's own party process, or a shard's, which ended; the next order starts a new one."""
 
 
 class OrderMismatch(MpcError):

@@ -13,7 +13,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -112,16 +112,20 @@ class Channel:
         return data
 
 
-def end_with_parent(channel: Channel) -> None:
+def end_with_parent(channel: Channel, last: Callable[[], None] = lambda: None) -> None:
     """Ends this process as soon as the parent's end of the pair is closed, whatever the main thread waits for.
 
     Linux could signal the death of the parent's thread that started us; but that thread may end long before.
+
+    Args:
+        last: what is done before it ends, in another thread than the main one.
     """
     poll = select.poll()
     poll.register(channel.fileno(), 0)  # hang-up is always reported
 
     def watch() -> None:
         poll.poll()
+        last()
         os._exit(0)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()

@@ -16,6 +16,7 @@ import hmac
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
@@ -44,7 +45,7 @@ from ..sharing.ring import RingVector
 from ..sharing.shares import Words
 from ..sharing.sketch import Limits, limits
 from .coins import COIN_BYTES, joint_seeds
-from .shard import Opened, Summand
+from .shard import Opened, Sketched, Summand
 from .shards import Shards
 
 logger = logging.getLogger(__name__)
@@ -107,17 +108,17 @@ def aggregate(
     sealed = opened if is_topped else Opened(opened.updates, {})
     kinds = (False, True) if is_topped else (False,)
     summands = [Summand(site, is_topup) for is_topup in kinds for site in complete]
-    rejected = frozenset[str]()
-    if order.rows:
-        rejected = _add_checked(order, sealed, summands, shards, links, journal, judge)
-    else:
+    hidden = _added_and_hidden(order, sealed, summands, shards, links, journal) if order.rows else None
+    if hidden is None:
         shards.add(summands)
+    total = shards.total()  # takes memory: if it can't be had, no try of the norm check is lost by it
+    rejected = frozenset[str]() if hidden is None else _too_long(order, summands, hidden, journal, judge)
     kept = tuple(site for site in complete if site not in rejected)
     if rejected:
         _require_enough(order, kept, rejected, is_topped=is_topped)
         shards.take_out(rejected)
+        total = shards.total()
     binding = Binding(_set_digest(order, kept, sealed), kept)
-    total = shards.total()
     with _counted_try() if order.rows else nullcontext():
         _refuse_other_set(order, binding, links, journal)
         journal.bind(order.round_id, binding)
@@ -148,16 +149,18 @@ def _place(order: Order, summand: Summand, sealed: Opened) -> bytes:
     return canonical("confide/mpc/coin/1", *order.round_id, summand.site, digest)
 
 
-def _add_checked(
-    order: Order,
-    sealed: Opened,
-    summands: Sequence[Summand],
-    shards: Shards,
-    links: Links,
-    journal: Journal,
-    judge: Judge,
-) -> frozenset[str]:
-    """Adds all vectors. Gives the sites of those that are too long: one bit of each becomes known, and nothing else.
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    """Sketches of vectors under their masks, and this party's part in a comparison of them."""
+
+    vectors: list[bytes]  # their names, 32 bytes
+    shares: Sketched
+
+
+def _added_and_hidden(
+    order: Order, sealed: Opened, summands: Sequence[Summand], shards: Shards, links: Links, journal: Journal
+) -> _Hidden:
+    """Adds all vectors, and sketches each by a seed that all three have drawn.
 
     A party that keeps to the protocol has the same coins and the same sketches at every attempt. One that does not
     would see y = z + m for several z of one vector, or try verdicts until it knows z: the journal is there against it.
@@ -166,9 +169,15 @@ def _add_checked(
     seeds = joint_seeds(links, [_coin(order, place) for place in places])
     vectors = [sha256(place).digest() for place in places]
     journal.tie_to_seeds({vector: sha256(seed).digest() for vector, seed in zip(vectors, seeds, strict=True)})
-    hidden = shards.add_sketched(summands, seeds)
-    opened = opened_rows(hidden.rows)
-    sketches = {vector: sha256(row.tobytes()).digest() for vector, row in zip(vectors, opened, strict=True)}
+    return _Hidden(vectors, shards.add_sketched(summands, seeds))
+
+
+def _too_long(
+    order: Order, summands: Sequence[Summand], hidden: _Hidden, journal: Journal, judge: Judge
+) -> frozenset[str]:
+    """Gives the sites of vectors that are too long: one bit of each becomes known, and nothing else."""
+    opened = opened_rows(hidden.shares.rows)
+    sketches = {vector: sha256(row.tobytes()).digest() for vector, row in zip(hidden.vectors, opened, strict=True)}
     if (tries := journal.begin_checks(sketches)) > 1:
         logger.warning("round %d: norms are checked for the %d. time; was a party restarted?", order.round, tries)
     rejected: set[str] = set()
@@ -176,7 +185,7 @@ def _add_checked(
     for bound in sorted(set(bounds)):
         alike = [at for at, own in enumerate(bounds) if own == bound]
         with _counted_try():
-            verdicts = judge(opened[alike], hidden.mask_words[alike], limits(bound, order.ring_bits, order.rows))
+            verdicts = judge(opened[alike], hidden.shares.mask_words[alike], limits(bound, order.ring_bits, order.rows))
         rejected |= {summands[at].site for at, is_long in zip(alike, verdicts, strict=True) if is_long}
     for site in sorted(rejected):
         logger.warning("round %d: site %s is left out: its vector is longer than the study allows", order.round, site)

@@ -1,6 +1,7 @@
 """A child process and the conversation with it; whatever breaks the conversation ends the process."""
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ..links.frames import take, take_names
 _START_S = 180.0  # importing torch and CrypTen takes 3 s on an idle machine
 _STOP_S = 5.0
 _T = TypeVar("_T")
+_STARTED: set[subprocess.Popen[bytes]] = set()
 
 PATIENCE = 30  # of the silence that parties bear from each other: silence after which a process is taken for hung
 
@@ -30,18 +32,27 @@ class Child:
             module: its main module.
             what: what it is called in an error.
             first: the message that it is given first.
+
+        Raises:
+            OSError: the system starts no more processes.
+            PartyDied: it ended at once.
         """
         self._what, self._is_ready = what, False
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", module, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # a Ctrl-C is for the parent, which decides
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-m", module, str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,  # a Ctrl-C is for the parent, which decides
+                )
+            except OSError:
+                self._channel.close()
+                raise
+        _STARTED.add(self._process)
         with self._talking():
             self._channel.send(**first)
 
@@ -54,6 +65,18 @@ class Child:
     def has_ended(self) -> bool:
         """True if the process is gone."""
         return self._process.poll() is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """True if the process has loaded; asks without waiting.
+
+        Raises:
+            PartyDied, MpcError: as `wait_ready`.
+        """
+        if not self._is_ready and not self.has_ended and not _has_word(self._channel):
+            return False
+        self.wait_ready()
+        return True
 
     def wait_ready(self) -> None:
         """Waits for the process to have loaded."""
@@ -103,6 +126,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+        finally:
+            _STARTED.discard(self._process)
 
     def _raise(self, answer: dict[str, Any]) -> Never:
         """Raises here what the process raised."""
@@ -127,6 +152,19 @@ class Child:
         except BaseException:  # interrupted half-way: what comes next on the channel is not ours to read
             self.end()
             raise
+
+
+def kill_all() -> None:
+    """Ends every process that this one has started, at once: none holds what must outlive it."""
+    for process in list(_STARTED):
+        process.kill()
+        process.wait()
+
+
+def _has_word(channel: Channel) -> bool:
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Reported(Exception):

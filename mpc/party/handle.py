@@ -70,7 +70,7 @@ class PartyProcess:
             topups: the same of top-ups for exactly the order's cohort.
 
         Raises:
-            PartyDied: the process ended; call again and a new one starts.
+            PartyDied: the process, or one of its shards, ended; call again and a new one starts.
             PartyLost: another party is gone or silent; repeat the order as the next attempt.
             MpcError: `aggregation.aggregate` lists the others.
         """

@@ -12,6 +12,7 @@ from ..crash import hide_values
 from ..errors import RuntimeUnsound
 from ..links import Channel
 from ..links.frames import end_with_parent, failure
+from .child import kill_all
 
 
 def main() -> None:
@@ -19,14 +20,17 @@ def main() -> None:
     hide_values()
     log_to_stderr()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    end_with_parent(channel)
+    end_with_parent(channel, kill_all)
     try:
         from .serving import serve  # imports CrypTen, and there must be somebody to tell if that fails
     except RuntimeUnsound as err:
         channel.receive()  # the configuration, which nobody will use
         channel.send(**failure(err))
         return
-    serve(channel)
+    try:
+        serve(channel)
+    finally:
+        kill_all()
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ def serve(channel: Channel) -> None:
             named = {"kept": opened.kept, "rejected": opened.rejected, "set_digest": opened.set_digest}
             total = np.frombuffer(opened.total, np.uint8)
             channel.send("total", **named, total=total, tag_share=opened.tag_share)
+        del order  # it holds the run's key
 
 
 def _receive_order(channel: Channel) -> tuple[Order, Files, Files]:

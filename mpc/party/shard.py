@@ -1,6 +1,6 @@
 """One shard of a round at one party: the shares of some sites, opened, added up and sketched.
 
-That is all of a party's work that grows with the length of updates, and none of it needs another party. So a party may
+That is all of a party's work that grows with sites times numbers, and none of it needs another party. So a party may
 cut a round into shards and give each to a process: which site lies in which is nobody else's business, and what leaves
 the machine is the same to the bit. A shard's sum is a part of this party's share of the total, and as secret.
 """
@@ -36,20 +36,21 @@ class Summand(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What opened and was found sound.
+    """Envelopes that opened and were found sound: SHA-256 over the three digests that the site signed.
 
-    The SHA-256 over the digests that the site signed: the same at all parties, or they saw two different messages.
+    The same at all parties, or they saw two different messages.
     """
 
     updates: dict[str, bytes]  # by site
     topups: dict[str, bytes]
 
 
-class Sketched(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sketched:
     """This party's part in the norm check of some vectors."""
 
-    rows: RingVector  # [vectors, rows], additive shares of the sketches under their masks
-    mask_words: Words  # [vectors, rows], XOR shares of the masks
+    rows: RingVector = field(repr=False)  # [vectors, rows], additive shares of the sketches under their masks
+    mask_words: Words = field(repr=False)  # [vectors, rows], XOR shares of the masks
 
 
 @dataclass(frozen=True, slots=True)

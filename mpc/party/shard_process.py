@@ -1,8 +1,11 @@
 """The process of one shard: `python -m confide.mpc.party.shard_process FD`, started by `shards.Shards` only.
 
-It has no links. It hears of orders, and of what to add, from the party's process alone, and ends when that does.
+It has no links. It hears of orders, and of what to add, from the party's process alone, and ends when that does, even
+if it hangs: the thread of the party that starts it is its main one.
 """
 
+import ctypes
+import signal
 import socket
 import sys
 
@@ -12,10 +15,13 @@ from ..errors import RuntimeUnsound
 from ..links import Channel
 from ..links.frames import end_with_parent, failure
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> None:
     """Runs the shard on the socket whose descriptor is the only argument."""
     hide_values()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     log_to_stderr()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     end_with_parent(channel)

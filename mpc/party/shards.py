@@ -5,25 +5,31 @@ sent a body, the longest part of the work. What the processes answer is put toge
 the order of the vectors, and the shares of sums, which add up to this party's share of the total.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ... import __version__
 from ..crypten.sums import SharedTotal
-from ..errors import FrameRejected, MpcError, PartyDied
+from ..errors import FrameRejected, MpcError, PartyDied, VersionsApart
 from ..links import Channel, Order, PartyConfig
 from ..links.frames import failure, order_from_wire, order_to_wire, paths_from_wire, paths_to_wire, take, take_names
 from .child import PATIENCE, Child
 from .shard import Files, Opened, Shard, Sketched, Summand
 
+logger = logging.getLogger(__name__)
+
 LEAST_SITES = 32  # of a shard: fewer are added before a process would have been told of them
-MOST_UNASKED = 8  # shards of a party whose people have set no number: each holds some 200 MB
+MOST_UNASKED = 8  # shards of a party whose people have set no number: each has 160 MB of code
+MOST_BYTES_UNASKED = 2**31  # of all their sums
+_VECTORS = 2  # in memory of a shard: its sum, and the one that is being added
+_CGROUP = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD", the former "max" without one
 
 _T = TypeVar("_T")
 
@@ -31,7 +37,8 @@ _T = TypeVar("_T")
 class Shards:
     """The sites' shares of one order at a time, however many processes hold them.
 
-    Processes are started by the first order that is large enough for them, and stay.
+    The first order that is large enough for processes starts them and does not wait for them: it is carried out in one
+    piece, as is every order for which the machine starts none.
     """
 
     def __init__(self, config: PartyConfig) -> None:
@@ -41,32 +48,33 @@ class Shards:
         self._parts: Sequence[Shard | _ShardProcess] = ()  # of the order at hand
         self._holder: dict[str, int] = {}  # the part that holds a site
 
+    def warm(self, count: int) -> None:
+        """Starts processes, and waits until they can take part."""
+        self._start(count)
+        for process in self._processes:
+            process.wait_ready()
+
     def open(self, order: Order, updates: Files, topups: Files) -> Opened:
         """Begins an order: deals its sites out, and opens their envelopes, see `Shard.open`.
 
         Raises:
             EnvelopeUnreadable: the disk does not give a file.
-            PartyDied: a process ended; the next order starts others.
+            PartyDied: a process ended; the next order starts another.
         """
         self.forget()
-        count = shard_count(self._config.shards, len(updates))
-        if count == 1:
-            self._parts = [Shard(self._config.aggregator_id, order)]
-        else:
-            self._parts = self._started(count)
-        self._holder = dealt({**topups, **updates}, count)
-        boxes = [
-            [{site: path for site, path in files.items() if self._holder[site] == place} for files in (updates, topups)]
-            for place in range(count)
-        ]
-
-        def opened(place: int) -> Opened:
-            part = self._parts[place]
+        count = shard_count(self._config.shards, len(updates), order.dim * order.ring_bits // 8)
+        parts = self._parts = self._ready(count) or [Shard(self._config.aggregator_id, order)]
+        for part in parts:
             if isinstance(part, _ShardProcess):
                 part.begin(order)
-            return part.open(*boxes[place])
-
-        found = self._each(opened, range(count))
+        if len(parts) > 1:
+            logger.info("round %d: %d sites in %d shards", order.round, len(updates), len(parts))
+        self._holder = dealt({**topups, **updates}, len(parts))
+        boxes = [
+            [{site: path for site, path in files.items() if self._holder[site] == place} for files in (updates, topups)]
+            for place in range(len(parts))
+        ]
+        found = self._each(lambda place: parts[place].open(*boxes[place]), range(len(parts)))
         return Opened(
             {site: digest for one in found for site, digest in one.updates.items()},
             {site: digest for one in found for site, digest in one.topups.items()},
@@ -87,8 +95,10 @@ class Shards:
 
         found = self._each(sketched, places)
         back = np.argsort(np.concatenate(list(places.values())))
-        rows, mask_words = (np.concatenate(each)[back] for each in zip(*found, strict=True))
-        return Sketched(rows, mask_words)
+        return Sketched(
+            np.concatenate([each.rows for each in found])[back],
+            np.concatenate([each.mask_words for each in found])[back],
+        )
 
     def take_out(self, sites: Iterable[str]) -> None:
         """Takes all vectors of some sites out of the sum again."""
@@ -98,19 +108,21 @@ class Shards:
         self._each(lambda part: self._parts[part].take_out(left[part]), left)
 
     def total(self) -> SharedTotal:
-        """This party's share of the sum of what was added and not taken out."""
-        first, *others = self._each(lambda part: self._parts[part].total(), range(len(self._parts)))
-        for other in others:
-            first.merge(other)
-        return first
+        """This party's share of the sum of what was added and not taken out.
+
+        Shards are asked one after the other, so that no more than two of their sums are in memory here.
+        """
+        whole = self._parts[0].total()
+        for part in self._parts[1:]:
+            whole.merge(part.total())
+        return whole
 
     def forget(self) -> None:
-        """Ends the order: what was opened and added is gone from memory."""
+        """Ends the order: what was opened and added is gone from memory, and so is the key."""
         parts, self._parts, self._holder = self._parts, (), {}
         for part in parts:
             if isinstance(part, _ShardProcess):
-                with suppress(PartyDied):  # so it has forgotten
-                    part.forget()
+                part.forget()
 
     def close(self) -> None:
         """Ends all processes."""
@@ -118,18 +130,32 @@ class Shards:
         while self._processes:
             self._processes.pop().end()
 
-    def _started(self, count: int) -> "list[_ShardProcess]":
+    def _ready(self, count: int) -> "list[_ShardProcess]":
+        """At most `count` processes that can take part now; none where it would be one alone."""
+        if count == 1:
+            return []
+        try:
+            self._start(count)
+        except (OSError, PartyDied) as err:
+            logger.warning("of %d shards %d can be started: %s", count, len(self._processes), err)
+        ready = []
+        for process in self._processes[:count]:
+            try:
+                if process.is_ready:
+                    ready.append(process)
+            except MpcError as err:  # it cannot be a shard, and says why; the party can do without
+                logger.warning("a shard did not start: %s", err)
+        return ready if len(ready) > 1 else []
+
+    def _start(self, count: int) -> None:
         for process in [one for one in self._processes if one.has_ended]:
             process.end()
             self._processes.remove(process)
         while len(self._processes) < count:
             self._processes.append(_ShardProcess(self._config))
-        for process in self._processes:
-            process.wait_ready()
-        return self._processes[:count]
 
     def _places(self, summands: Sequence[Summand]) -> dict[int, list[int]]:
-        """Which of `summands` each part holds, by their places; parts without any are left out."""
+        """The places in `summands` of what each part holds; parts without any are left out."""
         places: dict[int, list[int]] = {}
         for at, summand in enumerate(summands):
             places.setdefault(self._holder[summand.site], []).append(at)
@@ -144,10 +170,26 @@ class Shards:
             return list(pool.map(call, asked))
 
 
-def shard_count(wanted: int | None, sites: int) -> int:
-    """How many shards a round is cut into: as many as wanted, or as there are cores, if each is worth it."""
-    most = min(len(os.sched_getaffinity(0)), MOST_UNASKED) if wanted is None else wanted
+def shard_count(wanted: int | None, sites: int, total_bytes: int) -> int:
+    """The number of shards of a round: as many as wanted, or as there are cores, if each is worth it.
+
+    Args:
+        wanted: what the party's people have set.
+        total_bytes: of the sum.
+    """
+    affordable = MOST_BYTES_UNASKED // (_VECTORS * total_bytes)
+    most = min(cores(), MOST_UNASKED, affordable) if wanted is None else wanted
     return max(1, min(most, sites // LEAST_SITES))
+
+
+def cores() -> int:
+    """Counts the cores that this process may use, by its affinity and by its control group."""
+    here = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CGROUP.read_text().split()
+        return here if quota == "max" else max(1, min(here, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # another kind of control group, or none
+        return here
 
 
 def dealt(files: Mapping[str, Path], shards: int) -> dict[str, int]:
@@ -171,7 +213,7 @@ class _ShardProcess(Child):
         self._config = config
         self._order: Order | None = None
         what = f"a shard process of aggregator {config.aggregator_id}"
-        first = {"kind": "shard", "aggregator_id": config.aggregator_id}
+        first = {"kind": "shard", "aggregator_id": config.aggregator_id, "version": __version__}
         super().__init__("confide.mpc.party.shard_process", what, first)
 
     def begin(self, order: Order) -> None:
@@ -213,8 +255,13 @@ class _ShardProcess(Child):
         return self._ask({"kind": "total"}, read)
 
     def forget(self) -> None:
-        self._ask({"kind": "forget"}, _done)
-        self._order = None
+        if self._order is not None:
+            try:
+                self._ask({"kind": "forget"}, _done)
+            except PartyDied:  # so it has forgotten
+                pass
+            finally:
+                self._order = None
 
     @property
     def _given(self) -> Order:
@@ -222,13 +269,16 @@ class _ShardProcess(Child):
         return self._order
 
     def _ask(self, message: dict[str, Any], read: Callable[[dict[str, Any]], _T]) -> _T:
-        patience_s = PATIENCE * (self._given.timeout_s or self._config.timeout_s)
+        patience_s = PATIENCE / 2 * (self._given.timeout_s or self._config.timeout_s)  # before the party's own is over
         return self.ask(message, read, patience_s=patience_s, array_bytes=None)
 
 
 def serve(channel: Channel) -> None:
     """Is a shard at the other end of `channel`, for one order after the other, until the party closes it."""
-    (aggregator_id,) = take(channel.receive(), "shard", aggregator_id=int)
+    aggregator_id, version = take(channel.receive(), "shard", aggregator_id=int, version=str)
+    if version != __version__:  # installed since the party was started
+        channel.send(**failure(VersionsApart(f"the party runs confide {version}, a new process {__version__}")))
+        return
     channel.send("ready")
     shard: Shard | None = None
     while True:
@@ -241,16 +291,23 @@ def serve(channel: Channel) -> None:
                 shard = None
                 channel.send("done")
             elif message["kind"] == "open":
-                order, updates, topups = take(message, "open", order=dict, updates=dict, topups=dict)
-                shard = Shard(aggregator_id, order_from_wire(order))
-                opened = shard.open(paths_from_wire(updates), paths_from_wire(topups))
-                channel.send("opened", updates=opened.updates, topups=opened.topups)
+                shard = None  # its memory is wanted
+                shard = _opened(aggregator_id, message, channel)
             elif shard is None:
                 raise FrameRejected(f"{message['kind']} before an order")
             else:
                 _answer(shard, message, channel)
         except MpcError as err:
             channel.send(**failure(err))
+        del message  # it may hold the run's key
+
+
+def _opened(aggregator_id: int, message: dict[str, Any], channel: Channel) -> Shard:
+    order, updates, topups = take(message, "open", order=dict, updates=dict, topups=dict)
+    shard = Shard(aggregator_id, order_from_wire(order))
+    opened = shard.open(paths_from_wire(updates), paths_from_wire(topups))
+    channel.send("opened", updates=opened.updates, topups=opened.topups)
+    return shard
 
 
 def _answer(shard: Shard, message: dict[str, Any], channel: Channel) -> None:
@@ -259,8 +316,8 @@ def _answer(shard: Shard, message: dict[str, Any], channel: Channel) -> None:
             named, seeds = take(message, "add", summands=tuple, seeds=tuple)
             summands = [Summand(*one) for one in named]
             if seeds:
-                rows, mask_words = (each.view(np.uint8) for each in shard.add_sketched(summands, seeds))
-                channel.send("sketched", rows=rows, mask_words=mask_words)
+                found = shard.add_sketched(summands, seeds)
+                channel.send("sketched", rows=found.rows.view(np.uint8), mask_words=found.mask_words.view(np.uint8))
                 return
             shard.add(summands)
             channel.send("done")

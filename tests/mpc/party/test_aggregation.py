@@ -83,6 +83,8 @@ def pools(request, kit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     count = 1 if request.param == "in one piece" else 2
     made = [Shards(dataclasses.replace(config, shards=count)) for config in kit.configs(folder, 60.0)]
+    for one in made:
+        one.warm(count if count > 1 else 0)
     yield made
     for one in made:
         one.close()
@@ -107,6 +109,7 @@ def three(tmp_path, kit, pools, monkeypatch):
                 aggregation.compare_orders(orders[i], links[i])
                 boxes = kit.lay(tmp_path, inboxes[i]), kit.lay(tmp_path, topups[i])
                 opened = pools[i].open(orders[i], *boxes)
+                assert len(pools[i]._parts) == (pools[i]._config.shards if boxes[0] else 1)
                 return aggregation.aggregate(orders[i], opened, pools[i], links[i], journals[i], judging(links[i]))
 
         return list(kit.outcomes({i: functools.partial(party, i) for i in range(3)}).values())

@@ -1,5 +1,6 @@
 """A round cut into shards: real processes, dealt sites, and the very total of a party that does it alone."""
 
+import ctypes
 import dataclasses
 import functools
 import os
@@ -9,16 +10,19 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.mpc.errors import EnvelopeUnreadable, FrameRejected, NormExceeded, PartyDied
+import confide
+from confide.mpc.errors import EnvelopeUnreadable, FrameRejected, NormExceeded, PartyDied, VersionsApart
 from confide.mpc.links import Channel
-from confide.mpc.links.frames import order_to_wire
+from confide.mpc.links.frames import config_to_wire, order_to_wire
 from confide.mpc.party import shards
 from confide.mpc.party.handle import PartyProcess
 from confide.mpc.party.shard import Shard, Summand
@@ -44,8 +48,35 @@ BOUND = 6000
     ],
 )
 def test_a_round_has_as_many_shards_as_are_worth_it(monkeypatch, wanted, cores, sites, count):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    assert shard_count(wanted, sites) == count
+    monkeypatch.setattr(shards, "cores", lambda: cores)
+    assert shard_count(wanted, sites, 10_000) == count
+
+
+def test_unasked_no_shards_are_made_whose_sums_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(shards, "cores", lambda: 8)
+    sums = {size: shard_count(None, 1000, size) for size in (2**27, 2**28, 2**29, 2**30, 2**31)}
+    assert sums == {2**27: 8, 2**28: 4, 2**29: 2, 2**30: 1, 2**31: 1}
+    assert shard_count(3, 1000, 2**31) == 3
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", 6),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("900000 100000", 6),
+        ("", 6),
+        ("1 0", 6),
+        (None, 6),
+    ],
+)
+def test_cores_are_counted_by_affinity_and_quota(monkeypatch, tmp_path, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(shards, "_CGROUP", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert shards.cores() == cores
 
 
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=30), count=st.integers(1, 7))
@@ -83,7 +114,9 @@ def pool(kit, tmp_path_factory):
 @pytest.fixture
 def three_shards(pool, monkeypatch):
     monkeypatch.setattr(shards, "LEAST_SITES", 1)
-    return pool
+    pool.warm(3)
+    yield pool
+    pool.forget()
 
 
 @pytest.mark.process
@@ -94,10 +127,11 @@ def test_processes_answer_as_one_shard_does(kit, three_shards, tmp_path):
     alone = Shard(1, order)
     summands = [Summand(f"site{i}", is_topup=False) for i in (5, 0, 3, 1, 2)]
     assert three_shards.open(order, files, {}) == alone.open(files, {})
-    for found, expected in zip(
-        three_shards.add_sketched(summands, seeds), alone.add_sketched(summands, seeds), strict=True
-    ):
-        assert (found == expected).all()
+    assert len(three_shards._parts) == 3
+    found, expected = three_shards.add_sketched(summands, seeds), alone.add_sketched(summands, seeds)
+    assert (found.rows == expected.rows).all()
+    assert (found.mask_words == expected.mask_words).all()
+    assert "[" not in repr(found)
     for taken in ([], ["site3"], ["site5", "site1", "site0", "site2"]):
         three_shards.take_out(taken)
         alone.take_out(taken)
@@ -116,7 +150,6 @@ def test_what_the_disk_does_not_give_is_named_and_the_next_order_goes_on(kit, th
         three_shards.open(one.order(1), files, {})
     assert told.value.names == ("site2",)
     files["site2"].write_bytes(kept)
-    three_shards.forget()  # as the party does after every order
     assert len(three_shards.open(one.order(1), files, {}).updates) == 6
 
 
@@ -148,7 +181,8 @@ def test_a_shard_that_is_killed_ends_the_order_and_the_next_one_starts_another(k
     else:
         kill()
         three_shards.forget()  # of no consequence: it has forgotten
-    three_shards.open(order, files, {})
+    assert len(three_shards.open(order, files, {}).updates) == 6
+    assert len(three_shards._parts) == 2  # the third begins to load, and nobody waits for it
     three_shards.add(summands)
     alone = Shard(1, order)
     alone.open(files, {})
@@ -162,9 +196,62 @@ def test_a_shard_has_forgotten_an_order_that_is_over(kit, three_shards, tmp_path
     three_shards.open(one.order(1), kit.lay(tmp_path, one.inbox(1)), {})
     part = three_shards._parts[0]
     three_shards.forget()
+    assert part._order is None
     part.begin(one.order(1))
     with pytest.raises(FrameRejected, match="total before an order"):
         part.total()
+
+
+@pytest.mark.process
+def test_a_shard_that_hangs_is_killed_before_its_party_would_be(kit, three_shards, tmp_path):
+    one = small(kit, 7)
+    order = dataclasses.replace(one.order(1), timeout_s=0.1)
+    three_shards.open(order, kit.lay(tmp_path, one.inbox(1)), {})
+    victim = three_shards._processes[2]
+    os.kill(victim.pid, signal.SIGSTOP)
+    with pytest.raises(PartyDied, match="a shard process of aggregator 1 ended"):
+        three_shards.total()
+    assert victim._process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def cold(kit, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "LEAST_SITES", 1)
+    made = Shards(dataclasses.replace(kit.configs(tmp_path, 20.0)[0], shards=2))
+    yield made
+    made.close()
+
+
+@pytest.mark.process
+def test_nobody_waits_for_shards_to_load(kit, cold, tmp_path):
+    one = small(kit, 8)
+    files = kit.lay(tmp_path, one.inbox(0))
+    assert len(cold.open(one.order(0), files, {}).updates) == 6
+    assert [type(part) for part in cold._parts] == [Shard]
+    cold.warm(2)
+    assert len(cold.open(one.order(0), files, {}).updates) == 6
+    assert len(cold._parts) == 2
+
+
+def test_a_machine_that_starts_no_more_processes_does_the_round_in_one_piece(kit, cold, tmp_path, monkeypatch, caplog):
+    def refused(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    one = small(kit, 9)
+    assert len(cold.open(one.order(0), kit.lay(tmp_path, one.inbox(0)), {}).updates) == 6
+    assert [type(part) for part in cold._parts] == [Shard]
+    assert "of 2 shards 0 can be started" in caplog.text
+
+
+@pytest.mark.process
+def test_a_shard_of_another_version_takes_no_part(kit, cold, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shards, "__version__", "0.0.1")
+    with pytest.raises(VersionsApart, match=r"the party runs confide 0\.0\.1"):
+        cold.warm(2)
+    one = small(kit, 10)
+    assert len(cold.open(one.order(0), kit.lay(tmp_path, one.inbox(0)), {}).updates) == 6
+    assert [type(part) for part in cold._parts] == [Shard]
 
 
 @pytest.fixture
@@ -174,7 +261,7 @@ def served():
     thread.start()
     with ours, theirs:
         channel = Channel(ours)
-        channel.send("shard", aggregator_id=0)
+        channel.send("shard", aggregator_id=0, version=confide.__version__)
         assert channel.receive() == {"kind": "ready"}
         yield channel
         channel.close()
@@ -186,7 +273,7 @@ def served():
     [
         {"kind": "total"},
         {"kind": "open", "order": {}, "updates": {}, "topups": {}},
-        {"kind": "open", "order": {}, "updates": {"a": "relative"}},
+        {"kind": "open", "order": {}, "updates": {}},
         {"kind": "something"},
     ],
     ids=lambda message: message["kind"],
@@ -208,24 +295,85 @@ def test_what_no_shard_is_asked_within_an_order_is_refused(kit, served, message)
     assert served.receive()["error"] == "FrameRejected"
 
 
+@pytest.mark.parametrize("files", [{"updates": {"a": "relative"}}, {"topups": {"a": 1}}], ids=str)
+def test_a_shard_opens_no_file_that_is_not_named_in_full(kit, served, files):
+    order = order_to_wire(small(kit, 5).order(0))
+    served.send("open", **{"order": order, "updates": {}, "topups": {}, **files})
+    assert served.receive()["message"] == "files must be absolute paths by site"
+
+
+PARTY = """
+import os, sys
+from confide.mpc.links import Channel
+from confide.mpc.party import process, serving, shards
+import pickle, socket, threading
+
+held = []
+
+class Noted(shards.Shards):
+    def __init__(self, config):
+        super().__init__(config)
+        self.warm(2)
+        if {hangs}:
+            os.kill(self._processes[0].pid, 19)
+        print(*(one.pid for one in self._processes), flush=True)
+
+serving.Shards = Noted
+process.main()
+"""
+
+
+def party_with_shards(kit, folder, *, hangs):
+    """A party's own process with two shards, the other end of its channel, and the shards."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        code = PARTY.format(hangs=hangs)
+        party = subprocess.Popen(
+            [sys.executable, "-c", code, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    channel = Channel(ours)
+    channel.send("config", config=config_to_wire(kit.configs(folder, 20.0)[0]))
+    return party, channel, [os.pidfd_open(int(pid)) for pid in party.stdout.readline().split()]
+
+
+def has_ended(pidfd):
+    ended, _, _ = select.select([pidfd], [], [], 60)
+    os.close(pidfd)
+    return bool(ended)
+
+
 @pytest.mark.process
-def test_shards_end_with_their_party(kit, tmp_path):
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from confide.mpc.party import shards\nfrom confide.mpc.links import PartyConfig\n"
-        "one = dict(addresses=('a:1',) * 3, pins=('p',) * 3, certificate=Path('c'), key=Path('k'), journal=Path('j'))\n"
-        "party = shards.Shards(PartyConfig(aggregator_id=0, timeout_s=9.0, shards=2, **one))\n"
-        "print(*(process.pid for process in party._started(2)), flush=True); sys.stdin.read()"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with parent:
-        pids = [int(pid) for pid in parent.stdout.readline().split()]
-        watched = [os.pidfd_open(pid) for pid in pids]
-        parent.kill()
-    for pidfd in watched:
-        ended, _, _ = select.select([pidfd], [], [], 60)
-        os.close(pidfd)
-        assert ended, "a shard outlived its party"
+@pytest.mark.parametrize("hangs", [False, True], ids=["", "one hangs"])
+@pytest.mark.parametrize("end", ["its daemon lets it go", "it is killed"])
+def test_shards_end_with_their_party(kit, tmp_path, end, hangs):
+    party, channel, watched = party_with_shards(kit, tmp_path, hangs=hangs)
+    with party:
+        if end == "it is killed":
+            party.kill()
+            party.wait()
+        channel.close()
+    assert all(has_ended(pidfd) for pidfd in watched)
+    assert len(watched) == 2
+
+
+@pytest.mark.process
+def test_a_party_that_is_let_go_leaves_no_process_to_anybody(kit, tmp_path):
+    """Where the daemon is process 1 of a container, nobody would wait for orphans of its party."""
+    become_subreaper = ctypes.CDLL(None).prctl
+    become_subreaper(36, 1)
+    try:
+        party, channel, watched = party_with_shards(kit, tmp_path, hangs=False)
+        children = Path(f"/proc/{party.pid}/task/{party.pid}/children").read_text().split()
+        channel.close()
+        party.wait()
+        party.stdout.close()
+        assert len(children) == len(watched) == 2
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+    finally:
+        become_subreaper(36, 0)
+        for pidfd in watched:
+            os.close(pidfd)
 
 
 @pytest.fixture
@@ -251,6 +399,9 @@ def test_two_hundred_sites_are_summed_in_shards_to_the_bit(kit, parties, tmp_pat
 
     refused = ask(0, lambda i, attempt: one.order(i, attempt=attempt, min_sites=199))
     assert [(type(each), each.names) for each in refused] == [(NormExceeded, ("site77",))] * 3
+    shards_of = [_children(party.pid) for party in parties]
+    assert [len(pids) for pids in shards_of] == [2] * 3
+    loaded = {pid: _seconds_to_load(pid) for pids in shards_of for pid in pids}
     releases = ask(1, lambda i, attempt: one.order(i, attempt=attempt, min_sites=150))
     kept = tuple(site for site in one.signers if site not in ("site13", "site77"))
     assert [each.kept for each in releases] == [kept] * 3
@@ -258,9 +409,30 @@ def test_two_hundred_sites_are_summed_in_shards_to_the_bit(kit, parties, tmp_pat
     assert {each.total for each in releases} == {one.total(kept).tobytes()}
     tags = np.sum([np.frombuffer(each.tag_share, "<u8") for each in releases], axis=0, dtype=np.uint64)
     assert (tags == np.sum([one.tags[site] for site in kept], axis=0, dtype=np.uint64)).all()
-    assert all(_shards_of(party.pid) == 2 for party in parties)
+    assert all(_seconds(pid) > spent for pid, spent in loaded.items())  # each took part
+
+    victim = os.pidfd_open(shards_of[1][0])
+    signal.pidfd_send_signal(victim, signal.SIGKILL)  # the party goes on, in one piece until another has loaded
+    assert has_ended(victim)
+    again = ask(2, lambda i, attempt: one.order(i, attempt=attempt, min_sites=150))
+    assert {each.total for each in again} == {one.total(kept).tobytes()}
 
 
-def _shards_of(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return sum(b"shard_process" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+def _children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _seconds(pid):
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def _seconds_to_load(pid):
+    """Processor time of a process once it has done nothing for half a second, after more than one of work."""
+    spent = -1.0
+    for _ in range(200):
+        if spent == _seconds(pid) > 1:
+            return spent
+        spent = _seconds(pid)
+        time.sleep(0.5)
+    raise AssertionError(f"process {pid} never came to rest")
