@@ -42,20 +42,21 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The folder for pictures: of the whole page, or of its first window, which takes a tenth of the time."""
+    """The folder for pictures of whole pages, and for their prints; none if nobody wants to see them."""
 
-    folder: Path
-    is_whole: bool
+    folder: Path | None
 
     def take(self, page: Page, name: str) -> None:
         """Writes one as name.png; of a very long page, its beginning."""
-        clip = None
         page.evaluate("scrollTo(0, 0)")  # else what sticks to the window's top lies over the page's middle
-        if self.is_whole:
+        if (path := self.file(f"{name}.png")) is not None:
             width, height = page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
             clip = {"x": 0, "y": 0, "width": width, "height": min(height, TALLEST)}
-        path = self.folder / f"{name}.png"
-        page.screenshot(path=path, full_page=self.is_whole, clip=clip, animations="disabled")
+            page.screenshot(path=path, full_page=True, clip=clip, animations="disabled")
+
+    def file(self, name: str) -> Path | None:
+        """Path of a file in the folder, if there is one."""
+        return None if self.folder is None else self.folder / name
 
 
 @dataclass(slots=True)
@@ -260,7 +261,6 @@ def _print(page: Page, seen: Seen, pictures: Pictures, name: str) -> None:
     page.set_viewport_size({"width": PAPER, "height": HEIGHT})
     seen.blame("on paper", page.evaluate("[...bench.tooWide(), ...bench.cutOff(true)]"))
     pictures.take(page, f"{name}-paper")
-    file = pictures.folder / f"{name}.pdf"
-    paper = page.pdf(path=file, format="A4", prefer_css_page_size=True, print_background=True)
+    paper = page.pdf(path=pictures.file(f"{name}.pdf"), format="A4", prefer_css_page_size=True, print_background=True)
     if not paper.startswith(b"%PDF") or b"/MediaBox" not in paper:
         seen.blame("on paper", ["Chromium wrote no page"])
