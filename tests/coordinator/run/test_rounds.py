@@ -378,6 +378,7 @@ def test_a_site_is_missing_for_the_last_reason_and_not_once_it_is_summed(tmp_pat
 
 def test_a_site_that_is_not_connected_is_missing_for_that(tmp_path, monkeypatch):
     monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    monkeypatch.setattr(rounds, "FAREWELL_S", 0.0)  # the run's end waits for west, which never comes
     monkeypatch.setattr(FakeFleet, "online", lambda fleet: {"north", "south", *PARTIES})
     desk = new_desk(tmp_path, max_dropouts=1)
     desk.drive(FakeFleet(desk.study))
