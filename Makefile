@@ -6,6 +6,8 @@ STAMP := .venv/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
+# Containers often set it. Here hundreds of short processes would compile the same sources again and again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test quick lint types unit fuzz faults docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
 
