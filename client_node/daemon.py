@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..importing import without_collector
 from ..privacy.errors import PrivacyError
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
@@ -159,7 +160,8 @@ def _look_after_keys(home: Path, ledger: "Ledger | None", ended: threading.Event
 
 def _import_ahead() -> None:
     """Imports what a site computes with, which takes seconds, while it connects and nobody has asked yet."""
-    from .training import trainer
+    with without_collector():
+        from .training import trainer
 
     logger.debug("%s is imported", trainer.__name__)
 

@@ -8,6 +8,7 @@ The first descriptor is its link to the node; the worker ends when the node does
 import socket
 import sys
 
+from ...importing import without_collector
 from ...log_lines import log_to_stderr
 from ...mpc.crash import hide_values
 from ...mpc.links import Channel
@@ -19,7 +20,8 @@ def main() -> None:
     hide_values()
     node, *links = (Channel(socket.socket(fileno=int(descriptor))) for descriptor in sys.argv[1:])
     end_with_parent(node)  # before anything that takes time: the next line imports torch
-    from .worker import serve
+    with without_collector():
+        from .worker import serve
 
     log_to_stderr(alone=True)  # imports have set up other handlers
     serve(node, links)
