@@ -5,14 +5,18 @@ Without privacy a run is a function of the study alone, so two runs can be compa
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from confide.client_node.policy.site_policy import load_policy
+from confide.client_node.study.study import Study
 from confide.client_node.study.terms import load_draft
 from confide.coordinator.demo.processes import DemoFederation
+from confide.coordinator.simulation import Plan, simulate
 from confide.coordinator.store.store import Store
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
@@ -188,3 +192,15 @@ def final_hash(federation: DemoFederation, run: str, *, rounds: int = ROUNDS) ->
     store.close()
     assert last.number == rounds
     return last.state_hash or ""
+
+
+def simulated_hash(federation: DemoFederation, study: Study, folder: Path, *, workers: int) -> str:
+    """SHA-256 of state and velocity at the end of a simulation of the study, without the federation's processes."""
+    for site in SITES:
+        data = load_policy(federation.node_home(site)).data
+        (folder / site).mkdir(parents=True)
+        shutil.copy(data.path, folder / site / "train.csv")
+        shutil.copy(data.heldout_path, folder / site / "heldout.csv")
+    backbone = load_policy(federation.node_home(SITES[0])).backbone.directory
+    plan = Plan(workers=workers, secret_sharing=True)
+    return simulate(study, folder, folder / "out", plan=plan, backbone=backbone).state

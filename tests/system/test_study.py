@@ -1,7 +1,6 @@
 import hashlib
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from confide.client_node.study.study import Study
 from confide.coordinator.demo.processes import DemoFederation
 from confide.coordinator.results.export import score as score_records
 from confide.coordinator.results.trained import trained_model
-from confide.coordinator.simulation import Plan, simulate
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.studies.catalogue import load_study
@@ -32,7 +30,19 @@ from confide.mpc.sharing.sealing import Envelope, open_envelope
 from confide.mpc.sharing.shares import unpack
 from confide.privacy.mechanism.sampling import SeededBytes, poisson_sample
 
-from .conftest import BINS, PARTIES, ROUNDS, SITES, committed, final_hash, finish, histogram, start_run, wait_for
+from .conftest import (
+    BINS,
+    PARTIES,
+    ROUNDS,
+    SITES,
+    committed,
+    final_hash,
+    finish,
+    histogram,
+    simulated_hash,
+    start_run,
+    wait_for,
+)
 
 pytestmark = pytest.mark.process
 
@@ -64,15 +74,8 @@ def test_the_adapter_is_what_a_plain_computation_gives(federation, study, undist
 
 
 def test_a_simulation_of_the_study_ends_in_the_same_adapter(federation, study, undisturbed, tmp_path):
-    for site in SITES:
-        data = load_policy(federation.node_home(site)).data
-        (tmp_path / site).mkdir()
-        shutil.copy(data.path, tmp_path / site / "train.csv")
-        shutil.copy(data.heldout_path, tmp_path / site / "heldout.csv")
-    backbone = load_policy(federation.node_home(SITES[0])).backbone.directory
-    plan = Plan(workers=3, secret_sharing=True)
-    found = simulate(study, tmp_path, tmp_path / "out", plan=plan, backbone=backbone)
-    assert found.state == final_hash(federation, undisturbed)  # SHA-256 of all vectors of the last checkpoint
+    found = simulated_hash(federation, study, tmp_path, workers=3)
+    assert found == final_hash(federation, undisturbed)  # SHA-256 of all vectors of the last checkpoint
 
 
 @pytest.mark.parametrize("victim", ["coordinator", "south", "agg-b"])
