@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Two processes share the tests; those of a file stay together, in the order of tests/conftest.py.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Processes that share the tests; those of a file stay together, in the order of tests/conftest.py. Two left two processors idle for
+# a fifth of the time: tests wait for processes, browsers and patience.
+WORKERS ?= 3
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 # Containers often set it. Here hundreds of short processes would compile the same sources again and again.
