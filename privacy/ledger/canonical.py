@@ -52,8 +52,11 @@ def to_record(record: Any) -> dict[str, Any]:
     return {name: _to_json(hint, getattr(record, name)) for name, hint in hints.items()}
 
 
-def from_record(cls: type[T], value: object) -> T:
+def from_record(cls: type[T], value: object, **known: object) -> T:
     """Rebuilds the dataclass `cls` from what `to_record` made of it; its `__post_init__` has the last word.
+
+    Args:
+        known: values of fields, in place of what the record has there.
 
     Raises:
         ValueError: a field is missing, unknown, too long or of another type.
@@ -61,7 +64,8 @@ def from_record(cls: type[T], value: object) -> T:
     hints = _hints(cls)
     if not isinstance(value, Mapping) or set(value) != set(hints):
         raise ValueError(f"{cls.__name__} needs exactly the fields {', '.join(sorted(hints))}")
-    return cls(**{name: _from_json(hint, value[name], name) for name, hint in hints.items()})
+    read = {name: _from_json(hint, value[name], name) for name, hint in hints.items() if name not in known}
+    return cls(**read, **known)
 
 
 def sign(signer: Ed25519PrivateKey, domain: str, message: bytes) -> str:

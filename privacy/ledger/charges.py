@@ -1,20 +1,21 @@
 """Meaning of a ledger's entries: budgets, charges, and the books that they add up to.
 
 Kinds: `open` (whose ledger this is), `budget` (a cap on one data set and unit), `reserve` (a release that may happen,
-at its worst, written before it can), `settle` (which sites a release really summed), `recover` (entries were lost for
-good), `succeed` (another key of the site signs from here on, see `succession`). A reserve that is never settled stays
-charged at its worst: nobody can prove that nothing was released.
+at its worst, written before it can), `settle` (which sites a release really summed), `cohort` (a set of sites that
+later entries refer to, see `cohorts`), `recover` (entries were lost for good), `succeed` (another key of the site signs
+from here on, see `succession`). A reserve that is never settled stays charged at its worst: nobody can prove that
+nothing was released.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..accounting import Release, composition, renyi
 from ..errors import InvalidPrivacyParameter, LedgerBroken
-from . import canonical, succession
+from . import canonical, cohorts, succession
 from .chain import Entry
 from .tally import Kind, Purpose, Tally
 
@@ -61,7 +62,8 @@ class Charge:
     sampler: Literal["poisson"] = "poisson"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cohort", tuple(sorted(self.cohort)))
+        if (ordered := tuple(sorted(self.cohort))) != self.cohort:  # else charges of one cohort share its tuple
+            object.__setattr__(self, "cohort", ordered)
         checks = {
             "study must be a sha256 in hex": len(self.study) == 64 and set(self.study) <= set("0123456789abcdef"),
             "run, dataset and unit must be named": bool(self.run and self.dataset and self.unit),
@@ -82,6 +84,16 @@ class Charge:
         """True if the release carries no noise at all and so has no guarantee."""
         return self.release.mode == "none"
 
+    @property
+    def is_listed(self) -> bool:
+        """True if a ledger writes this cohort's names in full, each time."""
+        return len(self.cohort) <= cohorts.MOST_LISTED
+
+    def body(self) -> dict[str, Any]:
+        """Writes the body of the entry that reserves it; one that is not listed names its cohort by the digest."""
+        record = canonical.to_record(self)
+        return record if self.is_listed else record | {"cohort": cohorts.digest(self.cohort)}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settlement:
@@ -90,6 +102,13 @@ class Settlement:
     run: str
     round: int
     summed: tuple[str, ...]  # sorted
+
+    def body(self, charge: Charge) -> dict[str, Any]:
+        """Writes the body of the entry that settles `charge`; if its cohort is not listed, the missing sites alone."""
+        if charge.is_listed:
+            return canonical.to_record(self)
+        missing = tuple(sorted(set(charge.cohort).difference(self.summed)))
+        return canonical.to_record(cohorts.Absence(run=self.run, round=self.round, missing=missing))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +195,7 @@ class Books:
     opening: Opening | None = None
     budgets: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> the one in force
     booked: dict[tuple[str, int], Booked] = field(default_factory=dict)  # (run, round)
+    named: dict[str, tuple[str, ...]] = field(default_factory=dict)  # cohorts, by the digest that stands for them
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (dataset, unit)
     weakest: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> what all caps kept to
     recoveries: dict[tuple[str, str], Recovery] = field(default_factory=dict)  # (dataset, unit) -> the last one
@@ -279,10 +299,12 @@ class Books:
                 account = budget.dataset, budget.unit
                 self.budgets[account] = budget
                 self.weakest[account] = _weaker(self.weakest.get(account, budget), budget)
+            case cohorts.KIND:
+                self._name(canonical.from_record(cohorts.Cohort, entry.body))
             case "reserve":
-                self._reserve(entry, canonical.from_record(Charge, entry.body))
+                self._reserve(entry, self._charge(entry.body))
             case "settle":
-                self._settle(entry, canonical.from_record(Settlement, entry.body))
+                self._settle(entry, self._settlement(entry.body))
             case "recover":
                 self._recover(canonical.from_record(Recovery, entry.body))
             case succession.KIND:
@@ -310,6 +332,27 @@ class Books:
             raise ValueError("it does not count the account as spent up to the weakest of its caps")
         self.generation = recovery.generation
         self.recoveries[account] = recovery
+
+    def _name(self, cohort: cohorts.Cohort) -> None:
+        if cohort.digest in self.named:
+            raise ValueError(f"cohort {cohort.digest[:16]} is named a second time")
+        self.named[cohort.digest] = cohort.sites
+
+    def _charge(self, body: Mapping[str, Any]) -> Charge:
+        stated = body.get("cohort")
+        if not isinstance(stated, str):
+            return canonical.from_record(Charge, body)
+        if stated not in self.named:
+            raise ValueError(f"cohort {stated[:16]!r} is named by no entry before")
+        return canonical.from_record(Charge, body, cohort=self.named[stated])
+
+    def _settlement(self, body: Mapping[str, Any]) -> Settlement:
+        if "missing" not in body:
+            return canonical.from_record(Settlement, body)
+        stated = canonical.from_record(cohorts.Absence, body)
+        booked = self.booked.get((stated.run, stated.round))
+        summed = stated.summed(booked.charge.cohort) if booked else ()  # then the settlement is refused for that
+        return Settlement(run=stated.run, round=stated.round, summed=summed)
 
     def _reserve(self, entry: Entry, charge: Charge) -> None:
         if (charge.run, charge.round) in self.booked:

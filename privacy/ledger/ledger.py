@@ -29,6 +29,8 @@ from ..errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken
 from . import canonical, chain, charges
 from .chain import START, Entry, Head, check_extension, verify_chain
 from .charges import Books, Budget, Charge, Recovery, RunCharges, Settlement, Spent
+from .cohorts import KIND as COHORT
+from .cohorts import Cohort, digest
 from .entry_store import EntryStore
 from .standings import Standing, standings
 from .succession import KIND as SUCCESSION
@@ -365,6 +367,8 @@ class Ledger:
     def reserve(self, charge: Charge, *, unprotected_allowed: bool = False) -> Entry:
         """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
 
+        A large cohort that no entry names yet gets one before the charge's, in the same transaction.
+
         Raises:
             BudgetExceeded: by the filter, at the budget's delta and collusion, over all charges on the account; or
                 entries on it were lost for good.
@@ -386,7 +390,9 @@ class Ledger:
                 would_be = self._guaranteed(budget, {charge.release: 1})
                 if not would_be <= budget.epsilon:
                     raise _exceeded(budget, self._guaranteed(budget), would_be)
-            return append("reserve", canonical.to_record(charge))
+            if not charge.is_listed and digest(charge.cohort) not in self._books.named:
+                append(COHORT, canonical.to_record(Cohort.of(charge.cohort)))
+            return append("reserve", charge.body())
 
     def settle(self, run: str, round: int, summed: Sequence[str]) -> Entry:
         """Records which sites a round's opened sum held. A second call with the same set changes nothing.
@@ -403,7 +409,8 @@ class Ledger:
                 charges.check_settlement(booked, settlement)
             except ValueError as err:
                 raise ChargeConflict(str(err)) from err
-            return append("settle", canonical.to_record(settlement))
+            assert booked is not None
+            return append("settle", settlement.body(booked.charge))
 
     def _payer(self, charge: Charge, unprotected_allowed: bool) -> Budget | None:
         """The budget that `charge` is to fit; None if it needs none because the site allows it unprotected."""

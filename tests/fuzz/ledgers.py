@@ -13,7 +13,7 @@ from confide.coordinator.oversight import trail
 from confide.coordinator.store import Store
 from confide.coordinator.store.tables import NodeRow
 from confide.privacy.errors import LedgerBroken, LedgerError, LedgerFileInvalid, ReportInvalid, VerificationTooLong
-from confide.privacy.ledger import backup, canonical
+from confide.privacy.ledger import backup, canonical, cohorts
 from confide.privacy.ledger.chain import START, Entry, Head, check_extension, extend
 from confide.privacy.ledger.charges import Books
 from confide.privacy.ledger.succession import KIND, Succession, hand_over
@@ -22,11 +22,12 @@ from confide.privacy.report.schema import SIGNATURE_DOMAIN
 from confide.privacy.report.verify import verify_file
 
 from ..coordinator.oversight.test_trail import Federation
-from ..privacy.ledgers import THYROID_TEXT, eventful_ledger, eventful_report, signer
+from ..privacy.ledgers import THYROID_TEXT, charge, eventful_ledger, eventful_report, signer
 from .inputs import from_file, from_text, scratch
 from .target import Target
 
 _KEY = canonical.public_hex(signer())
+_MANY = tuple(f"site-{number:02}" for number in range(cohorts.MOST_LISTED + 2))
 
 
 @cache
@@ -45,13 +46,34 @@ def _lines() -> list[bytes]:
     return [entry.model_dump_json().encode() for entry in _entries()]
 
 
+@cache
+def _begun() -> list[Entry]:
+    """Entries before a lie: an opened ledger with a budget, a named cohort, and a charge that refers to it."""
+    begun = _entries()[:2]
+    for kind, body in ((cohorts.KIND, canonical.to_record(cohorts.Cohort.of(_MANY))), ("reserve", _referring(1))):
+        begun.append(extend(Head(begun[-1].seq, begun[-1].hash), signer(), begun[-1].time, kind, body))
+    return begun
+
+
+def _referring(number: int) -> dict[str, object]:
+    return charge(number, run="run-9", cohort=_MANY).body()
+
+
 def _lies() -> list[bytes]:
-    """Entries of every kind, a succession among them."""
-    before = _entries()[1]
+    """Bodies of every kind that can follow `_begun`, each in an entry."""
+    before = _begun()[-1]
     made = Succession.make("east", "c0" * 32, signer(), signer(12), "2026-03-01T09:00:00Z")
-    body = hand_over(made, signer(12), before.hash)
-    handed = extend(Head(before.seq, before.hash), signer(), before.time, KIND, body)
-    return [*_lines(), handed.model_dump_json().encode()]
+    settled = {"run": "run-9", "round": 1}
+    bodies = [
+        (KIND, hand_over(made, signer(12), before.hash)),
+        (cohorts.KIND, canonical.to_record(cohorts.Cohort.of(_MANY[1:]))),
+        ("reserve", _referring(2)),
+        *(("settle", settled | {"missing": missing}) for missing in ([], [_MANY[0]])),
+        ("settle", settled | {"summed": list(_MANY)}),
+    ]
+    told = [extend(Head(before.seq, before.hash), signer(), before.time, kind, body) for kind, body in bodies]
+    listed = [line for line in _lines()[2:] if b'"settle"' not in line]
+    return [*listed, *(entry.model_dump_json().encode() for entry in told)]
 
 
 def _read_entry(data: bytes) -> object:
@@ -64,14 +86,9 @@ def _read_signed(data: bytes) -> object:
     said = canonical.decode(data)
     if not isinstance(said, dict) or not isinstance(said.get("body"), dict):
         raise LedgerBroken("not even the liar can sign this")
-    entries = _entries()
-    books = Books()
-    books.apply(entries[0])
-    books.apply(entries[1])
+    last, books = _begun()[-1], Books.replay(_begun())
     try:
-        lied = extend(
-            Head(entries[1].seq, entries[1].hash), signer(), entries[2].time, str(said.get("kind")), said["body"]
-        )
+        lied = extend(Head(last.seq, last.hash), signer(), last.time, str(said.get("kind")), said["body"])
         parsed = Entry.parse(json.loads(lied.model_dump_json()))
     except ValueError as err:
         raise LedgerBroken("not even the liar can sign this") from err
@@ -142,9 +159,7 @@ TARGETS = (
     Target(
         name="ledger entry, signed by a liar",
         sender="a site",
-        made=lambda: [
-            line for line in _lies()[2:] if any(kind in line for kind in (b'"budget"', b'"reserve"', b'"succeed"'))
-        ],
+        made=_lies,
         read=_read_signed,
         refusals=(LedgerError, ValueError),
     ),

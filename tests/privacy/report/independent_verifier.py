@@ -160,9 +160,31 @@ def filter_order(budget):
     return min(a for a in ORDERS if room[a] >= 0.9 * most) if most > 0 else ORDERS[-1]
 
 
+def named(cohorts, body):
+    """The sites of a reserve's cohort, by name."""
+    stated = body["cohort"]
+    require(isinstance(stated, list) or stated in cohorts, "a cohort that nothing names")
+    return stated if isinstance(stated, list) else cohorts[stated]
+
+
+def cohorts_of(site):
+    """digest -> names, of all entries that name a cohort."""
+    cohorts = {}
+    for entry in site["entries"]:
+        if entry["kind"] == "cohort":
+            require(set(entry["body"]) == {"digest", "sites"}, "a cohort of other fields")
+            names, digest = entry["body"]["sites"], entry["body"]["digest"]
+            require(names and names == sorted(set(names)), "a cohort that is not sorted, or names a site twice")
+            require(digest == hashlib.sha256(b"confide cohort 1\n" + canonical(names)).hexdigest(), "a cohort's digest")
+            require(digest not in cohorts, "a cohort is named twice")
+            cohorts[digest] = names
+    return cohorts
+
+
 def replay(site):
     """(dataset, unit) -> (budget, the filter's order, releases as accounted for in ledger order, recovery) or Nones."""
     budgets, orders, reserved, settled, stated, lost = {}, {}, {}, {}, {}, {}
+    cohorts, there = cohorts_of(site), set()
     for entry in site["entries"][1:]:
         body = entry["body"]
         if entry["kind"] == "budget":
@@ -180,11 +202,14 @@ def replay(site):
             require((body["run"], body["round"]) not in reserved, "a round is reserved twice")
             is_closed = (body["dataset"], body["unit"]) in lost and body["release"]["mode"] != "none"
             require(not is_closed, "a charge on a closed account")
+            require(isinstance(body["cohort"], list) or body["cohort"] in there, "a cohort before its name")
             require(body["relation"] == "add_or_remove_one" and body["sampler"] == "poisson", "another mechanism")
             reserved[body["run"], body["round"]] = body
             account = body["dataset"], body["unit"]
             if account in budgets:
                 orders.setdefault(account, filter_order(budgets[account]))
+        elif entry["kind"] == "cohort":
+            there.add(body["digest"])
         elif entry["kind"] == "succeed":
             continue
         else:
@@ -192,10 +217,14 @@ def replay(site):
             key = body["run"], body["round"]
             require(key in reserved and key not in settled, "a settle without reserve")
             charge = reserved[key]
-            require(set(body["summed"]) <= set(charge["cohort"]), "strangers were summed")
+            cohort, summed = named(cohorts, charge), body.get("summed")
+            if summed is None:
+                require(body["missing"] == sorted(set(body["missing"]) & set(cohort)), "strangers were missing")
+                summed = [name for name in cohort if name not in body["missing"]]
+            require(set(summed) <= set(cohort), "strangers were summed")
             fewest = charge["release"]["sites"] if charge["release"]["mode"] == "distributed" else 1
-            require(len(set(body["summed"])) == len(body["summed"]) >= fewest, "too few were summed")
-            settled[key] = body["summed"]
+            require(len(set(summed)) == len(summed) >= fewest, "too few were summed")
+            settled[key] = summed
     accounts = {
         key: (budget, orders.get(key, filter_order(budget)), [], lost.get(key)) for key, budget in budgets.items()
     }
@@ -242,7 +271,10 @@ def check_charge(text, charge, site):
     rounds, names = text["draft"]["rounds"]["rounds"], sorted(party["name"] for party in text["sites"])
     parties = [(party["name"], party["identity"]) for party in text["sites"]]
     require(any((site["name"], key) in parties for key in check_chain(site)), "study: another site or key")
-    require(charge["cohort"] == names and charge["unit"] == text["draft"]["data"]["unit"], "study: cohort or unit")
+    require(
+        named(cohorts_of(site), charge) == names and charge["unit"] == text["draft"]["data"]["unit"],
+        "study: cohort or unit",
+    )
     closing = [purpose for purpose in ("prototype", "evaluation") if text["draft"].get(purpose)]
     purposes = dict.fromkeys(range(1, rounds + 1), "update")
     purposes |= {rounds + 1 + place: purpose for place, purpose in enumerate(closing)}
