@@ -11,6 +11,7 @@ from confide.client_node.wire.checkpoints import (
     countersign,
     countersigned_by,
 )
+from confide.client_node.wire.messages import Prepare, sign, verify
 from confide.privacy.ledger.chain import START
 from confide.privacy.ledger.log_chain import contents_digest, follow
 
@@ -102,6 +103,8 @@ def test_a_checkpoint_of_another_form_is_none(bad):
 
 def test_an_offer_is_bounded():
     made = checkpoint(HONEST, 3)
-    AuditOffer(checkpoint=made, digests=("ab" * 32,) * DIGESTS_A_MESSAGE)
+    longest = AuditOffer(checkpoint=made, digests=("ab" * 32,) * DIGESTS_A_MESSAGE)
+    asked = Prepare(to="svi", study="0" * 64, run="run-1", lease=1, ledger_from=0, audit=longest)
+    assert verify(sign(asked, key_of("coordinator")), identity_of("coordinator"), Prepare) == asked
     with pytest.raises(ValidationError):
         AuditOffer(checkpoint=made, digests=("ab" * 32,) * (DIGESTS_A_MESSAGE + 1))
