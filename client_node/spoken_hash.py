@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 COUNT = 24
@@ -30,6 +30,7 @@ def words(study_hash: str) -> tuple[str, ...]:
     return tuple(listed[number >> (_BITS * place) & (len(listed) - 1)] for place in reversed(range(COUNT)))
 
 
+@lru_cache(maxsize=4096)  # of the parties of a few studies, of which each message asks anew
 def fingerprint(identity: str) -> str:
     """Computes the fingerprint of an identity (hex Ed25519 key) for people: 160 bits of its SHA-256 in base32."""
     digest = hashlib.sha256(b"confide/identity/1" + bytes.fromhex(identity)).digest()

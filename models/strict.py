@@ -4,6 +4,7 @@ Each type states its rule in words that follow `KEY is VALUE; it must be`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
@@ -70,7 +71,7 @@ def _is_printable(value: str) -> str:
 
 
 def _has_no_twins(entries: tuple[T, ...]) -> tuple[T, ...]:
-    if twins := sorted({str(entry) for entry in entries if entries.count(entry) > 1}):
+    if twins := sorted({str(entry) for entry, count in Counter(entries).items() if count > 1}):
         raise rule(f"without repeats; more than once: {', '.join(twins[:5])}")
     return entries
 

@@ -9,6 +9,7 @@ import binascii
 import json
 import logging
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _checked(offered: object, coordinators: tuple[str, ...]) -> Study:
         raise StudyInvalid("study", ("needs canonical, hash and signature",))
     source = f"study {offered['hash'][:12]!r}"
     try:
-        study = Study.parse(base64.b64decode(offered["canonical"], validate=True))
+        study = _parsed(base64.b64decode(offered["canonical"], validate=True))
     except binascii.Error as err:
         raise StudyInvalid(source, ("its canonical form is not base64",)) from err
     if study.study_hash != offered["hash"]:
@@ -145,6 +146,11 @@ def _checked(offered: object, coordinators: tuple[str, ...]) -> Study:
     if not study.is_signed(offered["signature"]):
         raise StudyInvalid(source, ("the coordinator's signature does not hold",))
     return study
+
+
+@lru_cache(maxsize=4)  # each message reads its study: 30 ms of 1,000 sites, and the same bytes mean the same
+def _parsed(canonical: bytes) -> Study:
+    return Study.parse(canonical)
 
 
 def is_meant(study: Study, text: str) -> bool:

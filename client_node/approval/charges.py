@@ -138,13 +138,15 @@ def reserved_charges(
     reserved, active = {}, RunReservations(home).runs()
     name = Enrolment.load(home).name if active else ""
     for run, study_hash in active.items():
+        if run in besides:
+            continue
         try:
             study = cached_study(home, study_hash)
         except (StudyUnknown, StudyInvalid) as err:
             logger.warning("run %s holds no budget: %s", run, err)
             continue
         is_charged = name in study.site_names() and study.draft.privacy.mode != "none"
-        if run not in besides and is_charged and policy.permits(study):
+        if is_charged and policy.permits(study):
             reserved[run] = planned_charges(study, policy, run=run)
     return reserved
 

@@ -10,6 +10,7 @@ one go on, while a new approval has to name the newest. A key to which successio
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel
 from ...privacy.ledger import chain
 from ..enrolment import Enrolment
 from ..errors import PartnerRefused
-from ..files import locked, read_json, write_private
+from ..files import locked, parse_json, read_own, write_private
 from ..policy import decision_log, load_decisions
 from ..study import Study
 from ..succession import partners
@@ -94,8 +95,13 @@ def load(home: Path) -> Mapping[str, tuple[KnownKey, ...]]:
     Raises:
         FileDamaged: the file is damaged. No study runs until a person has looked at it.
     """
-    found = read_json(home / FILE, _FORM, remedy=_REMEDY, max_bytes=_MOST_BYTES)
-    return {} if found is None else found.peers
+    data = read_own(home / FILE, remedy=_REMEDY, max_bytes=_MOST_BYTES)
+    return {} if data is None else _read(home / FILE, data)
+
+
+@lru_cache(maxsize=4)  # each message asks twice, and a thousand keys take 10 ms
+def _read(path: Path, data: bytes) -> Mapping[str, tuple[KnownKey, ...]]:
+    return parse_json(path, data, _FORM, remedy=_REMEDY).peers
 
 
 def known_keys(home: Path) -> dict[str, tuple[str, ...]]:

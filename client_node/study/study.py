@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -219,10 +220,16 @@ class Study(StrictModel):
         plain = self.model_dump(mode="json", by_alias=True, exclude={"start"} if self.format == 4 else None)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
-    @property
+    @cached_property
     def study_hash(self) -> str:
         """SHA-256 of the canonical form, hexadecimal."""
-        return hashlib.sha256(self.canonical()).hexdigest()
+        return hashlib.sha256(self.canonical()).hexdigest()  # 3 ms of 1,000 sites, and asked for at every message
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copies the study; one with other terms has a hash of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("study_hash", None)
+        return copied
 
     @property
     def name(self) -> str:

@@ -112,7 +112,9 @@ def keys_up_to(known: Known, name: str, key: str) -> tuple[str, ...]:
 
 def keys_after(known: Known, name: str, key: str) -> tuple[str, ...]:
     """Lists the keys to which successions lead from `key`, oldest first, and not `key` itself."""
-    by_old = {stated.old: stated.new for stated in known.get(name, ())}
+    if name not in known:  # as of nearly every party
+        return ()
+    by_old = {stated.old: stated.new for stated in known[name]}
     found: list[str] = []
     seen = {*keys_up_to(known, name, key)}  # of successions in a ring, none follows
     while (later := by_old.get(key)) is not None and later not in seen:

@@ -316,8 +316,19 @@ def test_a_study_of_format_4_keeps_its_hash_and_is_read_but_not_run(make_study):
 
 def test_the_start_is_in_the_hash(make_study):
     study = make_study()
+    first = study.study_hash
     other = study.model_copy(update={"start": study.start.model_copy(update={"state": "ab" * 32})})
-    assert other.study_hash != study.study_hash
+    assert other.study_hash == Study.parse(other.canonical()).study_hash != first
+    assert study.model_copy().study_hash == study.study_hash == first
+
+
+def test_a_hash_that_was_asked_for_is_no_part_of_the_study(make_study):
+    study, other = make_study(), make_study()
+    canonical = study.canonical()
+    assert study.study_hash
+    assert study == other
+    assert other == study
+    assert study.canonical() == canonical
 
 
 @pytest.mark.parametrize(
