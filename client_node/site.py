@@ -45,7 +45,7 @@ from .training.public_time import PublicTimes
 from .training.warm_model import WarmModel
 from .wire.chunks import read_part
 from .wire.evidence import require_evidence
-from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, Replay, RoundPlan, Settle, TopUpPlan
+from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, Replay, RoundPlan, Settle, TopUpPlan, one_part
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class SiteRole:
 
     def entries(self, since: int) -> tuple[Entry, ...]:
         """Returns the next ledger entries for the replica, at most one message's; the coordinator asks for the rest."""
-        return tuple(self._ledger.entries(since, ENTRIES_A_MESSAGE))
+        return one_part(self._ledger.entries(since, ENTRIES_A_MESSAGE))
 
     def stop(self) -> None:
         """Drops the model and ends its workers."""

@@ -10,7 +10,7 @@ entries. Nothing here may depend on a record except through sealed shares.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self, TypeVar
 
@@ -30,6 +30,7 @@ MAX_BODY = 1 << 20  # bytes
 MAX_BLOBS = 4096
 MAX_INLINE = 8 << 20  # bytes of sealed shares in one message; larger shares come in parts
 ENTRIES_A_MESSAGE = 256  # ledger entries; the coordinator asks again for the rest
+LEDGER_BYTES = MAX_BODY // 4  # of these entries together, but for the last one: those of large cohorts may be long
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -378,6 +379,31 @@ def verify(packet: Packet, identity: str, *models: type[M]) -> M:
 def verify_body(body: bytes, identity: str, *models: type[M]) -> M:
     """Returns the message in the body of a packet whose blobs are elsewhere; else as `verify`."""
     return _read(_open(body, identity), models)
+
+
+def one_part(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Takes as many of a ledger's next entries as one message carries."""
+    part: list[Entry] = []
+    size = 0
+    for entry in entries:
+        part.append(entry)
+        size += _entry_size(entry)
+        if _is_full(len(part), size):
+            break
+    return tuple(part)
+
+
+def is_full(entries: Sequence[Entry]) -> bool:
+    """True if `one_part` may have left some out: the sender is asked for the rest."""
+    return _is_full(len(entries), sum(map(_entry_size, entries)))
+
+
+def _is_full(count: int, size: int) -> bool:
+    return count >= ENTRIES_A_MESSAGE or size >= LEDGER_BYTES
+
+
+def _entry_size(entry: Entry) -> int:
+    return len(entry.model_dump_json())
 
 
 def fitting(sizes: Mapping[str, int], room: int) -> set[str]:

@@ -4,6 +4,7 @@ import hmac
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,6 +25,7 @@ from ..store.tables import Absence
 from .laps import Laps
 
 OUTCOMES_A_MESSAGE = 64
+OUTCOME_BYTES = 2**18  # of their evidence together, but for the last one: it names all sites, thrice
 
 Keys = tuple[KeyCertificate, KeyCertificate, KeyCertificate]  # of a run, by aggregator_id
 
@@ -98,9 +100,12 @@ class RunContext:
 
     def untold_outcomes(self, site: str) -> tuple[Outcome, ...]:
         """Lists outcomes of committed rounds that are charged and not settled in the site's replica; some at a time."""
-        open_rounds = self.replica.open_rounds(site, self.id)
-        untold = [row for row in self.store.opened(self.id) if row.number in open_rounds][:OUTCOMES_A_MESSAGE]
-        return tuple(Outcome(round=row.number, sites=row.summed, evidence=row.signed) for row in untold)
+        if not (open_rounds := self.replica.open_rounds(site, self.id)):
+            return ()
+        untold = self.store.opened(self.id, numbers=open_rounds)[:OUTCOMES_A_MESSAGE]
+        sizes = accumulate((len(row.evidence) for row in untold), initial=0)
+        told = [row for row, before in zip(untold, sizes, strict=False) if before < OUTCOME_BYTES]
+        return tuple(Outcome(round=row.number, sites=row.summed, evidence=row.signed) for row in told)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...client_node.replay import Checkpoint
 from ...client_node.replay.following import follow, round_start
-from ...client_node.wire.messages import ENTRIES_A_MESSAGE, Packet, Prepare, Ready, Settle, Settled, sign
+from ...client_node.wire.messages import Packet, Prepare, Ready, Settle, Settled, is_full, sign
 from ..errors import MessageRefused, RunRefused, SitesMissing, TotalRefused
 from ..store.run_folder import Envelopes
 from ..store.states import FINISH, LEAVE
@@ -101,21 +101,23 @@ def prepare(run: RunContext) -> Prepared:
     """
     behind: set[str] = set()  # nodes of which the replica may still lack entries, or which lag behind the audit log
     abstaining: set[str] = set()
+    trains = frozenset(run.study.site_names())  # not `run.sites`, which reads the register anew for each name
 
     def request(name: str) -> Packet:
-        since = run.replica.length(name) if name in run.sites else 0
+        since = run.replica.length(name) if name in trains else 0
         return sign(Prepare(**run.addressed(name), ledger_from=since, audit=offered(run, name)), run.signer)
 
     def accept(name: str, answer: Ready, _: Packet) -> None:
         run.accept_ledger(name, answer.ledger)
-        if answered(run, name, answer.audit) or len(answer.ledger) >= ENTRIES_A_MESSAGE:
+        if answered(run, name, answer.audit) or is_full(answer.ledger):
             behind.add(name)
         if not answer.evaluates:
             abstaining.add(name)
 
     answers = ask_until(run, "prepare", run.parties, request, (Ready,), needed=len(run.parties), accept=accept)
-    sites = [site for site in run.sites if site not in answers]
-    needed = run.study.quorum - (len(run.sites) - len(sites))
+    present = run.sites
+    sites = [site for site in present if site not in answers]
+    needed = run.study.quorum - (len(present) - len(sites))
     ask_until(run, "prepare", sites, request, (Ready,), needed=needed, accept=accept)
     deadline = time.monotonic() + questions.PATIENCE_S  # a ledger without end must not keep the others waiting for ever
     while behind and time.monotonic() < deadline:
@@ -234,9 +236,10 @@ def settle(run: RunContext, *, final: bool) -> None:
     without the others.
     """
     run.beat("sites sign what was really summed")
+    sites = run.sites
 
     def request(name: str) -> Packet:
-        is_site = name in run.sites
+        is_site = name in sites
         message = Settle(
             **run.addressed(name),
             outcomes=run.untold_outcomes(name) if is_site else (),
@@ -250,7 +253,7 @@ def settle(run: RunContext, *, final: bool) -> None:
         run.accept_ledger(name, answer.ledger)
         answered(run, name, answer.audit)
 
-    nodes = tuple(dict.fromkeys((*run.sites, *run.parties)))
+    nodes = tuple(dict.fromkeys((*sites, *run.parties)))
     needed, patience = (len(nodes), FAREWELL_S) if final else (0, 0.0)
     try:
         ask_until(run, "settle", nodes, request, (Settled,), needed=needed, accept=accept, patience=patience)

@@ -7,7 +7,7 @@ when it returns, each statement sees what was committed before it, and whoever c
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -386,13 +386,16 @@ class Store:
             raise NotFound(f"no run is called {run_id!r}; `coordinator run list` shows them")
         return row
 
-    def rounds(self, run_id: str, *, with_evidence: bool = True) -> list[Round]:
+    def rounds(self, run_id: str, *, with_evidence: bool = True, numbers: Collection[int] | None = None) -> list[Round]:
         """Lists the committed rounds of a run, in order.
 
         Args:
             with_evidence: False for who does not read what the aggregators have signed, which is most of each row.
+            numbers: those that are wanted; None for all.
         """
         wanted = select(Round).where(Round.run == run_id).order_by(Round.number)
+        if numbers is not None:
+            wanted = wanted.where(Round.number.in_(numbers))
         if not with_evidence:
             wanted = wanted.options(defer(Round.evidence, raiseload=True))
         with self.session() as session:
@@ -408,15 +411,18 @@ class Store:
         with self.session() as session:
             return session.get(Prototype, run_id)
 
-    def opened(self, run_id: str, *, with_evidence: bool = True) -> list[Round | Prototype | Evaluation]:
+    def opened(
+        self, run_id: str, *, with_evidence: bool = True, numbers: Collection[int] | None = None
+    ) -> list[Round | Prototype | Evaluation]:
         """Lists all opened sums of a run, in order: its rounds and, where they came to be, prototype and evaluation.
 
         Args:
             with_evidence: as of `rounds`.
+            numbers: as of `rounds`.
         """
-        closing = (self.prototype(run_id), self.evaluation(run_id))
-        rounds = self.rounds(run_id, with_evidence=with_evidence)
-        return [*rounds, *(row for row in closing if row is not None and row.problem is None)]
+        closing = [row for row in (self.prototype(run_id), self.evaluation(run_id)) if row and row.problem is None]
+        rounds = self.rounds(run_id, with_evidence=with_evidence, numbers=numbers)
+        return [*rounds, *(row for row in closing if numbers is None or row.number in numbers)]
 
     def sums_of(self, study: str) -> list[tuple[str, tuple[str, ...], int]]:
         """Lists the committed updates of the study of that hash: the run, whose updates a sum holds, and how often."""

@@ -21,7 +21,6 @@ from confide.client_node.study.study import PlannedRound, Study
 from confide.client_node.wire.checkpoints import AuditAnswer
 from confide.client_node.wire.evidence import require_evidence, signed_total
 from confide.client_node.wire.messages import (
-    ENTRIES_A_MESSAGE,
     AggregateOrder,
     Deposit,
     Deposited,
@@ -43,6 +42,7 @@ from confide.client_node.wire.messages import (
     SignedTotal,
     Update,
     fitting,
+    one_part,
     sign,
     start_hash,
     verify,
@@ -295,7 +295,7 @@ class FakeFleet:
                 self.ledgers[name].settle(run, outcome)
 
     def _entries(self, name: str, since: int) -> tuple[Entry, ...]:
-        return tuple(self.ledgers[name].entries[since:][:ENTRIES_A_MESSAGE]) if name in self.ledgers else ()
+        return one_part(self.ledgers[name].entries[since:]) if name in self.ledgers else ()
 
     def _context(self, site: str, run: str, round_number: int, state: str) -> ShareContext:
         study, planned = self.study, self.study.planned_round(round_number)

@@ -39,10 +39,14 @@ from confide.client_node.wire.messages import (
     TopUpPlan,
     Update,
     fitting,
+    is_full,
+    one_part,
     sign,
     verify,
 )
-from confide.privacy.ledger.chain import START, extend
+from confide.privacy.ledger.canonical import to_record
+from confide.privacy.ledger.chain import START, Entry, Head, extend
+from confide.privacy.ledger.cohorts import Cohort
 
 from ..conftest import identity_of, key_of
 
@@ -302,3 +306,24 @@ def test_a_signature_over_a_message_is_no_key_certificate():
     forged = certificate().model_copy(update={"signature": json.loads(packet.body)["signature"]})
     with pytest.raises(MessageInvalid):
         forged.verify(signer.public_key().public_bytes_raw().hex())
+
+
+def long_entries(count: int, names: int) -> list[Entry]:
+    """Entries of a site that names so many cohorts of so many sites."""
+    entries, head = [], START
+    for number in range(count):
+        cohort = Cohort.of(f"site-{number:04}-{site:058}" for site in range(names))
+        entries.append(extend(head, key_of("svi"), "2026-01-31T00:00:00Z", "cohort", to_record(cohort)))
+        head = Head(entries[-1].seq, entries[-1].hash)
+    return entries
+
+
+@pytest.mark.parametrize(("count", "names"), [(600, 1), (40, 1000), (0, 1)])
+def test_a_ledger_comes_in_parts_that_each_fit_in_a_message(count, names):
+    entries, parts = long_entries(count, names), []
+    while not parts or is_full(parts[-1]):
+        parts.append(one_part(entries[sum(map(len, parts)) :]))
+        answer = Ready(request="12" * 32, ledger=parts[-1])
+        assert verify(sign(answer, key_of("svi")), identity_of("svi"), Ready) == answer
+    assert [entry for part in parts for entry in part] == entries
+    assert all(part for part in parts[:-1])

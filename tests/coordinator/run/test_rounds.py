@@ -33,7 +33,7 @@ from confide.coordinator.errors import (
 )
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.run import aggregation, laps, questions, rounds
+from confide.coordinator.run import aggregation, context, laps, questions, rounds
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
@@ -577,6 +577,16 @@ def test_every_site_signs_what_the_aggregators_say_was_summed(desk):
     fleet = FakeFleet(desk.study)
     desk.drive(fleet)
     assert all(fleet.ledgers[site].has("settle", number) for site in SITES for number in range(1, ROUNDS + 1))
+
+
+@pytest.mark.parametrize(("room", "expected"), [(2**18, [1, 1, 2]), (1, [1, 1])])
+def test_a_message_tells_no_more_outcomes_than_fit(desk, monkeypatch, room, expected):
+    monkeypatch.setattr(context, "OUTCOME_BYTES", room)
+    told: list[int] = []
+    fleet = FakeFleet(desk.study)
+    fleet.ledgers["west"].settle = lambda _, outcome: told.append(outcome.round)  # type: ignore[method-assign]
+    desk.drive(fleet)
+    assert told == expected  # it signs nothing, so the first is told again at the run's end
 
 
 def test_the_state_that_sites_are_sent_is_the_last_committed_one(desk):
