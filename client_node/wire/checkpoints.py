@@ -19,7 +19,7 @@ from ..errors import MessageInvalid
 
 CHECKPOINT_DOMAIN = "confide audit checkpoint 1"
 COUNTERSIGNATURE_DOMAIN = "confide audit countersignature 1"
-DIGESTS_A_MESSAGE = 4096  # 280 KB of a body's MiB: the log of 2,000 enrolments, so that nobody is asked twice for it
+DIGESTS_A_MESSAGE = 4096  # 280 KB of a body's MiB: the entries of 1,300 enrolments, so nobody is asked twice for them
 
 Seq = Annotated[int, Field(ge=0, lt=2**48)]
 Refusal = Literal["older", "forked", "unproved", "another log"]

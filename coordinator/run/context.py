@@ -74,11 +74,11 @@ class RunContext:
 
     def identity_of(self, name: str) -> str:
         """Returns the identity that the approved study gives to `name`. Raises `MessageRefused` if it gives none."""
-        identities = {site.name: site.identity for site in self.study.sites}
-        identities |= {party.name: party.identity for party in self.study.aggregators}
-        if name not in identities:
+        site = next((site for site in self.study.sites if site.name == name), None)
+        party = site or next((party for party in self.study.aggregators if party.name == name), None)  # both: one key
+        if party is None:
             raise MessageRefused(f"{name} takes no part in study {self.study.name}")
-        return identities[name]
+        return party.identity
 
     def addressed(self, name: str) -> dict[str, Any]:
         """Returns the fields with which every request to `name` begins."""
