@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import httpx
 
@@ -184,6 +185,7 @@ class WarmNode:
             message = session.receive(question)
         except Undelivered as err:
             self._troubles.note("%s: the message did not arrive whole (%s)", question.kind, err, level=logging.WARNING)
+            self._fail(session, question, question.head, err)  # else whoever asked would wait until its time is over
             return
         try:
             packet = unpack(message.content)
@@ -196,19 +198,22 @@ class WarmNode:
             else:
                 self._troubles.note("%s failed: %s", question.kind, _logged(err), level=logging.WARNING)
             logger.debug("handler failed", exc_info=True)
-            told = _told(err)
-            if self._may_refuse(len(told.encode())):
-                self._count(question.kind, Passed(failed=1, left_bytes=len(told.encode())))
-                session.fail(message, told, until=question.until)
-                self._vitals.replied(question.kind, failed=True)
-            else:
-                self._absences.note("the bytes of today are used up to the last: questions stay without an answer")
+            self._fail(session, question, message, err)
             return
         # No size and no duration: what is computed in between may grow with the number of drawn records.
         logger.debug("%s is answered", question.kind)
         self._count(question.kind, Passed(answered=1, left_bytes=answer.size))
         session.answer(message, records, until=question.until)
         self._vitals.replied(question.kind, failed=False)
+
+    def _fail(self, session: Session, question: Question, message: Any, err: Exception) -> None:
+        told = _told(err)
+        if self._may_refuse(len(told.encode())):
+            self._count(question.kind, Passed(failed=1, left_bytes=len(told.encode())))
+            session.fail(message, told, until=question.until)
+            self._vitals.replied(question.kind, failed=True)
+        else:
+            self._absences.note("the bytes of today are used up to the last: questions stay without an answer")
 
     def _count(self, kind: str, passed: Passed) -> None:
         if self._traffic is not None:

@@ -52,6 +52,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -281,6 +282,28 @@ class Carrier(Protocol):
         """
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Messages of one request, and those of their parts that no request before it had."""
+
+    heads: list[ProtoMessage] = field(default_factory=list)
+    trees: list[ObjectTree] = field(default_factory=list)
+    fresh: list[bytes] = field(default_factory=list)
+    room: int = one_body.ROOM
+
+    def is_full_for(self, more: Iterable[bytes]) -> bool:
+        """True if these parts would fit into a request of their own, and do not into this one any more."""
+        return self.room < sum(map(len, more)) <= one_body.ROOM
+
+    def add(self, head: ProtoMessage, tree: ObjectTree, fresh: Iterable[bytes]) -> None:
+        """Adds a message. What of it no request has room for travels alone."""
+        self.heads.append(head)
+        self.trees.append(tree)
+        for part in one_body.fitting(fresh, self.room, most=1 << 20):
+            self.fresh.append(part)
+            self.room -= len(part)
+
+
 class OneBodyGrid(HttpGrid):
     """Flower's Grid, and a `Carrier` that needs one request for what the Grid does in many (`superlink_process`)."""
 
@@ -290,19 +313,30 @@ class OneBodyGrid(HttpGrid):
         return list(GetNodesResponse.FromString(answer).nodes)
 
     def send(self, messages: Sequence[Message]) -> list[Sent]:
-        """See `Carrier`."""
-        heads, trees = [], []
-        parts: dict[str, bytes] = {}
+        """See `Carrier`. Each request has as many messages as it has room for all parts of.
+
+        Nodes poll all the while. One that takes a message whose parts come one by one, behind those of hundreds of
+        others, gives it up.
+        """
+        sent: list[Sent] = []
+        batch, parts = _Batch(), dict[str, bytes]()
         with no_object_id_recompute():
             for message in messages:
                 message.metadata.__dict__["_message_id"] = message.object_id
-                trees.append(get_object_tree(message))
                 objects = get_all_nested_objects(message)
-                parts |= {name: part.deflate() for name, part in objects.items() if name not in parts}
-                heads.append(message_to_proto(remove_content_from_message(message)))
-        pushed = PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
-        body = one_body.join([pushed.SerializeToString(), *one_body.fitting(parts.values(), most=len(parts))])
-        first, *activations = one_body.split(self._ask(SEND, body), most=len(messages) + 1)
+                fresh = {name: part.deflate() for name, part in objects.items() if name not in parts}
+                if batch.is_full_for(fresh.values()):
+                    sent += self._send(batch, parts)
+                    batch = _Batch()
+                parts |= fresh
+                head = message_to_proto(remove_content_from_message(message))
+                batch.add(head, get_object_tree(message), fresh.values())
+        return sent + (self._send(batch, parts) if batch.heads else [])
+
+    def _send(self, batch: "_Batch", parts: Mapping[str, bytes]) -> list[Sent]:
+        pushed = PushAppMessagesRequest(messages_list=batch.heads, message_object_trees=batch.trees)
+        body = one_body.join([pushed.SerializeToString(), *batch.fresh])
+        first, *activations = one_body.split(self._ask(SEND, body), most=len(batch.heads) + 1)
         answer = PushAppMessagesResponse.FromString(first)
         for name in answer.objects_to_push:
             request = PushObjectRequest(

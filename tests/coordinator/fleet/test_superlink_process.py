@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.middleware import Middleware
 
+from confide.client_node import flower as node_flower
 from confide.client_node.enrolment import Enrolment, NodeIdentity, outbound
 from confide.client_node.enrolment.identity import wire_form
 from confide.client_node.enrolment.sessions import LOCK_FILE, Hello
@@ -191,6 +193,36 @@ def test_what_does_not_fit_into_one_body_travels_by_flowers_own_calls(chain: Cha
     assert dict(fleet.ask("plan", {"north": packet}, 60.0)) == {"north": packet}
     assert {"/v1/fleet/pull-object", "/v1/fleet/push-object", "/v1/runtime/push-object"} <= set(chain.requests)
     assert len(chain.state.object_store) == 0
+
+
+def test_questions_to_many_nodes_go_in_as_many_requests_as_have_room_for_all_their_parts(chain: Chain) -> None:
+    """A node that polled meanwhile would wait for parts that come one by one, behind those of all others."""
+    chain.session("north")
+    fleet, node = chain.drive(), chain.node_id("north")
+    shared = secrets.token_bytes(1_000_000)
+    packets = [Packet(secrets.token_bytes(400_000), {"state": shared}) for _ in range(30)]
+    sent = grid_of(fleet).send([Message(pack(packet), node, "query.plan", group_id="") for packet in packets])
+    count = Counter(chain.requests)
+    assert count[calls.SEND] == 3  # 13 MB in bodies of 6 MiB
+    assert "/v1/runtime/push-object" not in count
+    assert len({one.message_id for one in sent}) == 30
+    assert all(superlink_process._size(chain.state, one.message_id) for one in sent)  # None, were a part not there
+
+
+def test_a_message_that_does_not_arrive_whole_is_told_of_and_not_waited_for(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_flower, "_ARRIVAL_S", 0.5)
+    fleet = chain.serve_and_drive()
+    began = time.monotonic()
+    with monkeypatch.context() as patched:
+        client = grid_of(fleet)._runtime_client
+        patched.setattr(client, "PushObject", lambda _: SimpleNamespace(stored=True))  # its parts never come
+        (told,) = dict(fleet.ask("plan", {"north": Packet(b"{}", {"state": LARGE})}, 60.0)).values()
+    assert isinstance(told, NodeFailure)
+    assert (told.reason, told.error) == ("failed", "Undelivered")
+    assert time.monotonic() - began < 30
+    assert dict(fleet.ask("plan", {"north": Packet(b"{}")}, 20.0)) == {"north": Packet(b"{}")}
 
 
 def test_an_idle_node_asks_the_superlink_for_nothing_and_stays_online(chain: Chain) -> None:
