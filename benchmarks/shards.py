@@ -3,9 +3,9 @@
     python benchmarks/shards.py [--json] [--sites 200] [--dim 1000 1000000] [--shards 1 2 4] [--unchecked]
 
 One party of three opens the envelopes of all sites, adds them up, and sketches each for the norm check. That is all of
-its work that grows with the length of an update; `benchmarks/mpc.py` times what it does together with the other two.
-All pieces do the same work in turn, after a turn that starts the processes and is not counted, and the sums are
-compared. Memory is private memory of the shards' processes, each at its highest, together, without the party beside.
+its work that grows with sites times numbers; `benchmarks/mpc.py` times what it does together with the other two. All
+numbers of shards do the same work in turn, after a turn that is not counted, and their sums are compared. Memory is
+private memory of the shards' processes, each at its highest, together, without the party beside.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from confide.mpc.links import Order, PartyConfig
 from confide.mpc.party import shards
 from confide.mpc.party.shard import Summand
 from confide.mpc.party.shards import Shards
-from confide.mpc.sharing import ShareContext, sketch
+from confide.mpc.sharing import sketch
 from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.sealing import new_keypair, seal_update
 
@@ -49,9 +49,8 @@ def sealed(folder: Path, sites: int, dim: int, *, checked: bool) -> tuple[Order,
     )  # fmt: skip
     files, vector = {}, np.random.default_rng(0).integers(-100, 100, dim)
     for at, (site, key) in enumerate(signers.items()):
-        context: ShareContext = order.context(site)
         files[site] = folder / site
-        envelopes = seal_update(vector, context, public, key, at % 3, position=PLACE)
+        envelopes = seal_update(vector, order.context(site), public, key, at % 3, position=PLACE)
         files[site].write_bytes(envelopes[PARTY].framed())
     return order, files
 

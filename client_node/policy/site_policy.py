@@ -263,7 +263,7 @@ class PartyPolicy(StrictModel):
     """Settings of a node that aggregates."""
 
     listen: Annotated[str, AfterValidator(_is_listenable)] | None = None  # None: at its address in the federation
-    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None  # processes for a large round; None: one a core
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None  # of a large round; None: one a core, at most 8
 
 
 class NodePolicy(StrictModel):

@@ -19,10 +19,10 @@ import psutil
 
 from ...client_node.enrolment import Role
 from ...client_node.files import write_private
+from ...machine import die_with_parent
 from ..errors import DemoFailed
 from ..federation import Pki, Register, load_settings
 from ..federation.serving import read_serving
-from ..gateway import die_with_parent
 from ..store import Store
 
 _BIN = Path(sys.executable).parent

@@ -2,7 +2,7 @@
 
 `Service` is `coordinator serve`, and `stand_by` what that does while another server leads, by its `Seat`. A service
 opens the gate, keeps Flower's SuperLink alive as a child on loopback, and starts a driver for every unfinished run.
-`gate` admits or refuses each request. `die_with_parent` makes a child process end with the one that started it.
+`gate` admits or refuses each request.
 
 A service needs a federation's home; without one, the error names the first step:
 
@@ -18,6 +18,5 @@ confide.coordinator.errors.NotFound: ... holds no federation; run `coordinator i
 from .leading import Seat
 from .service import Service
 from .standing_by import stand_by
-from .superlink import die_with_parent
 
-__all__ = ["Seat", "Service", "die_with_parent", "stand_by"]
+__all__ = ["Seat", "Service", "stand_by"]

@@ -9,11 +9,9 @@ and nodes reconnect by themselves.
 Not stopped here: a user on the same machine can reach the port. Run the coordinator on a machine of its own.
 """
 
-import ctypes
 import logging
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from ...client_node.enrolment.identity import wire_form
+from ...machine import die_with_parent
 from ..errors import SuperLinkFailed
 from ..federation import Pki
 from ..fleet import flower
@@ -40,8 +39,6 @@ _LOOK_S = 5.0  # how often a child that was up is asked whether it still answers
 _HUNG_S, _SILENT_ASKS = 60.0, 3  # without an answer, and asked so often, after which it is started anew
 _START_S = 300.0  # for the first answer, on a machine however busy
 _MOST_UNBORN = 5  # times that the child ends before it has answered once
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class SuperLink:
@@ -298,12 +295,6 @@ class SuperLink:
             except (psutil.Error, OSError):  # gone, or another user's
                 continue
         psutil.wait_procs(strays, timeout=5)
-
-
-def die_with_parent() -> None:
-    """Makes the kernel (Linux) kill the child when the thread that started it ends, for any reason; a `preexec_fn`."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _is_open(port: int) -> bool:

@@ -5,7 +5,6 @@ lowest adapted layer, page by page, and a site is no more than the numbers of it
 vector depends neither on who computes it nor on how many there are, and sums are of integers.
 """
 
-import ctypes
 import hashlib
 import mmap
 import signal
@@ -23,6 +22,7 @@ import torch
 
 from ...client_node.study import PlannedRound, Study
 from ...client_node.training.trainer import Trainer
+from ...machine import die_with_parent
 from ...models.errors import MetricUndefined
 from ...mpc.sharing import Ring, shares
 from ...mpc.sharing.ring import RingVector, from_integers
@@ -39,7 +39,6 @@ T = TypeVar("T")
 _MOST_STATES = 2**31  # bytes of states that are kept; where there are more, steps compute them
 _TOGETHER, _MOST_SUMS = 64, 2**28  # sites whose units share batches; bytes of their sums
 _TASKS = 2  # of a process in a round, so that none waits long for another; sites of one share batches
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +237,7 @@ _bench: Bench | None = None  # of a forked process
 
 def _begin(bench: Bench) -> None:
     global _bench
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that leads
     torch.set_num_threads(1)
     _bench = bench

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import mmap
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from ...client_node.study.terms import parse_draft
 from ...client_node.training.study_model import StudyModel, load_study_model
 from ...client_node.training.trainer import FoundShapes, Trainer
 from ...kernels.segments import Segments
+from ...machine import cores
 from ...models.adapters import ModelCard, export
 from ...models.records.kind import SHARE
 from ...mpc.sharing import Ring
@@ -130,8 +130,7 @@ def _ready(
     )
     decides = asdict(replace(plan, workers=None, evaluate_every=1))
     digest = hashlib.sha256(json.dumps([study.study_hash, sites.digest, unit_column, decides]).encode()).hexdigest()
-    cores = len(os.sched_getaffinity(0))
-    return _Ready(study, sites, bench, min(plan.workers or cores, len(sites.names)), digest)
+    return _Ready(study, sites, bench, min(plan.workers or cores(), len(sites.names)), digest)
 
 
 def _require_plan(given: StudyDraft | Study, plan: Plan) -> None:

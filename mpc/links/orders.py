@@ -42,7 +42,7 @@ class PartyConfig:
     journal: Path
     timeout_s: float  # silence of another party that ends an order, unless the order says another; in (0, 3600]
     listen: str | None = None  # "host:port" to listen on, where it is not the public address
-    shards: int | None = None  # processes that open, add and sketch a large round's shares; None: one a core
+    shards: int | None = None  # processes that open, add and sketch a large round; None: one a core, 8 at most
 
     def __post_init__(self) -> None:
         whole("aggregator_id", self.aggregator_id, 0, NUM_AGGREGATORS - 1)

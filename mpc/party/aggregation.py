@@ -80,10 +80,10 @@ def aggregate(
     party has bound the round to that total as well. Top-ups are looked at, and added, only for fewer sites than
     `order.min_untopped`.
 
+    CrypTen's `runtime` must be started in this thread, on `links`.
+
     Args:
         opened: what `shards` have opened for this order.
-
-    CrypTen's `runtime` must be started in this thread, on `links`.
 
     Raises:
         Equivocation: two parties hold different updates or top-ups of one site.

@@ -121,9 +121,10 @@ class Shard:
     def take_out(self, sites: Iterable[str]) -> None:
         """Takes all vectors of some sites out of the sum again."""
         left = frozenset(sites)
-        for summand in [one for one in self._added if one.site in left]:
-            self._added.remove(summand)
-            self._total.subtract(self._held[summand].share, self._held[summand].context)
+        for summand in self._added:
+            if summand.site in left:
+                self._total.subtract(self._held[summand].share, self._held[summand].context)
+        self._added = [summand for summand in self._added if summand.site not in left]
 
     def total(self) -> SharedTotal:
         """This party's share of the sum of what was added and not taken out."""

@@ -4,24 +4,21 @@ It has no links. It hears of orders, and of what to add, from the party's proces
 if it hangs: the thread of the party that starts it is its main one.
 """
 
-import ctypes
-import signal
 import socket
 import sys
 
 from ...log_lines import log_to_stderr
+from ...machine import die_with_parent
 from ..crash import hide_values
 from ..errors import RuntimeUnsound
 from ..links import Channel
 from ..links.frames import end_with_parent, failure
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> None:
     """Runs the shard on the socket whose descriptor is the only argument."""
     hide_values()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     log_to_stderr()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     end_with_parent(channel)

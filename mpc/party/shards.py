@@ -6,7 +6,6 @@ the order of the vectors, and the shares of sums, which add up to this party's s
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import __version__
+from ...machine import cores
 from ..crypten.sums import SharedTotal
 from ..errors import FrameRejected, MpcError, PartyDied, VersionsApart
 from ..links import Channel, Order, PartyConfig
@@ -29,7 +29,6 @@ LEAST_SITES = 32  # of a shard: fewer are added before a process would have been
 MOST_UNASKED = 8  # shards of a party whose people have set no number: each has 160 MB of code
 MOST_BYTES_UNASKED = 2**31  # of all their sums
 _VECTORS = 2  # in memory of a shard: its sum, and the one that is being added
-_CGROUP = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD", the former "max" without one
 
 _T = TypeVar("_T")
 
@@ -180,16 +179,6 @@ def shard_count(wanted: int | None, sites: int, total_bytes: int) -> int:
     affordable = MOST_BYTES_UNASKED // (_VECTORS * total_bytes)
     most = min(cores(), MOST_UNASKED, affordable) if wanted is None else wanted
     return max(1, min(most, sites // LEAST_SITES))
-
-
-def cores() -> int:
-    """Counts the cores that this process may use, by its affinity and by its control group."""
-    here = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CGROUP.read_text().split()
-        return here if quota == "max" else max(1, min(here, int(quota) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):  # another kind of control group, or none
-        return here
 
 
 def dealt(files: Mapping[str, Path], shards: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ import pytest
 import confide
 from confide.client_node.study.terms import load_draft
 from confide.coordinator.demo.processes import DemoFederation, environment
-from confide.coordinator.gateway import die_with_parent
+from confide.machine import die_with_parent
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 from confide.privacy.report.verify import verify_file

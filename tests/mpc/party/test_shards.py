@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import confide
+from confide import machine
 from confide.mpc.errors import EnvelopeUnreadable, FrameRejected, NormExceeded, PartyDied, VersionsApart
 from confide.mpc.links import Channel
 from confide.mpc.links.frames import config_to_wire, order_to_wire
@@ -73,10 +74,10 @@ def test_unasked_no_shards_are_made_whose_sums_fill_the_memory(monkeypatch):
 )
 def test_cores_are_counted_by_affinity_and_quota(monkeypatch, tmp_path, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
-    monkeypatch.setattr(shards, "_CGROUP", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "cpu.max")
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota)
-    assert shards.cores() == cores
+    assert machine.cores() == cores
 
 
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=30), count=st.integers(1, 7))
@@ -304,11 +305,7 @@ def test_a_shard_opens_no_file_that_is_not_named_in_full(kit, served, files):
 
 PARTY = """
 import os, sys
-from confide.mpc.links import Channel
 from confide.mpc.party import process, serving, shards
-import pickle, socket, threading
-
-held = []
 
 class Noted(shards.Shards):
     def __init__(self, config):
@@ -360,8 +357,8 @@ def test_shards_end_with_their_party(kit, tmp_path, end, hangs):
 @pytest.mark.process
 def test_a_party_that_is_let_go_leaves_no_process_to_anybody(kit, tmp_path):
     """Where the daemon is process 1 of a container, nobody would wait for orphans of its party."""
-    become_subreaper = ctypes.CDLL(None).prctl
-    become_subreaper(36, 1)
+    libc, subreaper = ctypes.CDLL(None), 36  # PR_SET_CHILD_SUBREAPER
+    libc.prctl(subreaper, 1)
     try:
         party, channel, watched = party_with_shards(kit, tmp_path, hangs=False)
         children = Path(f"/proc/{party.pid}/task/{party.pid}/children").read_text().split()
@@ -371,7 +368,7 @@ def test_a_party_that_is_let_go_leaves_no_process_to_anybody(kit, tmp_path):
         assert len(children) == len(watched) == 2
         assert not any(Path(f"/proc/{child}").exists() for child in children)
     finally:
-        become_subreaper(36, 0)
+        libc.prctl(subreaper, 0)
         for pidfd in watched:
             os.close(pidfd)
 
