@@ -181,10 +181,25 @@ class Collector:
             grid: a power of two; each number of each unit is cut towards zero to a multiple of it before it is added.
                 No term grows, and while sums stay below 2**53 of it they are exact, in whatever order. None: as it is.
         """
+        one_group = torch.zeros_like(factors_U, dtype=torch.int64)
+        sums = self.weighted_sums(factors_U, one_group, 1, grid=grid)
+        return {parameter: total[0] for parameter, total in sums.items()}
+
+    def weighted_sums(
+        self, factors_U: Tensor, group_U: Tensor, num_groups: int, *, grid: float | None = None
+    ) -> dict[nn.Parameter, Tensor]:
+        """The same for each group of units: [G, *shape of the parameter].
+
+        Args:
+            group_U: [U] int64, values in [0, num_groups).
+        """
         factors = factors_U.to(torch.float64)
-        sums = {parameter: kept.weighted_sum(factors, grid) for parameter, kept in self._kept.items()}
+        sums = {
+            parameter: kept.weighted_sums(factors, group_U, num_groups, grid) for parameter, kept in self._kept.items()
+        }
         return {
-            parameter: self._widened(parameter, total).reshape(parameter.shape) for parameter, total in sums.items()
+            parameter: self._widened(parameter, totals).reshape(num_groups, *parameter.shape)
+            for parameter, totals in sums.items()
         }
 
     def _widened(self, parameter: nn.Parameter, total: Tensor) -> Tensor:
@@ -265,8 +280,8 @@ class Kept(Protocol):
         """Leaves these units out of every later norm and sum, even where they hold nan."""
         ...
 
-    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
-        """Sum over units of factor * gradient, float64, reshapable to the factor's shape; see `Collector`."""
+    def weighted_sums(self, factors_U: Tensor, group_U: Tensor, num_groups: int, grid: float | None) -> Tensor:
+        """Sums over each group's units of factor * gradient, [G, ..] float64, reshapable to the factor's shape."""
         ...
 
 
@@ -281,10 +296,10 @@ class _UnitGradients:
     def forget(self, is_forgotten_U: Tensor) -> None:
         self.grads_UPQ[is_forgotten_U] = 0
 
-    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
-        total = factors_U.new_zeros(1, *self.grads_UPQ.shape[1:])
-        add_weighted(total, torch.zeros_like(factors_U, dtype=torch.int64), factors_U, self.grads_UPQ, grid)
-        return total[0].mT if self.transposed else total[0]
+    def weighted_sums(self, factors_U: Tensor, group_U: Tensor, num_groups: int, grid: float | None) -> Tensor:
+        totals = factors_U.new_zeros(num_groups, *self.grads_UPQ.shape[1:])
+        add_weighted(totals, group_U, factors_U, self.grads_UPQ, grid)
+        return totals.mT if self.transposed else totals
 
 
 @dataclass(slots=True)
@@ -301,10 +316,11 @@ class _WordGradients:
     def forget(self, is_forgotten_U: Tensor) -> None:
         self.grads_NP[is_forgotten_U[self.unit_N]] = 0
 
-    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
-        total = factors_U.new_zeros(self.words, self.grads_NP.shape[1])
-        add_weighted(total, self.word_N, factors_U[self.unit_N], self.grads_NP, grid)
-        return total.mT
+    def weighted_sums(self, factors_U: Tensor, group_U: Tensor, num_groups: int, grid: float | None) -> Tensor:
+        totals = factors_U.new_zeros(num_groups * self.words, self.grads_NP.shape[1])
+        place_N = group_U[self.unit_N] * self.words + self.word_N
+        add_weighted(totals, place_N, factors_U[self.unit_N], self.grads_NP, grid)
+        return totals.view(num_groups, self.words, -1).mT
 
 
 @dataclass(slots=True)
@@ -331,11 +347,14 @@ class _RunGradients:
         for runs, grads in self.parts:
             grads[is_forgotten_U[self.runs.unit_N[runs]]] = 0
 
-    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
-        total = factors_U.new_zeros(self.num_experts, *self.widths)
+    def weighted_sums(self, factors_U: Tensor, group_U: Tensor, num_groups: int, grid: float | None) -> Tensor:
+        totals = factors_U.new_zeros(num_groups * self.num_experts, *self.widths)
         for runs, grads in self.parts:
-            add_weighted(total, self.runs.expert_N[runs], factors_U[self.runs.unit_N[runs]], grads, grid)
-        return total.mT if self.transposed else total
+            unit_N = self.runs.unit_N[runs]
+            place_N = group_U[unit_N] * self.num_experts + self.runs.expert_N[runs]
+            add_weighted(totals, place_N, factors_U[unit_N], grads, grid)
+        totals = totals.view(num_groups, self.num_experts, *self.widths)
+        return totals.mT if self.transposed else totals
 
 
 @dataclass(slots=True)
@@ -369,13 +388,15 @@ class _RunFactors:
                 own = slice(start, start + int(length_N[run]))
                 left[own], right[own] = 0, 0
 
-    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
-        total = factors_U.new_zeros(self.num_experts, *self.widths)
+    def weighted_sums(self, factors_U: Tensor, group_U: Tensor, num_groups: int, grid: float | None) -> Tensor:
+        totals = factors_U.new_zeros(num_groups * self.num_experts, *self.widths)
         for runs, left, right in self.parts:
-            expert_N, factors_N = self.runs.expert_N[runs], factors_U[self.runs.unit_N[runs]]
+            unit_N = self.runs.unit_N[runs]
+            place_N, factors_N = group_U[unit_N] * self.num_experts + self.runs.expert_N[runs], factors_U[unit_N]
             for some, products in _run_products(left, right, self.runs, runs):
-                add_weighted(total, expert_N[some], factors_N[some], products, grid)
-        return total.mT if self.transposed else total
+                add_weighted(totals, place_N[some], factors_N[some], products, grid)
+        totals = totals.view(num_groups, self.num_experts, *self.widths)
+        return totals.mT if self.transposed else totals
 
 
 def add_weighted(total_NPQ: Tensor, places_B: Tensor, factors_B: Tensor, grads_BPQ: Tensor, grid: float | None) -> None:

@@ -393,9 +393,14 @@ class RunGradients:
         """Leaves these units out of every later sum."""
         self._is_forgotten_N |= is_forgotten_U[self._runs.unit_N]
 
-    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
-        """Sum over units of factor * gradient, float64, in the factor's shape; see `Collector.weighted_sum`."""
+    def weighted_sums(self, factors_U: Tensor, group_U: Tensor, num_groups: int, grid: float | None) -> Tensor:
+        """Sums over each group's units of factor * gradient, float64; see `Collector.weighted_sums`."""
         factor_N = factors_U.to(torch.float64)[self._runs.unit_N].masked_fill(self._is_forgotten_N, 0)
+        group_N = group_U[self._runs.unit_N]
+        by_group = [factor_N.masked_fill(group_N != group, 0) for group in range(num_groups)]
+        return torch.stack([self._weighted_sum(own_N, grid) for own_N in by_group])
+
+    def _weighted_sum(self, factor_N: Tensor, grid: float | None) -> Tensor:
         if grid is None:
             return self._outer.weighted_sum(self._first_N1, self._first_run_E1, factor_N)
         return self._outer.weighted_sum(self._first_N1, self._first_run_E1, factor_N / grid, whole=True) * grid

@@ -70,11 +70,8 @@ def bank_grad_samples(layer: BankFactors, activations: list[Tensor], backprops: 
     with torch.enable_grad():
         out = moe(hidden.flatten(0, 1), plan, weights.flatten(0, 1), experts, lora, collector=collector)
         out.backward(backprops.flatten(0, 1))  # type: ignore[no-untyped-call]
-    each = [collector.weighted_sum(one) for one in torch.eye(rows, device=hidden.device)]
-    return {
-        parameter: torch.stack([of_row[parameter] for of_row in each]).to(parameter.dtype)
-        for parameter in collector.parameters
-    }
+    of_rows = collector.weighted_sums(torch.ones(rows, device=hidden.device), collector.unit_of_row, rows)
+    return {parameter: samples.to(parameter.dtype) for parameter, samples in of_rows.items()}
 
 
 @register_grad_sampler(PooledHead)  # type: ignore[untyped-decorator]

@@ -231,9 +231,9 @@ def _gradients(adapted: AdaptedModel, ids: Integers, targets: Targets) -> Reals:
         losses.sum().backward()  # type: ignore[no-untyped-call]
     gradients = np.zeros((count, layout.dim))
     names = {parameter: name for name, parameter in adapted.trained.items()}
-    for row, unit in zip(gradients, torch.eye(count, dtype=torch.float64, device=device), strict=True):
-        for parameter, gradient in collector.weighted_sum(unit).items():
-            row[layout.slices[names[parameter]]] = gradient.flatten().cpu().numpy()
+    of_rows = collector.weighted_sums(torch.ones(count, device=device), collector.unit_of_row, count)
+    for parameter, of_row in of_rows.items():
+        gradients[:, layout.slices[names[parameter]]] = of_row.flatten(1).cpu().numpy()
     return gradients
 
 

@@ -146,12 +146,15 @@ class PerUnitClipper:
         factors = counts.to(torch.float64)
         if clip_norm is not None:
             factors = torch.where(counts, (clip_norm / (norms * _MARGIN)).clamp(max=1.0), factors)
-        totals = {}
-        for group in np.unique(group_of_unit).tolist():
-            own = factors.clone()
-            own[: self._num_units][torch.as_tensor(group_of_unit != group, device=own.device)] = 0.0
-            sums = collector.weighted_sum(own, grid=None if clip_norm is None else grid_of(clip_norm))
-            totals[group] = {n: sums[p] if p in sums else _zeros(p) for n, p in self.parameters.items()}
+        groups, place_of_unit = np.unique(group_of_unit, return_inverse=True)
+        place_U = torch.zeros_like(factors, dtype=torch.int64)  # places that no unit has add zeros to the first
+        place_U[: self._num_units] = torch.as_tensor(place_of_unit, device=factors.device)
+        grid = None if clip_norm is None else grid_of(clip_norm)
+        sums = collector.weighted_sums(factors, place_U, max(1, len(groups)), grid=grid)
+        totals = {
+            group: {n: sums[p][place] if p in sums else _zeros(p) for n, p in self.parameters.items()}
+            for place, group in enumerate(groups.tolist())
+        }
         return totals, ClipReport(norms[: self._num_units], factors[: self._num_units])
 
     def start_step(self) -> None:

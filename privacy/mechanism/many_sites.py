@@ -20,6 +20,7 @@ from torch import Tensor
 from ...models.adapters import AdaptedModel
 from ..errors import BatchMalformed, SourceRefused
 from .batches import ONE_BY_ONE, BatchShapes, RowStates, microbatches, thread_count, used_tokens
+from .clipping import PerUnitClipper
 from .sampling import Integers, RandomBytes
 from .site_round import ReleaseTerms, drawn, losses_of, new_optimizer, weights_and_clip
 
@@ -91,7 +92,7 @@ def many_releases(
                     np.add.at(totals[:, -1], site_of_unit, 2.0 * is_below - 1)
     finally:
         optimizer.discard()
-    return [_release(adapted, site, total, log_clip) for site, total in zip(sites, totals, strict=True)]
+    return [_release(adapted, site, total, log_clip, clipper) for site, total in zip(sites, totals, strict=True)]
 
 
 def _common(terms: ReleaseTerms) -> tuple[object, ...]:
@@ -146,8 +147,10 @@ def _add(total: npt.NDArray[np.float64], parts: list[Tensor]) -> None:
         total[start:end] += part.flatten().cpu().numpy()
 
 
-def _release(adapted: AdaptedModel, site: SiteTable, total: npt.NDArray[np.float64], log_clip: float) -> Integers:
-    optimizer = new_optimizer(adapted, site.terms, log_clip, source=site.source)
+def _release(
+    adapted: AdaptedModel, site: SiteTable, total: npt.NDArray[np.float64], log_clip: float, clipper: PerUnitClipper
+) -> Integers:
+    optimizer = new_optimizer(adapted, site.terms, log_clip, source=site.source, clipper=clipper)
     try:
         optimizer.include(total)
         return optimizer.release()

@@ -275,10 +275,15 @@ def partial_sum(
 
 
 def new_optimizer(
-    adapted: AdaptedModel, terms: ReleaseTerms, log_clip: float, *, source: RandomBytes = os.urandom
+    adapted: AdaptedModel,
+    terms: ReleaseTerms,
+    log_clip: float,
+    *,
+    source: RandomBytes = os.urandom,
+    clipper: PerUnitClipper | None = None,
 ) -> LoRADPOptimizer:
-    """Makes the optimizer of one private step, with its clipper and its noise."""
-    clipper = PerUnitClipper(adapted, trained_rank=terms.trained_rank)
+    """Makes the optimizer of one private step, with its noise; with a clipper too, if none of these terms is given."""
+    clipper = clipper or PerUnitClipper(adapted, trained_rank=terms.trained_rank)
     # lr is never used: the model moves by the opened aggregate alone.
     idle = torch.optim.SGD(clipper.parameters.values(), lr=0.0)
     clip_norm, count_weight = terms.clip_norm, 0.0

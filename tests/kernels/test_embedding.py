@@ -48,6 +48,19 @@ def test_collector_gets_each_units_gradient(dtype):
         torch.testing.assert_close(collector.square_norms()[unit], norm, rtol=1e-5, atol=0)
 
 
+def test_sums_by_group_are_those_of_each_group_alone():
+    weight, A, B = table()
+    collector, group = Collector(torch.arange(4), 4, 3), torch.tensor([1, 0, 1, 1])
+    lora_embedding(IDS, weight, A, B, 0.5, collector).square().sum().backward()
+    by_unit = torch.tensor([0.3, 0.5, 0.7, 0.2], dtype=torch.float64)
+    sums = collector.weighted_sums(by_unit, group, 2, grid=2.0**-20)
+    for number in range(2):
+        alone = collector.weighted_sum(by_unit * (group == number), grid=2.0**-20)
+        for factor in (A, B):
+            assert sums[factor][number].any()
+            assert torch.equal(sums[factor][number], alone[factor])
+
+
 def test_forgotten_unit_leaves_no_nan_behind():
     weight, A, B = table()
     collector = Collector(torch.arange(4), 4, 3)

@@ -284,6 +284,22 @@ def test_a_sum_on_a_grid_is_that_of_the_units_each_cut_towards_zero(backend, per
         assert not torch.equal(total[factor], collector.weighted_sum(by_unit)[factor])
 
 
+@both
+@pytest.mark.parametrize("per_row", [1, 30])  # kept as factors, kept as products
+@pytest.mark.parametrize("grid", [None, 2.0**-20])
+def test_sums_by_group_are_those_of_each_group_alone(backend, per_row, grid):
+    gate_up, down, factors = bank(rank=16)
+    x, ids, weights = batch(4 * per_row)
+    collector = Collector(torch.arange(4), 4, per_row)
+    run(x, ids, weights, gate_up, down, factors, backend=backend, collector=collector).square().sum().backward()
+    by_unit, group = torch.tensor([0.3, 0.5, 0.7, 0.0], dtype=torch.float64), torch.tensor([2, 0, 2, 0])
+    sums = collector.weighted_sums(by_unit, group, 3, grid=grid)
+    for number in range(3):
+        alone = collector.weighted_sum(by_unit * (group == number), grid=grid)
+        for factor in factors:
+            assert torch.equal(sums[factor][number], alone[factor])
+
+
 def test_a_unit_s_bits_do_not_depend_on_who_else_is_there():
     """With as many rows, and others' tokens at other experts."""
     x, ids, weights = batch(4 * 20)

@@ -401,6 +401,19 @@ def test_a_sum_on_a_grid_is_that_of_the_units_each_cut_towards_zero():
         assert torch.equal(total[factor], sum((own[factor] / grid).trunc() * grid for own in each))
 
 
+def test_sums_by_group_are_those_of_each_group_alone():
+    x, ids, weights = batch(12)
+    lora = adapters()
+    collector = Collector(torch.arange(3), 3, 4)
+    out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector)
+    out.square().sum().backward()
+    by_unit, group = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64), torch.tensor([1, 0, 1])
+    sums = collector.weighted_sums(by_unit, group, 2, grid=2.0**-20)
+    for number in range(2):
+        alone = collector.weighted_sum(by_unit * (group == number), grid=2.0**-20)
+        assert all(torch.equal(sums[factor][number], alone[factor]) for factor in lora.factors)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, which is what interprets
 def test_forgotten_unit_leaves_no_nan_behind():
     x, ids, weights = batch(30)
