@@ -30,7 +30,8 @@ from ...models.adapters import AdaptedModel
 from ...models.tokens import words_of
 from .sampling import Integers
 
-_SHORTEST = 16  # tokens; shorter records are padded to it
+_SHORTEST, _SHORTEST_OF_SHORT = 16, 8  # tokens, to which shorter records are padded
+_SHORT = 32  # tokens of a study's longest record up to which shorter shapes are worth the time to try them
 _TOKENS = 2048  # of a batch: more costs memory and blank rows, less costs calls
 _ROWS = 64  # of a batch, for the same reasons
 _SIZES = 4  # numbers of rows for a length: each half of the one before
@@ -212,7 +213,8 @@ def thread_count(count: int | None) -> Iterator[None]:
 def _lengths(max_tokens: int) -> list[int]:
     """Powers of two and numbers halfway between, below the study's longest record, and a multiple of 8 for that."""
     longest = max(_SHORTEST, -(-(max_tokens + 1) // 8) * 8)
-    steps = (_SHORTEST << doublings >> 1 for doublings in range(1, longest.bit_length()))
+    shortest = _SHORTEST if longest > _SHORT else _SHORTEST_OF_SHORT
+    steps = (shortest << doublings >> 1 for doublings in range(1, longest.bit_length()))
     shorter = (length for step in steps for length in (step, step + step // 2))
     return [*(length for length in shorter if 4 * length <= 3 * longest), longest]
 

@@ -340,6 +340,11 @@ def test_the_shape_of_a_unit_is_its_own_affair():
         assert shape_of(list(units)) == {unit: everybody[unit] for unit in units}
 
 
+@pytest.mark.parametrize(("longest", "lengths"), [(5, [8, 12, 16]), (31, [8, 12, 16, 24, 32]), (40, [16, 24, 32, 48])])
+def test_short_records_have_shorter_shapes_where_few_lengths_are_to_be_tried(longest, lengths):
+    assert batches._lengths(longest) == lengths
+
+
 def test_tokens_that_count_end_at_a_record_s_last_word_or_completion():
     ids = np.array([[4, 5, 0, 0], [4, 5, 6, 7], [0, 0, 0, 0]])
     assert used_tokens(ids, np.array([0, 1, 0])).tolist() == [2, 4, 1]
