@@ -106,7 +106,7 @@ def _ready(
     plan: Plan,
     backbone: Path,
     unit_column: str | None,
-    known: FoundShapes | None,
+    known: FoundShapes | None = None,
 ) -> _Ready:
     """Reads records and model, divides the records, and makes the study of the simulated sites."""
     _require_plan(given, plan)

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
+from jinja2 import Template
 from markupsafe import Markup
 
 from ...models.evaluation.metrics import Estimate
@@ -19,8 +21,7 @@ _FATES = (("summed", "summed"), ("late", "late"), ("refused", "left out by the n
 
 def render_html(found: Simulation) -> str:
     """Renders the page of a simulation, also of one that is not done."""
-    template = templating.templates(__name__).get_template("simulation.html")
-    return template.render(
+    return _template().render(
         found=found,
         final=final(found),
         name=metric_name(found.metric),
@@ -33,6 +34,11 @@ def render_html(found: Simulation) -> str:
         named=named,
         caution=CAUTION,
     )
+
+
+@cache  # to compile it takes longer than a small round
+def _template() -> Template:
+    return templating.templates(__name__).get_template("simulation.html")
 
 
 def metric_name(metric: str) -> str:
