@@ -42,7 +42,7 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 from confide.privacy.mechanism.batches import thread_count
 
-PEOPLE, HELD_OUT, ROWS = 10, 100, 32
+PEOPLE, HELD_OUT, ROWS = 10, 100, 256
 STUDY = """
 name = "simulated"
 model = {backbone = "backbone"}
@@ -101,7 +101,7 @@ def simulated(folder: Path, draft: StudyDraft, sites: int, workers: int, watch: 
     return [each.seconds for each in found.rounds]
 
 
-def beside_pfl(folder: Path, sites: int, rounds: int = 4) -> dict[str, float]:
+def beside_pfl(folder: Path, sites: int, rounds: int = 12) -> dict[str, float]:
     """Processor milliseconds a site of both; after each of our rounds, pfl does one."""
     draft = made(folder, sites, rounds)
     with thread_count(1):
@@ -237,7 +237,7 @@ def in_child(what: str, folder: str, sites: int, workers: int) -> None:
         plan = Plan(sites=sites, workers=1, max_rows=ROWS)
         bench = engine._ready(draft, place / "records", plan, place / "backbone", None).bench
         bench.vector[:] = bench.trainer.start
-        bench.share(1, "00" * 32, [0], sites)
+        bench.share(1, "00" * 32, [0])
 
 
 def engines(folder: Path, sites: int, rounds: int = 5) -> dict[str, float]:
@@ -272,7 +272,7 @@ def in_flower(folder: Path, sites: int, rounds: int, cores: int) -> list[float]:
         bench = once(str(folder), sites)
         bench.vector[:] = message.content["state"].to_numpy_ndarrays()[0]  # type: ignore[union-attr]
         own = int(context.node_config["partition-id"])
-        total = bench.share(int(message.content["round"]["number"]), "00" * 32, [own], sites).sums[0]  # type: ignore[index,call-overload]
+        total = bench.share(int(message.content["round"]["number"]), "00" * 32, [own]).sums[0]  # type: ignore[index,call-overload]
         return Message(RecordDict({"sum": ArrayRecord([total])}), reply_to=message)
 
     @server.main()
@@ -284,11 +284,10 @@ def in_flower(folder: Path, sites: int, rounds: int, cores: int) -> list[float]:
         for number in range(1, rounds + 1):
             content = RecordDict({"state": ArrayRecord([state]), "round": ConfigRecord({"number": number})})
             messages = [Message(content, dst_node_id=node, message_type="train") for node in grid.get_node_ids()]
-            total = sum(
-                answer.content["sum"].to_numpy_ndarrays()[0]
-                for answer in grid.send_and_receive(messages)  # type: ignore[union-attr]
-            )
-            assert total is not None
+            answers = list(grid.send_and_receive(messages))
+            if failed := [answer.error.reason for answer in answers if not answer.has_content()]:
+                raise RuntimeError(f"{len(failed)} of {sites} sites failed: {failed[0]}")
+            assert sum(answer.content["sum"].to_numpy_ndarrays()[0] for answer in answers) is not None  # type: ignore[union-attr]
             seconds.append(time.perf_counter() - last)
             last = time.perf_counter()
 
