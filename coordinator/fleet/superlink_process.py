@@ -41,7 +41,7 @@ from flwr.proto.runtime_pb2 import (
     PushAppMessagesRequest,
 )
 from flwr.proto.task_pb2 import Task
-from flwr.server.superlink.linkstate import InMemoryLinkState
+from flwr.server.superlink.linkstate import linkstate_factory
 from flwr.supercore.constant import TASK_TOKEN_HEADER, NodeStatus
 from flwr.supercore.error import FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
@@ -59,6 +59,7 @@ from starlette.requests import Request
 
 from ...client_node.wire import one_body
 from . import calls
+from .link_state import ListedLinkState
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ _LONGEST_WAIT_S = 30.0
 _LOOK_S = 1.0  # how often a waiting driver's questions are looked through for those that nobody will answer
 _ANSWERS = one_body.ROOM  # bytes of the answers that are collected at a time, if there is more than one
 _BEAT = 10.0  # seconds; the shortest interval that Flower takes
-_PULL, _ACTIVATION = "/v1/fleet/pull-messages", "/v1/fleet/activate-node"
+_ACTIVATION = "/v1/fleet/activate-node"
 _CHANGING = ("/v1/fleet/push-messages", "/v1/fleet/push-object", _ACTIVATION)
 
 Scope = MutableMapping[str, Any]
@@ -108,7 +109,7 @@ class OneBody:
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], *, secret: bytes = b"") -> None:
         self._app, self._secret = app, secret
-        self._changes, self._activations = Changes(), dict[str, str]()
+        self._changes = Changes()
         self._calls: dict[str, Callable[[Request, Receive], Awaitable[tuple[bytes, Headers]]]] = {
             one_body.CALLS + one_body.TAKE: self._take,
             one_body.CALLS + one_body.GIVE: self._give,
@@ -125,8 +126,6 @@ class OneBody:
         path = scope["path"]
         call = self._calls.get(path) if scope["method"] == "POST" else None
         if call is None:
-            if path == _PULL:
-                drop_stale(_state(Request(scope)), self._activations)
             return await self._app(scope, receive, self._noting(path, send) if path in _CHANGING else send)
         status, headers = 200, Headers()
         try:
@@ -161,7 +160,6 @@ class OneBody:
     async def _take(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
         asked = _read(PullMessagesRequest, await _body(receive, _HEAD))
         state = _of_node(request, asked)
-        drop_stale(state, self._activations)
         found = next_question(state, asked)
         if not found.messages_list:
             return b"", {}
@@ -171,7 +169,7 @@ class OneBody:
         if len(parts) == len(names):
             received = ConfirmMessageReceivedRequest(run_id=run_id, message_object_id=tree.object_id, node=asked.node)
             fleet_handlers.confirm_message_received(received, state, state.object_store)
-        more = _is_waiting(state, asked.node.node_id)
+        more = state.is_waited_for(asked.node.node_id)
         return one_body.join([found.SerializeToString(), *parts]), {calls.MORE_HEADER: str(int(more))}
 
     async def _give(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
@@ -188,8 +186,8 @@ class OneBody:
         body = await _body(receive, _SENT)
         head, *parts = _frames(body, most=1 << 20)
         pushed = _read(PushAppMessagesRequest, head)
-        answer = await _beside(len(body), send_questions, state, task, pushed, parts, self._activations)
-        activations = (self._activations.get(name, "").encode() for name in answer.message_ids)
+        answer = await _beside(len(body), send_questions, state, task, pushed, parts)
+        activations = (state.activation_at(name).encode() for name in answer.message_ids)
         return one_body.join([answer.SerializeToString(), *activations]), {}
 
     async def _collect(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
@@ -231,31 +229,10 @@ class OneBody:
         for node in online:  # of others it would be an activation, also of one that has just said that it stops
             state.acknowledge_node_heartbeat(node, _BEAT)
         unknown = [node for node in nodes if node not in online]
-        return calls.Beats(unknown=unknown, waiting=waiting_nodes(state, self._activations)).to_json(), {}
+        return calls.Beats(unknown=unknown, waiting=state.waited_for()).to_json(), {}
 
 
-def drop_stale(state: InMemoryLinkState, activations: dict[str, str]) -> None:
-    """Drops questions whose node has connected anew since they were sent: nobody hands them out any more.
-
-    Their driver sees by the same two activations that they are lost, and asks anew (`Fleet`). A node that answered both
-    would be one question behind for good, and aggregators that work on different orders refuse each other.
-
-    Args:
-        activations: question -> its node's activation when it was sent; those of questions that are over are removed.
-    """
-    with state.lock:
-        for name in activations.keys() - state.message_ins_store.keys():
-            del activations[name]
-        for name, question in state.message_ins_store.items():
-            head, node = question.metadata, state.nodes.get(question.metadata.dst_node_id)
-            if head.delivered_at != "" or node is None:
-                continue
-            if node.last_activated_at != activations.get(name, node.last_activated_at):
-                head.delivered_at = node.last_activated_at
-                state.object_store.delete(name)
-
-
-def next_question(state: InMemoryLinkState, asked: PullMessagesRequest) -> Any:
+def next_question(state: ListedLinkState, asked: PullMessagesRequest) -> Any:
     """Takes a node's next question of a run that is not over; drops those of runs that are.
 
     A driver that died leaves them behind, and Flower refuses whatever a node then asks about them.
@@ -269,7 +246,7 @@ def next_question(state: InMemoryLinkState, asked: PullMessagesRequest) -> Any:
     return found
 
 
-def give(state: InMemoryLinkState, pushed: PushMessagesRequest, parts: Iterable[bytes]) -> Any:
+def give(state: ListedLinkState, pushed: PushMessagesRequest, parts: Iterable[bytes]) -> Any:
     """Stores a node's answer with its parts; what the answer names as missing then is to be pushed part by part."""
     answer = fleet_handlers.push_messages(pushed, state)
     run_id, missing = pushed.messages_list[0].metadata.run_id, set(answer.objects_to_push)
@@ -284,16 +261,9 @@ def give(state: InMemoryLinkState, pushed: PushMessagesRequest, parts: Iterable[
     return answer
 
 
-def send_questions(
-    state: InMemoryLinkState, task: Task, pushed: PushAppMessagesRequest, parts: Iterable[bytes],
-    activations: dict[str, str],
-) -> Any:  # fmt: skip
-    """Stores a driver's questions with their parts, as `give` does, and notes their nodes' `activations`."""
-    with state.lock:  # so that no node connects between a question and this note
-        answer = runtime_handlers.push_messages(pushed, state, task)
-        for name, head in zip(answer.message_ids, pushed.messages_list, strict=True):
-            if (node := state.nodes.get(head.metadata.dst_node_id)) is not None and name:
-                activations[name] = node.last_activated_at
+def send_questions(state: ListedLinkState, task: Task, pushed: PushAppMessagesRequest, parts: Iterable[bytes]) -> Any:
+    """Stores a driver's questions with their parts, as `give` does."""
+    answer = runtime_handlers.push_messages(pushed, state, task)
     missing = set(answer.objects_to_push)
     for name, part in _named(parts):
         if name in missing and state.store_object(task.run_id, answer.session_id, name, part):
@@ -302,7 +272,7 @@ def send_questions(
     return answer
 
 
-def whole_answers(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
+def whole_answers(state: ListedLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
     """Claims answers to these questions of which every part is there, as many as `_ANSWERS` bytes, or one.
 
     Flower's own way says "offline" in place of an answer whose node has left since. A node that was removed answers
@@ -327,7 +297,7 @@ def whole_answers(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) -
     return chosen
 
 
-def unanswerable(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
+def unanswerable(state: ListedLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
     """Claims what Flower says in place of answers that will not come, or not whole: of expired questions and of nodes
     that are offline.
     """
@@ -341,7 +311,7 @@ def unanswerable(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) ->
         return state.get_message_res(hopeless, run_id) if hopeless else []
 
 
-def packed(state: InMemoryLinkState, answers: Iterable[Message]) -> list[bytes]:
+def packed(state: ListedLinkState, answers: Iterable[Message]) -> list[bytes]:
     """Frames of claimed answers: their heads and trees, then each part once. Drops them and their questions."""
     store, heads, trees = state.object_store, [], []
     parts: dict[str, bytes] = {}
@@ -365,21 +335,7 @@ def packed(state: InMemoryLinkState, answers: Iterable[Message]) -> list[bytes]:
     return [response.SerializeToString(), *parts.values()]
 
 
-def waiting_nodes(state: InMemoryLinkState, activations: dict[str, str]) -> list[int]:
-    """Nodes for which questions lie here that have not been handed out."""
-    drop_stale(state, activations)
-    with state.lock:
-        heads = [message.metadata for message in state.message_ins_store.values()]
-    return sorted({head.dst_node_id for head in heads if head.delivered_at == ""})
-
-
-def _is_waiting(state: InMemoryLinkState, node: int) -> bool:
-    with state.lock:
-        heads = (message.metadata for message in state.message_ins_store.values())
-        return any(head.dst_node_id == node and head.delivered_at == "" for head in heads)
-
-
-def _size(state: InMemoryLinkState, message_id: str) -> int | None:
+def _size(state: ListedLinkState, message_id: str) -> int | None:
     """Bytes of a message's parts; None while some of them have not come."""
     try:
         names = _names(state.object_store.get_object_tree(message_id))
@@ -410,18 +366,18 @@ def _read(kind: Any, content: bytes) -> Any:
         raise ValueError("not a protobuf message of this call") from err
 
 
-def _state(request: Request) -> InMemoryLinkState:
-    state: InMemoryLinkState = request.app.state.linkstate_factory.state()
+def _state(request: Request) -> ListedLinkState:
+    state: ListedLinkState = request.app.state.linkstate_factory.state()
     return state
 
 
-def _of_node(request: Request, message: Any) -> InMemoryLinkState:
+def _of_node(request: Request, message: Any) -> ListedLinkState:
     request.state.protobuf_request = message
     authenticate_node(request)
     return _state(request)
 
 
-def _of_task(request: Request) -> tuple[InMemoryLinkState, Task]:
+def _of_task(request: Request) -> tuple[ListedLinkState, Task]:
     state, tokens = _state(request), request.headers.getlist(TASK_TOKEN_HEADER)
     task = state.get_task_by_token(tokens[0]) if len(tokens) == 1 else None
     if task is None:
@@ -449,9 +405,10 @@ async def _body(receive: Receive, most: int) -> bytes:
 
 
 def main() -> None:
-    """Runs `flower-superlink` with `OneBody` around it."""
+    """Runs `flower-superlink` with `OneBody` around it, on a `ListedLinkState`."""
     secret = os.environ.pop(calls.SECRET_VARIABLE, "").encode()
     extensions.get_middleware = lambda: (Middleware(OneBody, secret=secret),)
+    linkstate_factory.InMemoryLinkState = ListedLinkState  # type: ignore[assignment, attr-defined]
     serve = uvicorn.run
 
     def run(*arguments: Any, **more: Any) -> None:

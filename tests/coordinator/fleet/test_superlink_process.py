@@ -18,7 +18,7 @@ from flwr.app import Message
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.server.superlink.linkstate import InMemoryLinkState
+from flwr.server.superlink.linkstate import linkstate_factory
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.task_identity import TaskIdentity
@@ -38,6 +38,7 @@ from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet import calls, flower, superlink_process
 from confide.coordinator.fleet.flower import Fleet, OneBodyGrid, open_grid
+from confide.coordinator.fleet.link_state import ListedLinkState
 from confide.coordinator.fleet.nodes import NodeFailure
 from confide.coordinator.fleet.superlink_process import OneBody, whole_answers
 from confide.coordinator.fleet.wake import PORT_VARIABLE
@@ -58,7 +59,7 @@ class Chain:
     def __init__(self, home: Path, pki: Pki, stack: ExitStack) -> None:
         self.home, self.pki, self._stack = home, pki, stack
         self.app = main.create_app()
-        self.state: InMemoryLinkState = self.app.state.linkstate_factory.state()
+        self.state: ListedLinkState = self.app.state.linkstate_factory.state()
         self.requests: list[str] = []
         self.superlink = serve_gate(self._counted, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=ROOMY)
         stack.callback(self.superlink.stop)
@@ -161,6 +162,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 @pytest.fixture
 def chain(pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chain]:
     monkeypatch.setattr(extensions, "get_middleware", lambda: (Middleware(OneBody, secret=SECRET.encode()),))
+    monkeypatch.setattr(linkstate_factory, "InMemoryLinkState", ListedLinkState)
     monkeypatch.setattr(vouching, "BEAT_S", 0.3)
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, None)
