@@ -55,7 +55,7 @@ def drive(home: Path, plan: dict[str, Any]) -> None:
     """A driver: at each line from the parent so many rounds; prints seconds and bytes, a line for each order."""
     names, update = json.loads((home / "register.json").read_text()), secrets.token_bytes(plan["bytes"])
     with open_grid(plan["port"], Pki.load(home).loopback_ca_path, plan["token"]) as grid:
-        fleet = Fleet(grid, names.get)
+        fleet = Fleet(grid, lambda: names)
         while len(fleet.online()) < len(names):
             time.sleep(0.2)
         print("ready", flush=True)

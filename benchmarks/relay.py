@@ -48,7 +48,7 @@ class Ends:
     def __init__(self, folder: Path, keys: Mapping[str, Ed25519PrivateKey], coordinator: str) -> None:
         self._folder, self._keys, self._coordinator = folder, keys, coordinator
 
-    def trust(self, site_of: Callable[[str], str | None]) -> None:
+    def trust(self, names: Callable[[], Mapping[str, str]]) -> None:
         """Whoever is asked is one of ours."""
 
     def online(self) -> set[str]:

@@ -158,7 +158,8 @@ def stock_round(grid: Grid, plan: dict) -> Callable[[], None]:
 def warm_round(grid: Grid, home: Path, plan: dict) -> Callable[[], None]:
     """A round of our own exchange."""
     update = np.random.default_rng(0).standard_normal(plan["bytes"] // 4).astype(np.float32)
-    fleet = Fleet(grid, json.loads((home / "register.json").read_text()).get)
+    names = json.loads((home / "register.json").read_text())
+    fleet = Fleet(grid, lambda: names)
     nodes = wait_until(fleet.online, plan)
 
     def one_round() -> None:

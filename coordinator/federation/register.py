@@ -313,6 +313,16 @@ class Register:
             node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
             return node.name if node is not None and node.revoked_at is None else None
 
+    def names_by_key(self) -> dict[str, str]:
+        """Names of the enrolled, unrevoked nodes by the fingerprints of their transport keys."""
+        with self._store.session() as session:
+            found = session.execute(
+                select(NodeRow.fingerprint, NodeRow.name).where(
+                    NodeRow.fingerprint.is_not(None), NodeRow.revoked_at.is_(None)
+                )
+            )
+            return {key: name for key, name in found if key is not None}
+
     def revoked_site(self, key: str) -> str | None:
         """Name of the node that had this transport key until it was revoked; None if there is none."""
         with self._store.session() as session:

@@ -7,7 +7,7 @@ poll all the time. Another transport is another class with these three methods:
 >>> from confide.client_node.wire.messages import Packet
 >>> from confide.coordinator.fleet import Fleet, NodeFailure
 >>> class Echo:
-...     def trust(self, site_of): self.site_of = site_of
+...     def trust(self, names): self.names = names
 ...     def online(self): return {"north"}
 ...     def ask(self, kind, requests, timeout, *, together=False):
 ...         for name, packet in requests.items():

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -104,20 +105,22 @@ _KEY_TAKEN = 23  # Flower's ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
 
 T = TypeVar("T")
 
+_fingerprint = lru_cache(maxsize=4096)(fingerprint)  # of the same keys many times in a round
+
 
 class Fleet:
     """The federation's nodes by name, for the driver of a run.
 
-    A node is identified by its enrolled key: `site_of` (transport key's fingerprint -> name, None if unknown or
+    A node is identified by its enrolled key: `names` (transport key's fingerprint -> name, without those that are
     revoked) comes from the coordinator's own register. The name that Flower keeps beside a node is never used.
     """
 
-    def __init__(self, carrier: "Carrier", site_of: Callable[[str], str | None] | None = None) -> None:
-        self._carrier, self._site_of = carrier, site_of
+    def __init__(self, carrier: "Carrier", names: Callable[[], Mapping[str, str]] | None = None) -> None:
+        self._carrier, self._names = carrier, names
 
-    def trust(self, site_of: Callable[[str], str | None]) -> None:
-        """Sets the register that maps keys to names; before, no node is known."""
-        self._site_of = site_of
+    def trust(self, names: Callable[[], Mapping[str, str]]) -> None:
+        """Sets the register that maps keys to names, and is read each time; before, no node is known."""
+        self._names = names
 
     def online(self) -> set[str]:
         """Names the nodes whose heartbeat has not lapsed."""
@@ -205,11 +208,11 @@ class Fleet:
         ]
 
     def _nodes(self) -> dict[str, "_Node"]:
-        if self._site_of is None:
+        if self._names is None:
             raise SuperLinkFailed("the fleet has no register of keys; call Fleet.trust first")
-        found: dict[str, _Node] = {}
+        found, names = dict[str, _Node](), self._names()
         for node in self._carrier.nodes():
-            name, is_online = self._site_of(fingerprint(node.public_key)), node.online_until > time.time()
+            name, is_online = names.get(_fingerprint(node.public_key)), node.online_until > time.time()
             if name is not None and (is_online or name not in found):
                 found[name] = _Node(node.node_id, is_online, node.last_activated_at)
         return found

@@ -28,8 +28,8 @@ class NodeFailure:
 class Fleet(Protocol):
     """The nodes of a federation by name."""
 
-    def trust(self, site_of: Callable[[str], str | None]) -> None:
-        """Sets the register that maps transport keys to names; before, no node is known."""
+    def trust(self, names: Callable[[], Mapping[str, str]]) -> None:
+        """Sets the register: transport keys' fingerprints and the names of their nodes; before, no node is known."""
 
     def online(self) -> set[str]:
         """Names the nodes whose heartbeat has not lapsed."""

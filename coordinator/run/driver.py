@@ -151,7 +151,7 @@ def _logged(home: Path, run_id: str) -> Iterator[None]:
 def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int, *, may_skip_leases: bool) -> RunContext:
     study = load_study(store.study(store.run(run_id).study))
     start, pki = study_start(home, study), Pki.load(home)
-    fleet.trust(Register(store, pki).site_of)
+    fleet.trust(Register(store, pki).names_by_key)
     return RunContext(
         fleet=fleet,
         store=store,

@@ -132,7 +132,7 @@ class FakeFleet:
     abstaining: tuple[str, ...] = ()  # sites that hold no records out
     homes: Path | None = None  # in which nodes keep what they countersigned; None if none countersigns
 
-    def trust(self, site_of: Callable[[str], str | None]) -> None: ...
+    def trust(self, names: Callable[[], Mapping[str, str]]) -> None: ...
 
     def online(self) -> set[str]:
         return {*SITES, *PARTIES}

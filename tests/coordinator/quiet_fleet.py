@@ -138,7 +138,7 @@ class QuietFleet:
     after: Callable[[str, str], None] = lambda kind, name: None
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def trust(self, site_of: Callable[[str], str | None]) -> None: ...
+    def trust(self, names: Callable[[], Mapping[str, str]]) -> None: ...
 
     def online(self) -> set[str]:
         return set(self.nodes)

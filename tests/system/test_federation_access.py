@@ -133,7 +133,7 @@ class Federation:
     def drive(self, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> list[dict[str, str]]:
         """What the nodes answered to each step of a run."""
         with open_grid(self.superlink.port, self.superlink.ca_path, self.superlink.submit().token) as grid:
-            fleet = Fleet(grid, self.known.get)
+            fleet = Fleet(grid, lambda: self.known)
             until(lambda: set(nodes) <= fleet.online(), 60)
             return [self._ask(fleet, number, step, nodes) for number, step in enumerate(steps)]
 

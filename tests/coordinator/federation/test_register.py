@@ -110,6 +110,7 @@ def test_whoever_holds_the_code_is_enrolled_under_the_operator_s_name_and_roles(
 def test_an_enrolled_key_is_known_at_once(office):
     office.enrol(office.invite())
     assert office.register.site_of(office.north.transport_fingerprint) == "north"
+    assert office.register.names_by_key()[office.north.transport_fingerprint] == "north"
     assert office.register.site_with_identity(office.north.identity_hex) == "north"
     assert office.register.revoked_site(office.north.transport_fingerprint) is None
 
@@ -117,6 +118,7 @@ def test_an_enrolled_key_is_known_at_once(office):
 def test_a_key_that_never_enrolled_is_unknown(office):
     office.invite()
     assert office.register.site_of(office.north.transport_fingerprint) is None
+    assert office.north.transport_fingerprint not in office.register.names_by_key()
     assert office.register.site_with_identity(office.north.identity_hex) is None
     assert office.register.revoked_site(office.north.transport_fingerprint) is None
 
@@ -210,6 +212,7 @@ def test_a_revoked_node_is_unknown_from_then_on(office):
     office.enrol(office.invite())
     office.register.revoke("north")
     assert office.register.site_of(office.north.transport_fingerprint) is None
+    assert office.north.transport_fingerprint not in office.register.names_by_key()
     assert office.register.site_with_identity(office.north.identity_hex) is None
     assert office.register.revoked_site(office.north.transport_fingerprint) == "north"
 

@@ -84,7 +84,7 @@ def fleet_with(keys: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Calla
 
     def make(**answers: Answer) -> tuple[Fleet, HeldCarrier]:
         carrier = HeldCarrier(keys, answers)
-        return Fleet(carrier, {fingerprint(key): name for name, key in keys.items()}.get), carrier
+        return Fleet(carrier, lambda: {fingerprint(key): name for name, key in keys.items()}), carrier
 
     return make
 
@@ -207,7 +207,7 @@ def test_who_is_online_is_decided_by_our_register(
 ) -> None:
     fleet, carrier = fleet_with()
     carrier.online[1].online_until = time.time() - 1
-    fleet.trust({fingerprint(keys["north"]): "north", fingerprint(keys["south"]): "south"}.get)
+    fleet.trust(lambda: {fingerprint(keys["north"]): "north", fingerprint(keys["south"]): "south"})
     assert fleet.online() == {"north"}  # south is silent, west is nobody's key
 
 

@@ -129,7 +129,7 @@ class Chain:
         assert token is not None
         grid = self._stack.enter_context(open_grid(self.superlink.port, self.pki.ca_path, token))
         assert isinstance(grid, OneBodyGrid)
-        return Fleet(grid, self.register.site_of)
+        return Fleet(grid, lambda: self.register.known)
 
     def fab(self) -> str:
         return self.state.store_fab(Fab("", b"nothing to run", {}))
