@@ -3,8 +3,8 @@
 Every connection begins as a stranger's. It has `Limits.head_s` seconds for its TLS handshake and the head of one
 request, which is held back until it is whole and small; the one answer ends it. Once the gate has verified an enrolled
 key on it, it is that key's: it leaves the strangers' places, stays open, and competes with this key's others only.
-Addresses that have shown an enrolled key within the hour have strangers' places of their own, so that a node's new
-connection gets in whatever comes from elsewhere.
+Addresses that have shown an enrolled key within the hour have strangers' places of their own, and one more for each
+such key, so that a node's new connection gets in whatever comes from elsewhere, and beside those of many others.
 
 HTTP itself, keep-alive and flow control are uvicorn's. No server in Python knows who is enrolled, counts connections by
 address or limits them before TLS, so this much is our own.
@@ -18,12 +18,11 @@ import ipaddress
 import re
 import socket
 import ssl
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from .crowd import Crowd, Limits, longest_idle
+from .crowd import Crowd, Homes, Limits, longest_idle
 from .refusals import RefusalLog
 
 KEEP_ALIVE_S = 30  # for an idle connection of an enrolled key
@@ -33,8 +32,6 @@ _GAP_S = 0.02  # between two strangers who enter, so that requests of nodes come
 _LATE = 20  # times as late as the gate is, the next stranger waits if many press in: nodes go first
 _LONGEST_GAP_S = 1.0  # which this makes at the most
 _PAUSE_S = 0.5  # when file descriptors have run out
-_HOME_S = 3600.0  # an address is a known one for so long after it showed an enrolled key
-_HOMES = 4096
 _SITE = 48  # bits; the largest IPv6 network that one customer commonly has
 # A node holds its request for most of a minute; if its machine is gone meanwhile, the kernel finds out in 15 s.
 _KERNEL_ASKS = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 2}
@@ -176,8 +173,8 @@ class Admission:
         self.serve, self.limits, self.log = serve, limits, RefusalLog()
         self._listener, self._tls = listener, tls
         self._elsewhere: Crowd[Visit] = Crowd(limits)
-        self._at_home: Crowd[Visit] = Crowd(limits)  # of addresses that have shown an enrolled key
-        self._homes: dict[str, float] = {}  # address -> until when it is a known one; in order of that
+        self._homes = Homes()
+        self._at_home: Crowd[Visit] = Crowd(limits, homes=self._homes)
         self._crowds: dict[Visit, Crowd[Visit]] = {}
         self._known: dict[str, dict[Visit, None]] = {}  # connections of each key, in order of age
         self._tasks: set[asyncio.Task[None]] = set()
@@ -210,10 +207,7 @@ class Admission:
         """Counts a connection as one of `key` from now on; the key's longest idle one goes if it has too many."""
         if crowd := self._crowds.pop(visit, None):
             crowd.leave(visit, is_known=True)
-        self._homes.pop(visit.address, None)
-        self._homes[visit.address] = time.monotonic() + _HOME_S
-        if len(self._homes) > _HOMES:
-            del self._homes[next(iter(self._homes))]
+        self._homes.note(visit.address, key)
         siblings = self._known.setdefault(key, {})
         if len(siblings) >= self.limits.per_key:
             goes = longest_idle(siblings)
@@ -255,8 +249,7 @@ class Admission:
             self._loop.add_reader(self._listener, self._accept)
 
     def _queue(self, visit: Visit) -> None:
-        is_home = self._homes.get(visit.address, 0.0) > time.monotonic()
-        crowd = self._crowds[visit] = self._at_home if is_home else self._elsewhere
+        crowd = self._crowds[visit] = self._at_home if self._homes.keys_at(visit.address) else self._elsewhere
         self._give_way(crowd.arrive(visit))
         if crowd not in self._is_due:
             self._call(crowd, max(self._due.get(crowd, 0.0), self._loop.time()))

@@ -8,12 +8,15 @@ that holds all it may, else one of the network that holds most.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 _TURNOVER_S = 4.0  # in which all places may be taken anew; an honest stranger needs two round trips
 _LINES = 4  # full lines, over all addresses
+_HOME_S = 3600.0  # an address is a known one for so long after it showed an enrolled key
+_HOMES = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +44,49 @@ class Guest(Protocol):
 
     def turn_out(self) -> None:
         """Closes the connection at once."""
+
+
+class Homes:
+    """Addresses that have shown enrolled keys within the hour, and how many keys each.
+
+    A node alone at its address needs few places. A thousand nodes come at once when a round asks them all, perhaps from
+    one address, and all of them begin as strangers: each key makes room for one more. Nobody without a key can add any.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: dict[tuple[str, str], float] = {}  # (address, key), in order of when they are forgotten
+        self._keys: Counter[str] = Counter()  # of each address
+
+    def note(self, address: str, key: str) -> None:
+        """Notes that a key was shown from an address."""
+        self._forget()
+        if self._until.pop((address, key), None) is None:
+            self._keys[address] += 1
+        self._until[address, key] = self._clock() + _HOME_S
+        if len(self._until) > _HOMES:
+            self._drop(next(iter(self._until)))
+
+    def keys_at(self, address: str) -> int:
+        """Number of keys that this address has shown."""
+        self._forget()
+        return self._keys[address]
+
+    def __len__(self) -> int:
+        """Number of keys, counted at each of their addresses."""
+        self._forget()
+        return len(self._until)
+
+    def _forget(self) -> None:
+        now = self._clock()
+        while self._until and (first := next(iter(self._until))) and self._until[first] <= now:
+            self._drop(first)
+
+    def _drop(self, pair: tuple[str, str]) -> None:
+        del self._until[pair]
+        self._keys[pair[0]] -= 1
+        if not self._keys[pair[0]]:
+            del self._keys[pair[0]]
 
 
 G = TypeVar("G", bound=Guest)
@@ -102,10 +148,17 @@ def _size(network: dict[str, dict[G, None]]) -> int:
 
 
 class Crowd(Generic[G]):
-    """Strangers who compete for the same places."""
+    """Strangers who compete for the same places.
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        homes: of a crowd of known addresses: each of their keys makes room for one more.
+    """
+
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float] = time.monotonic, *, homes: Homes | None = None
+    ) -> None:
         self._limits, self._clock = limits, clock
+        self._homes = Homes(clock) if homes is None else homes  # an empty one is false
         self._lines: _Groups[G] = _Groups()
         self._inside: _Groups[G] = _Groups()
         self._entries, self._counted_at = float(limits.in_all), clock()  # entries that are free now
@@ -114,10 +167,10 @@ class Crowd(Generic[G]):
         """Puts a newcomer in line; returns whoever must leave because lines are full: he himself, or the last of the
         longest line. Among equals it is the line whose turn comes last: who has waited for longest stays.
         """
-        if len(self._lines.neighbours(guest)) >= self._limits.per_address:
+        if len(self._lines.neighbours(guest)) >= self._room_at(guest.address):
             return guest
         self._lines.add(guest)
-        if len(self._lines) <= _LINES * self._limits.per_address:
+        if len(self._lines) <= _LINES * self._limits.per_address + len(self._homes):
             return None
         last = next(reversed(self._lines.largest(last_of_equals=True)))
         self.leave(last)
@@ -131,9 +184,9 @@ class Crowd(Generic[G]):
         self._entries -= 1
         guest = self._lines.take_turn()
         inside, leaves = self._inside.neighbours(guest), None
-        if len(inside) >= self._limits.per_address:
+        if len(inside) >= self._room_at(guest.address):
             leaves = longest_idle(inside)
-        elif len(self._inside) >= self._limits.in_all:
+        elif len(self._inside) >= self._in_all:
             leaves = longest_idle(self._inside.largest())
         if leaves is not None:
             self.leave(leaves)
@@ -150,19 +203,26 @@ class Crowd(Generic[G]):
     def wait_s(self) -> float | None:
         """Seconds until the next in line may enter; None if nobody is in line."""
         self._count_entries()
-        return max(0.0, (1 - self._entries) * _TURNOVER_S / self._limits.in_all) if self._lines else None
+        return max(0.0, (1 - self._entries) * _TURNOVER_S / self._in_all) if self._lines else None
 
     @property
     def is_pressed(self) -> bool:
         """True if more than a quarter of the entries went to strangers who have not turned out to be known."""
         self._count_entries()
-        return self._entries < 0.75 * self._limits.in_all
+        return self._entries < 0.75 * self._in_all
 
     def everyone(self) -> list[G]:
         """All guests, in line and inside."""
         return [*self._lines, *self._inside]
 
+    @property
+    def _in_all(self) -> int:
+        return self._limits.in_all + len(self._homes)
+
+    def _room_at(self, address: str) -> int:
+        return self._limits.per_address + self._homes.keys_at(address)
+
     def _count_entries(self) -> None:
-        now = self._clock()
-        gained = (now - self._counted_at) * self._limits.in_all / _TURNOVER_S
-        self._entries, self._counted_at = min(float(self._limits.in_all), self._entries + gained), now
+        now, most = self._clock(), self._in_all
+        gained = (now - self._counted_at) * most / _TURNOVER_S
+        self._entries, self._counted_at = min(float(most), self._entries + gained), now

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from confide.coordinator.gateway.crowd import Crowd, Limits, longest_idle
+from confide.coordinator.gateway.crowd import _HOME_S, _HOMES, Crowd, Homes, Limits, longest_idle
 
 from .played import Clock
 
@@ -44,6 +44,39 @@ def let_in(crowd: Crowd[Caller]) -> list[Caller]:
     while entry := crowd.enter():
         entries.append(entry[0])
     return entries
+
+
+def test_each_key_that_an_address_has_shown_makes_room_for_one_more(clock: Clock) -> None:
+    homes = Homes(clock)
+    crowd: Crowd[Caller] = Crowd(Limits(per_address=3), clock, homes=homes)
+    for number in range(20):
+        homes.note("a", f"key {number}")
+    homes.note("b", "key 0")
+    callers = arrive(crowd, *("a" * 23), *("b" * 4))
+    assert crowd.arrive(late := Caller("a")) is late
+    assert crowd.arrive(late := Caller("b")) is late
+    clock.now += 4
+    assert set(let_in(crowd)) == set(callers)  # 6 + 21 places
+    arrive(crowd, "a", "b")
+    clock.now += 4
+    entered, leaves = crowd.enter() or pytest.fail("there are entries")
+    assert (entered.address, leaves) == ("a", callers[0])  # as many as its keys allow for
+
+
+def test_keys_are_forgotten_within_the_hour_and_count_once_at_an_address(clock: Clock) -> None:
+    homes = Homes(clock)
+    homes.note("a", "x")
+    clock.now += _HOME_S / 2
+    homes.note("a", "x")
+    homes.note("a", "y")
+    assert (homes.keys_at("a"), homes.keys_at("b"), len(homes)) == (2, 0, 2)
+    clock.now += _HOME_S / 2 + 1
+    assert homes.keys_at("a") == 2
+    clock.now += _HOME_S / 2
+    assert (homes.keys_at("a"), len(homes)) == (0, 0)
+    for number in range(_HOMES + 5):
+        homes.note(f"address {number}", "x")
+    assert (len(homes), homes.keys_at("address 4"), homes.keys_at("address 5")) == (_HOMES, 0, 1)
 
 
 def test_whoever_comes_while_there_is_room_enters_at_once(crowd: Crowd[Caller]) -> None:
