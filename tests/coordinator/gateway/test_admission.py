@@ -142,6 +142,21 @@ def test_an_enrolled_node_gets_through_while_strangers_of_its_address_hold_all_t
     assert all(stranger.wait_for_end() for stranger in held[:4])
 
 
+def test_nodes_that_share_an_address_make_room_for_each_other(gate: Gate) -> None:
+    server = gate.open(per_address=2)
+    second = gate.nodes["stranger"].transport_fingerprint
+    assert gate.app is not None
+    gate.register.known[second], gate.app._node_ids[second] = "south", 7
+    assert [gate.call(server).ask(node) for node in gate.nodes.values()] == [200, 200]
+    held = [gate.call(server) for _ in range(4)]
+    for stranger in held:
+        stranger.link.settimeout(0.2)
+        assert not stranger.wait_for_end()
+    gate.call(server)
+    held[0].link.settimeout(PATIENT_S)
+    assert held[0].wait_for_end()
+
+
 def test_strangers_from_elsewhere_leave_the_places_of_a_known_address_alone(gate: Gate) -> None:
     server = gate.open(per_address=4)
     with Caller(server.port) as first:
