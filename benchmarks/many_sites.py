@@ -18,11 +18,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from confide.client_node.approval import peers
 from confide.client_node.approval.charges import open_ledger
 from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.approval.study_decisions import approve_study, fetch, propose
@@ -162,6 +164,8 @@ def serve(folder: Path, names: Sequence[str]) -> None:
     """Serves some sites, each in a thread, until this process is told to end."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     stop, start = threading.Event(), np.load(folder / START)
+    # As many as all of them keep, each in a process of its own.
+    peers._read = lru_cache(maxsize=4 * A_PROCESS)(peers._read.__wrapped__)  # type: ignore[attr-defined]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threads = [

@@ -6,6 +6,7 @@ Each type states its rule in words that follow `KEY is VALUE; it must be`.
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
@@ -52,11 +53,16 @@ def matches(pattern: str, text: str) -> AfterValidator:
     """Makes a validator for text that `pattern` matches as a whole; `text` states the rule in words."""
 
     def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
+        if not _compiled(pattern).fullmatch(value):
             raise rule(text)
         return value
 
     return AfterValidator(check)
+
+
+@cache  # where `re` looks a pattern up for longer than it takes to match a key
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
 
 
 def one_line(text: str) -> str:
