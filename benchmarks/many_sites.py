@@ -4,12 +4,14 @@
 
 Coordinator and aggregators are real. So are the sites but for their model: each has its home, keys, ledger, approvals
 and outbox, speaks the real protocol, charges and seals, and takes every server step; in place of a model that trains it
-has one that draws noise. Up to 50 of them share a process, each in a thread of its own.
+has one that draws noise. Up to 50 of them share a process, each in a thread of its own. These processes give way to
+those of coordinator and aggregators, which would have machines of their own.
 """
 
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -163,6 +165,7 @@ backbone = {{directory = "{folder / "backbone"}"}}
 def serve(folder: Path, names: Sequence[str]) -> None:
     """Serves some sites, each in a thread, until this process is told to end."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    os.nice(19)
     stop, start = threading.Event(), np.load(folder / START)
     # As many as all of them keep, each in a process of its own.
     peers._read = lru_cache(maxsize=4 * A_PROCESS)(peers._read.__wrapped__)  # type: ignore[attr-defined]

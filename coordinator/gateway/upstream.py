@@ -8,7 +8,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 _IDLE_S = 60.0  # the SuperLink closes after 75 s; a request must never meet a closing connection
@@ -33,12 +33,18 @@ class Upstream:
         self._idle: list[tuple[float, Connection]] = []
         self._slots = asyncio.Semaphore(_CONNECTIONS)
 
-    async def post(self, path: str, headers: Headers, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Sends a POST request; returns status, headers and body of the answer. Raises `UpstreamAway`."""
+    async def post(
+        self, path: str, headers: Headers, body: bytes, *, first: bool = False
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Sends a POST request; returns status, headers and body of the answer. Raises `UpstreamAway`.
+
+        Args:
+            first: it goes at once, past those that wait for one of the connections.
+        """
         head = [b"POST %b HTTP/1.1" % path.encode("ascii"), b"host: %b" % self._host.encode("ascii")]
         head += [b"%b: %b" % pair for pair in headers]
         head += [b"content-length: %d" % len(body), b"", b""]
-        async with self._slots:
+        async with nullcontext() if first else self._slots:
             try:
                 async with asyncio.timeout(_ANSWER_S):
                     return await self._exchange(b"\r\n".join(head), body)

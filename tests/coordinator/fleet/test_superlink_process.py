@@ -1,5 +1,6 @@
 """Questions and answers in one body: Flower's own SuperLink with our calls, the gate and nodes, all in this process."""
 
+import asyncio
 import datetime as dt
 import json
 import secrets
@@ -496,8 +497,8 @@ def test_a_beat_in_flight_does_not_send_a_node_away_that_has_just_connected(
     beats, upstream, node = chain.gate_app._vouching, chain.gate_app._upstream, chain.node_id("north")
     post, told = upstream.post, threading.Event()
 
-    async def late(path: str, headers: Any, body: bytes) -> Any:
-        answer = await post(path, headers, body)
+    async def late(path: str, headers: Any, body: bytes, *, first: bool = False) -> Any:
+        answer = await post(path, headers, body, first=first)
         if path == calls.BEATS and node in calls.Beats.model_validate_json(answer[2]).unknown:
             beats.connect(node)  # as when it connects while this answer is on its way
             told.set()
@@ -512,12 +513,19 @@ def test_a_beat_in_flight_does_not_send_a_node_away_that_has_just_connected(
     assert not beats.is_forgotten(node)
 
 
+def test_a_beat_does_not_wait_behind_the_polls_of_many_nodes(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain.serve_and_drive()
+    monkeypatch.setattr(chain.gate_app._upstream, "_slots", asyncio.Semaphore(0))  # as while all connections are taken
+    chain.requests.clear()
+    until(lambda: chain.requests.count(calls.BEATS) > 1)
+
+
 def test_no_error_ends_the_beats(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream, failed = chain.gate_app._upstream, threading.Event()
 
-    async def odd(*_: Any) -> Any:
+    async def odd(*_: Any, **__: Any) -> Any:
         failed.set()
         raise LookupError("nobody's")
 
