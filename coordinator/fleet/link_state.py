@@ -80,10 +80,14 @@ class ListedLinkState(InMemoryLinkState):
         return node_id in self._waiting
 
     def waited_for(self) -> list[int]:
-        """Lists the nodes for which questions lie here that have not been handed out and are not too old."""
+        """Lists the nodes for which questions lie here that have not been handed out.
+
+        Deletes all questions that are too old, as Flower's own does at any poll: nobody else asks for those of a run
+        that is over.
+        """
         with self.lock:
-            for node_id, names in list(self._waiting.items()):
-                self._check_stored_messages(set(names))
+            self._check_stored_messages(set(self.message_ins_store))
+            for node_id in list(self._waiting):
                 self.drop_stale(node_id)
             return sorted(self._waiting)
 

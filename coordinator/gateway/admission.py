@@ -1,10 +1,11 @@
 """Accepts connections and keeps them in bounds before anyone has shown a key.
 
-Every connection begins as a stranger's. It has `Limits.head_s` seconds for its TLS handshake and the head of one
-request, which is held back until it is whole and small; the one answer ends it. Once the gate has verified an enrolled
-key on it, it is that key's: it leaves the strangers' places, stays open, and competes with this key's others only.
-Addresses that have shown an enrolled key within the hour have strangers' places of their own, and one more for each
-such key, so that a node's new connection gets in whatever comes from elsewhere, and beside those of many others.
+Every connection begins as a stranger's. It waits in line for `Limits.head_s` seconds at the most, and has as many for
+its TLS handshake and the head of one request, which is held back until it is whole and small; the one answer ends it.
+Once the gate has verified an enrolled key on it, it is that key's: it leaves the strangers' places, stays open, and
+competes with this key's others only. Addresses that have shown an enrolled key within the hour have strangers' places
+of their own, and one more for each such key, so that a node's new connection gets in whatever comes from elsewhere, and
+beside those of many others.
 
 HTTP itself, keep-alive and flow control are uvicorn's. No server in Python knows who is enrolled, counts connections by
 address or limits them before TLS, so this much is our own.
@@ -28,7 +29,6 @@ from .refusals import RefusalLog
 KEEP_ALIVE_S = 30  # for an idle connection of an enrolled key
 _CLOSING_S = 2.0  # for the other side to end TLS; then the connection is cut
 _BATCH = 64  # connections accepted at a time, so that a flood of them leaves time for others
-_GAP_S = 0.02  # between two strangers who enter, so that requests of nodes come in between
 _LATE = 20  # times as late as the gate is, the next stranger waits if many press in: nodes go first
 _LONGEST_GAP_S = 1.0  # which this makes at the most
 _PAUSE_S = 0.5  # when file descriptors have run out
@@ -60,6 +60,12 @@ class Visit(asyncio.Protocol):
         self.is_in_line, self.is_over, self._is_answered = True, False, False
         self._timer = asyncio.get_running_loop().call_later(admission.limits.head_s, self._too_late)
 
+    def enters(self) -> None:
+        """Notes that the wait in line is over: handshake and head have all their time."""
+        self.is_in_line = False
+        self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._admission.limits.head_s, self._too_late)
+
     def begins(self) -> None:
         """Notes that a whole head has come."""
         self._timer.cancel()
@@ -77,6 +83,8 @@ class Visit(asyncio.Protocol):
         if self.key is None and not self.is_over:
             self._admission.recognise(self, key)
             self.key = key
+        elif self.key is not None:
+            self._admission.homes.note(self.address, self.key)
 
     def turn_out(self) -> None:
         """Closes the connection at once."""
@@ -150,10 +158,11 @@ class Visit(asyncio.Protocol):
         self.turn_out()  # at once: who sends without end would fill buffers while TLS ends
 
     def _too_late(self) -> None:
-        if not self.is_in_line:  # else it is the crowd's fault, of which the log tells
-            self._admission.log.stranger(
-                "slow", self.address, "%s sent no whole request in %g s", self.host, self._admission.limits.head_s
-            )
+        log, patience = self._admission.log, self._admission.limits.head_s
+        if self.is_in_line:
+            log.stranger("crowd", self.address, "%s has waited for its turn for %g s", self.host, patience)
+        else:
+            log.stranger("slow", self.address, "%s sent no whole request in %g s", self.host, patience)
         self.turn_out()
 
 
@@ -173,8 +182,8 @@ class Admission:
         self.serve, self.limits, self.log = serve, limits, RefusalLog()
         self._listener, self._tls = listener, tls
         self._elsewhere: Crowd[Visit] = Crowd(limits)
-        self._homes = Homes()
-        self._at_home: Crowd[Visit] = Crowd(limits, homes=self._homes)
+        self.homes = Homes()
+        self._at_home: Crowd[Visit] = Crowd(limits, homes=self.homes)
         self._crowds: dict[Visit, Crowd[Visit]] = {}
         self._known: dict[str, dict[Visit, None]] = {}  # connections of each key, in order of age
         self._tasks: set[asyncio.Task[None]] = set()
@@ -207,7 +216,7 @@ class Admission:
         """Counts a connection as one of `key` from now on; the key's longest idle one goes if it has too many."""
         if crowd := self._crowds.pop(visit, None):
             crowd.leave(visit, is_known=True)
-        self._homes.note(visit.address, key)
+        self.homes.note(visit.address, key)
         siblings = self._known.setdefault(key, {})
         if len(siblings) >= self.limits.per_key:
             goes = longest_idle(siblings)
@@ -249,7 +258,7 @@ class Admission:
             self._loop.add_reader(self._listener, self._accept)
 
     def _queue(self, visit: Visit) -> None:
-        crowd = self._crowds[visit] = self._at_home if self._homes.keys_at(visit.address) else self._elsewhere
+        crowd = self._crowds[visit] = self._at_home if self.homes.keys_at(visit.address) else self._elsewhere
         self._give_way(crowd.arrive(visit))
         if crowd not in self._is_due:
             self._call(crowd, max(self._due.get(crowd, 0.0), self._loop.time()))
@@ -266,10 +275,10 @@ class Admission:
         if (entry := crowd.enter()) is not None:
             visit, leaves = entry
             self._give_way(leaves)
-            visit.is_in_line = False
+            visit.enters()
             self._start(self._greet(visit))
         self._is_due.discard(crowd)
-        self._due[crowd] = now + max(crowd.wait_s() or 0.0, min(_LATE * late, _LONGEST_GAP_S), _GAP_S)
+        self._due[crowd] = now + max(crowd.wait_s() or 0.0, min(_LATE * late, _LONGEST_GAP_S), crowd.gap_s)
         if crowd.wait_s() is not None:
             self._call(crowd, self._due[crowd])
 

@@ -1,7 +1,8 @@
 """Decides which strangers may stay: connections on which nobody has shown an enrolled key yet.
 
-A TLS handshake costs a millisecond of processor time and a connection 300 KiB of memory. So strangers have a fixed
-number of places, and a fixed number of them enters in a second. Whoever comes waits in the line of his address.
+A TLS handshake costs a millisecond of processor time and a connection 300 KiB of memory. So strangers have so many
+places, and so many of them enter in a second: a number that is fixed but for addresses at which enrolled keys are at
+home, where each of these makes room for one more. Whoever comes waits in the line of his address.
 Networks take turns, and so do the lines of one network: neither one address nor all those of an IPv6 /48 keep others
 out. If all places are taken, the stranger who has been idle for longest gives up his: one of the newcomer's address if
 that holds all it may, else one of the network that holds most.
@@ -16,7 +17,9 @@ from typing import Generic, Protocol, TypeVar
 _TURNOVER_S = 4.0  # in which all places may be taken anew; an honest stranger needs two round trips
 _LINES = 4  # full lines, over all addresses
 _HOME_S = 3600.0  # an address is a known one for so long after it showed an enrolled key
-_HOMES = 4096
+_HOMES = 4096  # pairs of an address and a key
+_HOMES_OF_A_KEY = 4  # the latest; a node may have several ways out
+_GAP_S, _LEAST_GAP_S = 0.02, 0.01  # between two who enter, so that requests of nodes come in between
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,13 +60,19 @@ class Homes:
         self._clock = clock
         self._until: dict[tuple[str, str], float] = {}  # (address, key), in order of when they are forgotten
         self._keys: Counter[str] = Counter()  # of each address
+        self._addresses: dict[str, dict[str, None]] = {}  # of each key, the latest last
 
     def note(self, address: str, key: str) -> None:
         """Notes that a key was shown from an address."""
         self._forget()
-        if self._until.pop((address, key), None) is None:
-            self._keys[address] += 1
+        if (address, key) in self._until:
+            self._drop((address, key))
         self._until[address, key] = self._clock() + _HOME_S
+        self._keys[address] += 1
+        addresses = self._addresses.setdefault(key, {})
+        addresses[address] = None
+        if len(addresses) > _HOMES_OF_A_KEY:
+            self._drop((next(iter(addresses)), key))
         if len(self._until) > _HOMES:
             self._drop(next(iter(self._until)))
 
@@ -83,10 +92,13 @@ class Homes:
             self._drop(first)
 
     def _drop(self, pair: tuple[str, str]) -> None:
-        del self._until[pair]
-        self._keys[pair[0]] -= 1
-        if not self._keys[pair[0]]:
-            del self._keys[pair[0]]
+        address, key = pair
+        del self._until[pair], self._addresses[key][address]
+        self._keys[address] -= 1
+        if not self._keys[address]:
+            del self._keys[address]
+        if not self._addresses[key]:
+            del self._addresses[key]
 
 
 G = TypeVar("G", bound=Guest)
@@ -103,12 +115,13 @@ class _Groups(Generic[G]):
 
     def __init__(self) -> None:
         self._networks: dict[str, dict[str, dict[G, None]]] = {}
+        self._count = 0
 
     def __iter__(self) -> Iterator[G]:
         return (guest for network in self._networks.values() for group in network.values() for guest in group)
 
     def __len__(self) -> int:
-        return sum(map(_size, self._networks.values()))
+        return self._count
 
     def neighbours(self, guest: G) -> dict[G, None]:
         """Guests of this one's address."""
@@ -116,12 +129,14 @@ class _Groups(Generic[G]):
 
     def add(self, guest: G) -> None:
         """Adds a guest as the youngest."""
+        self._count += guest not in self.neighbours(guest)
         self._networks.setdefault(guest.network, {}).setdefault(guest.address, {})[guest] = None
 
     def remove(self, guest: G) -> None:
         """Removes a guest, if he is here."""
         if guest in (group := self.neighbours(guest)):
             del group[guest]
+            self._count -= 1
             network = self._networks[guest.network]
             if not group:
                 del network[guest.address]
@@ -161,7 +176,7 @@ class Crowd(Generic[G]):
         self._homes = Homes(clock) if homes is None else homes  # an empty one is false
         self._lines: _Groups[G] = _Groups()
         self._inside: _Groups[G] = _Groups()
-        self._entries, self._counted_at = float(limits.in_all), clock()  # entries that are free now
+        self._spent, self._counted_at = 0.0, clock()  # entries that are not free yet
 
     def arrive(self, guest: G) -> G | None:
         """Puts a newcomer in line; returns whoever must leave because lines are full: he himself, or the last of the
@@ -170,7 +185,7 @@ class Crowd(Generic[G]):
         if len(self._lines.neighbours(guest)) >= self._room_at(guest.address):
             return guest
         self._lines.add(guest)
-        if len(self._lines) <= _LINES * self._limits.per_address + len(self._homes):
+        if len(self._lines) <= min(_LINES * self._limits.per_address + len(self._homes), self._most_in_time):
             return None
         last = next(reversed(self._lines.largest(last_of_equals=True)))
         self.leave(last)
@@ -179,9 +194,9 @@ class Crowd(Generic[G]):
     def enter(self) -> tuple[G, G | None] | None:
         """Gives a place to the next in line, if one may enter now; returns him and whoever gives up a place for him."""
         self._count_entries()
-        if not self._lines or self._entries < 1:
+        if not self._lines or self._in_all - self._spent < 1:
             return None
-        self._entries -= 1
+        self._spent += 1
         guest = self._lines.take_turn()
         inside, leaves = self._inside.neighbours(guest), None
         if len(inside) >= self._room_at(guest.address):
@@ -198,18 +213,24 @@ class Crowd(Generic[G]):
         self._lines.remove(guest)
         self._inside.remove(guest)
         if is_known:
-            self._entries += 1
+            self._spent -= 1
 
     def wait_s(self) -> float | None:
         """Seconds until the next in line may enter; None if nobody is in line."""
         self._count_entries()
-        return max(0.0, (1 - self._entries) * _TURNOVER_S / self._in_all) if self._lines else None
+        due = (1 + self._spent - self._in_all) * _TURNOVER_S / self._in_all
+        return max(0.0, due) if self._lines else None
+
+    @property
+    def gap_s(self) -> float:
+        """Seconds between two who enter, at least; fewer where many keys are at home."""
+        return max(_LEAST_GAP_S, _GAP_S * self._limits.in_all / self._in_all)
 
     @property
     def is_pressed(self) -> bool:
         """True if more than a quarter of the entries went to strangers who have not turned out to be known."""
         self._count_entries()
-        return self._entries < 0.75 * self._in_all
+        return self._spent > self._in_all / 4
 
     def everyone(self) -> list[G]:
         """All guests, in line and inside."""
@@ -219,10 +240,15 @@ class Crowd(Generic[G]):
     def _in_all(self) -> int:
         return self._limits.in_all + len(self._homes)
 
+    @property
+    def _most_in_time(self) -> int:
+        """How many can enter before the last in line would have waited for as long as he may."""
+        return int(self._limits.head_s / self.gap_s)
+
     def _room_at(self, address: str) -> int:
         return self._limits.per_address + self._homes.keys_at(address)
 
     def _count_entries(self) -> None:
         now, most = self._clock(), self._in_all
         gained = (now - self._counted_at) * most / _TURNOVER_S
-        self._entries, self._counted_at = min(float(most), self._entries + gained), now
+        self._spent, self._counted_at = max(0.0, self._spent - gained), now

@@ -98,6 +98,8 @@ def test_nodes_take_what_flowers_own_state_would_hand_out(steps: list[tuple[Any,
     }
     assert isinstance(own.state, ListedLinkState)
     assert own.state.waited_for() == sorted(waiting)
+    assert own.state.num_message_ins() == flowers.state.num_message_ins()
+    assert len(own.state._activations) == own.state.num_message_ins()
     assert [own.state.is_waited_for(node) for node in own.nodes] == [node in waiting for node in own.nodes]
     for node in range(NODES):
         assert own.take(node, None) == flowers.take(node, None)

@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from confide.coordinator.gateway.crowd import _HOME_S, _HOMES, Crowd, Homes, Limits, longest_idle
+from confide.coordinator.gateway.crowd import (
+    _HOME_S,
+    _HOMES,
+    _HOMES_OF_A_KEY,
+    _LEAST_GAP_S,
+    Crowd,
+    Homes,
+    Limits,
+    longest_idle,
+)
 
 from .played import Clock
 
@@ -75,8 +84,36 @@ def test_keys_are_forgotten_within_the_hour_and_count_once_at_an_address(clock: 
     clock.now += _HOME_S / 2
     assert (homes.keys_at("a"), len(homes)) == (0, 0)
     for number in range(_HOMES + 5):
-        homes.note(f"address {number}", "x")
+        homes.note(f"address {number}", f"key {number}")
     assert (len(homes), homes.keys_at("address 4"), homes.keys_at("address 5")) == (_HOMES, 0, 1)
+
+
+def test_one_key_makes_room_at_few_addresses(clock: Clock) -> None:
+    homes = Homes(clock)
+    homes.note("a", "another's")
+    for number in range(100):
+        homes.note(str(number), "x")
+    assert len(homes) == 1 + _HOMES_OF_A_KEY
+    assert homes.keys_at("a") == homes.keys_at("99") == 1
+    assert not homes.keys_at("0")
+
+
+def test_a_line_is_no_longer_than_can_enter_before_its_last_must_go(clock: Clock) -> None:
+    homes = Homes(clock)
+    crowd: Crowd[Caller] = Crowd(Limits(head_s=2.0), clock, homes=homes)
+    for number in range(1000):
+        homes.note("a", str(number))
+    assert crowd.gap_s == _LEAST_GAP_S
+    turned_away = [crowd.arrive(Caller("a")) for _ in range(1000)]
+    assert sum(each is None for each in turned_away) == 2.0 / _LEAST_GAP_S
+
+
+def test_keys_that_come_do_not_make_a_crowd_press(clock: Clock) -> None:
+    homes = Homes(clock)
+    crowd: Crowd[Caller] = Crowd(Limits(per_address=3), clock, homes=homes)
+    for number in range(30):
+        homes.note("a", str(number))
+    assert not crowd.is_pressed
 
 
 def test_whoever_comes_while_there_is_room_enters_at_once(crowd: Crowd[Caller]) -> None:
