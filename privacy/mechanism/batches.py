@@ -30,8 +30,8 @@ from ...models.adapters import AdaptedModel
 from ...models.tokens import words_of
 from .sampling import Integers
 
-_SHORTEST, _SHORTEST_OF_SHORT = 16, 8  # tokens, to which shorter records are padded
-_SHORT = 32  # tokens of a study's longest record up to which shorter shapes are worth the time to try them
+_SHORTEST, _SHORTEST_OF_FEW = 16, 8  # tokens, to which shorter records are padded
+_FEW = range(17, 33)  # longest shapes for which there are so few that shorter ones are worth the time to try them
 _TOKENS = 2048  # of a batch: more costs memory and blank rows, less costs calls
 _ROWS = 64  # of a batch, for the same reasons
 _SIZES = 4  # numbers of rows for a length: each half of the one before
@@ -185,7 +185,7 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
     wanted = {length: _sizes(length, max_rows, max_records) for length in lengths}
     if _has_foreign_experts(adapted):
         return ONE_BY_ONE
-    threads = torch.get_num_threads()
+    threads, needed = torch.get_num_threads(), {length for length in wanted if length >= _SHORTEST}
     # Vector registers fit into the parts of threads of which there are a power of two, not of three or six.
     for count in sorted({1, 1 << (threads.bit_length() - 1), threads}, reverse=True):
         with thread_count(count), tiles_seen() as seen, _one_layer_of_each_kind(adapted):
@@ -194,7 +194,7 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
         with thread_count(count):
             is_tiled = all(tiles_agree(factor) for factor in seen)
         found = {length: sizes for length, sizes in agreeing.items() if sizes and is_tiled}
-        if len(found) == len(wanted):
+        if needed <= found.keys():  # what is shorter fits into these, too
             return BatchShapes(found, count)
     return BatchShapes(found, 1) if found else ONE_BY_ONE
 
@@ -213,7 +213,7 @@ def thread_count(count: int | None) -> Iterator[None]:
 def _lengths(max_tokens: int) -> list[int]:
     """Powers of two and numbers halfway between, below the study's longest record, and a multiple of 8 for that."""
     longest = max(_SHORTEST, -(-(max_tokens + 1) // 8) * 8)
-    shortest = _SHORTEST if longest > _SHORT else _SHORTEST_OF_SHORT
+    shortest = _SHORTEST_OF_FEW if longest in _FEW else _SHORTEST
     steps = (shortest << doublings >> 1 for doublings in range(1, longest.bit_length()))
     shorter = (length for step in steps for length in (step, step + step // 2))
     return [*(length for length in shorter if 4 * length <= 3 * longest), longest]
@@ -292,8 +292,10 @@ def _collected(adapted: AdaptedModel, ids_RT: Tensor) -> Collector:
     words_RT = words_of(ids_RT)
     rows, length = words_RT.shape
     collector = Collector(torch.arange(rows, device=device), rows, length)
-    # Some words of each row, as an output matrix over all of them would be most of the work.
-    some_RT = (words_RT > 0) & (torch.arange(length, device=device) % 8 == 3)
+    # Some words of each row, as an output matrix over all of them would be most of the work; the last one among them,
+    # as it alone depends on all others.
+    places = torch.arange(length, device=device)
+    some_RT = (words_RT > 0) & ((places % 8 == 3) | (places == length - 2))
     targets = adapted.made_up_targets(some_RT, are_alike=True)
     with adapted.slot.filled(collector), torch.enable_grad():
         adapted.losses(ids_RT, targets).sum().backward()  # type: ignore[no-untyped-call]

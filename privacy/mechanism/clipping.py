@@ -128,6 +128,9 @@ class PerUnitClipper:
 
         Args:
             group_of_unit: [U], units in ascending order of id.
+
+        Raises:
+            ClipperMisused: the microbatch is still open, or groups are not of its units.
         """
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise InvalidPrivacyParameter(f"clip_norm must be positive and finite, got {clip_norm}")
@@ -146,6 +149,8 @@ class PerUnitClipper:
         factors = counts.to(torch.float64)
         if clip_norm is not None:
             factors = torch.where(counts, (clip_norm / (norms * _MARGIN)).clamp(max=1.0), factors)
+        if len(group_of_unit) != self._num_units:
+            raise ClipperMisused(f"groups of {len(group_of_unit)} units, of which there are {self._num_units}")
         groups, place_of_unit = np.unique(group_of_unit, return_inverse=True)
         place_U = torch.zeros_like(factors, dtype=torch.int64)  # places that no unit has add zeros to the first
         place_U[: self._num_units] = torch.as_tensor(place_of_unit, device=factors.device)

@@ -282,7 +282,11 @@ def new_optimizer(
     source: RandomBytes = os.urandom,
     clipper: PerUnitClipper | None = None,
 ) -> LoRADPOptimizer:
-    """Makes the optimizer of one private step, with its noise; with a clipper too, if none of these terms is given."""
+    """Makes the optimizer of one private step, with its noise.
+
+    Args:
+        clipper: of the same model and trained rank; None to make one.
+    """
     clipper = clipper or PerUnitClipper(adapted, trained_rank=terms.trained_rank)
     # lr is never used: the model moves by the opened aggregate alone.
     idle = torch.optim.SGD(clipper.parameters.values(), lr=0.0)
