@@ -316,11 +316,7 @@ class Register:
     def names_by_key(self) -> dict[str, str]:
         """Names of the enrolled, unrevoked nodes by the fingerprints of their transport keys."""
         with self._store.session() as session:
-            found = session.execute(
-                select(NodeRow.fingerprint, NodeRow.name).where(
-                    NodeRow.fingerprint.is_not(None), NodeRow.revoked_at.is_(None)
-                )
-            )
+            found = session.execute(select(NodeRow.fingerprint, NodeRow.name).where(NodeRow.revoked_at.is_(None)))
             return {key: name for key, name in found if key is not None}
 
     def revoked_site(self, key: str) -> str | None:

@@ -84,7 +84,7 @@ class Visit(asyncio.Protocol):
             self._admission.recognise(self, key)
             self.key = key
         elif self.key is not None:
-            self._admission.homes.note(self.address, self.key)
+            self._admission.homes.note(self.address, key)
 
     def turn_out(self) -> None:
         """Closes the connection at once."""

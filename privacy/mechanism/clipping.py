@@ -150,7 +150,7 @@ class PerUnitClipper:
         if clip_norm is not None:
             factors = torch.where(counts, (clip_norm / (norms * _MARGIN)).clamp(max=1.0), factors)
         if len(group_of_unit) != self._num_units:
-            raise ClipperMisused(f"groups of {len(group_of_unit)} units, of which there are {self._num_units}")
+            raise ClipperMisused("groups are not of the microbatch's units")  # no count: it depends on who was drawn
         groups, place_of_unit = np.unique(group_of_unit, return_inverse=True)
         place_U = torch.zeros_like(factors, dtype=torch.int64)  # places that no unit has add zeros to the first
         place_U[: self._num_units] = torch.as_tensor(place_of_unit, device=factors.device)
