@@ -88,8 +88,11 @@ class Homes:
 
     def _forget(self) -> None:
         now = self._clock()
-        while self._until and (first := next(iter(self._until))) and self._until[first] <= now:
-            self._drop(first)
+        while self._until:
+            pair, until = next(iter(self._until.items()))
+            if until > now:
+                break
+            self._drop(pair)
 
     def _drop(self, pair: tuple[str, str]) -> None:
         address, key = pair

@@ -371,12 +371,18 @@ def test_components_that_are_not_trained_are_in_no_norm_and_no_sum(trained):
         assert_near(collector.square_norms()[unit], sum(w.square().sum() for w in want))
 
 
-def test_clipped_sum_is_that_of_the_units_and_no_longer_than_their_norms():
+def of_three_units():
+    """The adapters of a bank, and what backward has collected of three units of four tokens."""
     x, ids, weights = batch(12)
     lora = adapters()
     collector = Collector(torch.arange(3), 3, 4)
     out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector)
     out.square().sum().backward()
+    return lora, collector
+
+
+def test_clipped_sum_is_that_of_the_units_and_no_longer_than_their_norms():
+    lora, collector = of_three_units()
     factors = torch.tensor([0.5, 0.0, 0.3], dtype=torch.float64)
     norms, each = collector.square_norms(), [collector.weighted_sum(one) for one in torch.eye(3)]
     for unit, grads in enumerate(each):
@@ -389,11 +395,7 @@ def test_clipped_sum_is_that_of_the_units_and_no_longer_than_their_norms():
 
 
 def test_a_sum_on_a_grid_is_that_of_the_units_each_cut_towards_zero():
-    x, ids, weights = batch(12)
-    lora = adapters()
-    collector = Collector(torch.arange(3), 3, 4)
-    out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector)
-    out.square().sum().backward()
+    lora, collector = of_three_units()
     by_unit, grid = torch.tensor([0.3, 0.0, 0.7], dtype=torch.float64), 2.0**-20
     each = [collector.weighted_sum(one * by_unit) for one in torch.eye(3)]
     total = collector.weighted_sum(by_unit, grid=grid)
@@ -402,11 +404,7 @@ def test_a_sum_on_a_grid_is_that_of_the_units_each_cut_towards_zero():
 
 
 def test_sums_by_group_are_those_of_each_group_alone():
-    x, ids, weights = batch(12)
-    lora = adapters()
-    collector = Collector(torch.arange(3), 3, 4)
-    out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector)
-    out.square().sum().backward()
+    lora, collector = of_three_units()
     by_unit, group = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64), torch.tensor([1, 0, 1])
     sums = collector.weighted_sums(by_unit, group, 2, grid=2.0**-20)
     for number in range(2):
