@@ -1,9 +1,9 @@
 """Links between the three parties: mutual TLS 1.3 with pinned certificates, one link a pair.
 
 Gloo, which CrypTen uses, has no TLS in the published torch wheel, picks random ports and waits half an hour for a
-silent party. Here each party listens on one port while links are made, the higher of a pair dials the lower, and a
-party that is silent, gone or out of step is `PartyLost`. Frames are a step's four-letter tag, a length and bytes: no
-pickles between organisations.
+silent party. Here each party has one port, listens on it while links are made, the higher of a pair dials the lower,
+and a party that is silent, gone or out of step is `PartyLost`. Frames are a step's four-letter tag, a length and bytes:
+no pickles between organisations.
 
 In a step each party sends to both others and receives from both at once, without threads: it takes as long as a
 message does one way. In turns, pair after pair, it would take four times as long; a sum with a norm check has 40 steps.
@@ -152,11 +152,45 @@ def _pinned(config: PartyConfig) -> list[bytes]:
     return pins
 
 
+def hold_port(config: PartyConfig) -> socket.socket:
+    """Binds the port of this party's address without listening, for as long as the socket is open.
+
+    The system gives ports that nobody has bound to outgoing connections, and one of those may stay for days. Whoever
+    dials is refused meanwhile; `TlsCommunicator.connect` listens beside it, which Linux allows.
+
+    Raises:
+        InvalidField: the address cannot be used, or another program has the port.
+    """
+    with _usable(config) as (host, port):
+        held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if held.family == socket.AF_INET6:
+                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            held.bind((host, port))
+        except BaseException:
+            held.close()
+            raise
+    return held
+
+
 def _listener(config: PartyConfig) -> socket.socket:
-    host, port = host_and_port(config.listen or config.addresses[config.aggregator_id])
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held = hold_port(config)
     try:
-        return socket.create_server((host, port), family=family)
+        with _usable(config):
+            held.listen()
+    except BaseException:
+        held.close()
+        raise
+    return held
+
+
+@contextmanager
+def _usable(config: PartyConfig) -> Iterator[tuple[str, int]]:
+    """Gives the address on which this party listens; raises `InvalidField` if the system does not allow its use."""
+    host, port = host_and_port(config.listen or config.addresses[config.aggregator_id])
+    try:
+        yield host, port
     except OSError as err:
         raise InvalidField(f"cannot listen on {host}:{port}: {err.strerror}") from err
 

@@ -25,7 +25,7 @@ from ..errors import (
 from ..links import Channel, OpenedTotal, Order, PartyConfig
 from ..links.frames import config_from_wire, failure, order_from_wire, paths_from_wire, take
 from ..links.journal import Journal
-from ..links.tls import TlsCommunicator
+from ..links.tls import TlsCommunicator, hold_port
 from ..sharing.ring import RingVector
 from ..sharing.shares import Words
 from ..sharing.sketch import Limits
@@ -41,11 +41,11 @@ _COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, NormExceed
 
 
 class Party:
-    """The links and the journal of one party."""
+    """The links, the port and the journal of one party."""
 
     def __init__(self, config: PartyConfig) -> None:
         self.aggregator_id = config.aggregator_id
-        self._config = config
+        self._config, self._port = config, hold_port(config)
         self._journal, self._shards = Journal(config.journal), Shards(config)
         self._links: TlsCommunicator | None = None
         self._triples: Oblivious | None = None  # made for an order, when it needs them, and for no other

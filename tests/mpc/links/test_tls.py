@@ -18,7 +18,7 @@ import pytest
 
 from confide.mpc.errors import InvalidField, PartyLost
 from confide.mpc.links import certificates
-from confide.mpc.links.tls import TlsCommunicator
+from confide.mpc.links.tls import TlsCommunicator, hold_port
 
 
 @pytest.fixture
@@ -96,6 +96,28 @@ def while_listening(config, action):
 
 def test_all_gather_gives_everyones_bytes_in_order(configs, connect, kit):
     assert together(kit, connect(configs)) == [[b"zero", b"one", b"two"]] * 3
+
+
+def test_a_port_that_is_held_is_refused_to_all_but_the_party(configs, connect, kit):
+    """Whatever system call takes it: one that is not bound may be given to an outgoing connection."""
+    for held in [hold_port(config) for config in configs]:
+        with held, socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(held.getsockname())
+    held = [hold_port(config) for config in configs]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(held[0].getsockname())
+    assert together(kit, connect(configs)) == [[b"zero", b"one", b"two"]] * 3
+    for one in held:
+        one.close()
+
+
+def test_a_port_that_another_program_has_is_told(configs):
+    host, port = configs[0].addresses[0].split(":")
+    with (
+        socket.create_server((host, int(port))),
+        pytest.raises(InvalidField, match=f"cannot listen on {host}:{port}: Address already in use"),
+    ):
+        hold_port(configs[0])
 
 
 def test_links_speak_tls_1_3(configs, connect):

@@ -1,5 +1,6 @@
 """A party's transfers are made for one order, and a party that cheats in them ends that order alone."""
 
+import socket
 from collections import Counter
 from functools import partial
 
@@ -20,6 +21,7 @@ def parties(kit, tmp_path):
     for party in made:
         party._drop_links()
         party._journal.close()
+        party._port.close()
 
 
 @pytest.fixture
@@ -45,6 +47,14 @@ def each_twice(kit, parties, one, folder):
         return [aggregated(kit, party, one, folder, attempt) for attempt in range(2)]
 
     return list(kit.outcomes({party.aggregator_id: partial(twice, party) for party in parties}).values())
+
+
+def test_a_party_keeps_its_port_while_it_has_no_links(parties):
+    """Or an outgoing connection of this machine could take it, and hold up every sum for as long as it lasts."""
+    for party in parties:
+        host, port = party._config.addresses[party.aggregator_id].split(":")
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind((host, int(port)))
 
 
 def test_base_transfers_are_made_anew_for_every_order(kit, parties, one, tmp_path, monkeypatch):
