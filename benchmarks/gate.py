@@ -50,6 +50,7 @@ from confide.coordinator.federation import Pki, Register
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.store import Store
 from confide.coordinator.store.tables import NodeRow
+from confide.machine import free_ports
 
 NODES, LIARS = 8, 64
 ELSEWHERE = [f"127.0.1.{number}" for number in range(1, 17)]
@@ -103,7 +104,7 @@ def serve_alone(home: Path, log: Path) -> None:
     """Serves a gate of a federation of nobody."""
     Pki.create(home, [])
     Store.create(home).close()
-    serve(home, free_port(), log)
+    serve(home, free_ports(1)[0], log)
 
 
 class Nodes:
@@ -169,7 +170,7 @@ class Bench:
                     enrolled_at=now, revoked_at=now if key is self.revoked else None,
                 ))  # fmt: skip
         store.close()
-        superlink = free_port()
+        superlink = free_ports(1)[0]
         self.start("--stub", str(home), str(superlink))
         self.log = home / "gate.log"
         self.gate = self.start("--gate", str(home), str(superlink), str(self.log))
@@ -203,14 +204,6 @@ class Bench:
                 finally:
                     link.close()
             await asyncio.sleep(0.1)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind((HERE, 0))
-        return int(probe.getsockname()[1])
 
 
 def p99(times: list[float]) -> float:

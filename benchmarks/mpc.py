@@ -31,7 +31,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, best
 
-from confide.coordinator.demo.processes import free_ports
+from confide.machine import free_ports
 from confide.mpc.party import OpenedTotal, Order, PartyConfig, PartyProcess
 from confide.mpc.party.handle import make_certificate
 from confide.mpc.sharing import Ring, sketch

@@ -19,7 +19,7 @@ import psutil
 
 from ...client_node.enrolment import Role
 from ...client_node.files import write_private
-from ...machine import die_with_parent
+from ...machine import die_with_parent, free_ports
 from ..errors import DemoFailed
 from ..federation import Pki, Register, load_settings
 from ..federation.serving import read_serving
@@ -264,18 +264,6 @@ class MemoryPeak:
 def environment() -> dict[str, str]:
     """Environment of child processes: one thread each, since all share this machine."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def free_ports(count: int) -> list[int]:
-    """Finds loopback ports that are free at this moment."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((_HOST, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def is_open(port: int) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from ...client_node.enrolment.identity import wire_form
-from ...machine import die_with_parent
+from ...machine import die_with_parent, free_ports
 from ..errors import SuperLinkFailed
 from ..federation import Pki
 from ..fleet import flower
@@ -52,7 +52,7 @@ class SuperLink:
     """
 
     def __init__(self, home: Path, port: int, *, on_start: Callable[[], None] | None = None, fab: Path = FAB) -> None:
-        self.home, self.port = home.resolve(), port or _free_port()
+        self.home, self.port = home.resolve(), port or free_ports(1)[0]
         self.secret = secrets.token_hex(32)  # by which the SuperLink knows the gate
         self._pki, self._fab_folder = Pki.load(home), fab
         self._pki.loopback_pair()  # now, for whoever connects reads its CA once
@@ -301,9 +301,3 @@ def _is_open(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,7 +10,6 @@ baselines. Only this program sees both tables, to compute the baselines.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from terms import ROLES, Terms
 
+from confide.machine import free_ports
 from confide.models.evaluation.metrics import Estimate
 from confide.models.rounding import rounded_up
 from confide.mpc.links.certificates import make_certificate
@@ -58,7 +58,7 @@ def run_parties(directory: Path, tables: tuple[Path, Path], terms: Terms, max_ep
         folder.mkdir(parents=True)
         make_certificate(folder, role)
     pins = [(folder / "party.pem").read_text() for folder in folders]
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(len(ROLES))]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(len(ROLES))]
     processes = []
     try:
         for party, folder in enumerate(folders):
@@ -181,14 +181,6 @@ def _wait(processes: list[subprocess.Popen[bytes]], folders: list[Path]) -> None
                 raise PartyFailed(f"the {folder.name} failed: {lines[-1]}\nIts log is {folder / 'log.txt'}")
         is_running = None in codes
         time.sleep(0.05)
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def main(

@@ -6,7 +6,6 @@ meet at a table.
 """
 
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from confide.coordinator.run import rounds as rounds_module
 from confide.coordinator.run.driver import drive
 from confide.coordinator.store import Store
 from confide.coordinator.store.states import FAIL
+from confide.machine import free_ports
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, save
 from confide.privacy.ledger.ledger import Ledger
@@ -115,7 +115,7 @@ def found(folder: Path, noticing: Callable[[str, str], None] = lambda kind, name
     `noticing` is called before every message with its kind and the node that it is for.
     """
     home = folder / COORDINATOR
-    done(home, "init", "--port", str(_free_port()))
+    done(home, "init", "--port", str(free_ports(1)[0]))
     with open_gate(home):
         for name in (*SITES, *PARTIES):
             role = ("train",) if name in SITES else ("aggregate",)
@@ -205,9 +205,3 @@ def _write_backbone(directory: Path) -> None:
     schema = load_draft(directory.parent / "draft.toml").record_schema()
     model = build(schema, BackboneConfig(hidden=32, experts=4))
     save(model, schema, torch.zeros(64), torch.eye(64), directory)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

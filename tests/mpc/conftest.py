@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.machine import free_ports
 from confide.mpc.errors import MpcError
 from confide.mpc.links.tls import TlsCommunicator
 from confide.mpc.party import handle
@@ -22,15 +23,6 @@ from confide.mpc.sharing.shares import ShareContext
 
 PARTIES = range(3)
 PLACE = Position(0, 0, bytes(32))  # of every site here: parties themselves do not look at it
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; all are held until the last is found, so they differ."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def configs(folder: Path, timeout_s: float) -> list[handle.PartyConfig]:
@@ -197,7 +189,6 @@ def kit() -> SimpleNamespace:
         Round=Round,
         PLACE=PLACE,
         configs=configs,
-        free_ports=free_ports,
         lay=lay,
         outcomes=outcomes,
         linked=linked,

@@ -3,7 +3,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from peft import PeftModel
 from transformers import DeepseekV3ForCausalLM
 
 from confide.coordinator.store.store import Store
+from confide.machine import free_ports
 from confide.models.evaluation.metrics import auc
 from confide.privacy.report.verify import verify_file
 
@@ -173,7 +173,7 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 
 def test_a_triton_server_is_as_good_without_confide_over_http_and_grpc(outcome, deployed):
     tables = sorted(Path(str(outcome["report_json"])).parents[1].glob("data/*/heldout.csv"))
-    ports = [str(free_port()), str(free_port())]
+    ports = [str(port) for port in free_ports(2)]
     words = ["--http-port", ports[0], "--grpc-port", ports[1]]
     server = subprocess.Popen(
         [str(deployed / "python/bin/python"), str(deployed / "triton/start.py"), *words],
@@ -225,13 +225,6 @@ def is_there(url: str) -> bool:
         return httpx.get(url).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        found: int = one.getsockname()[1]
-        return found
 
 
 def test_a_demo_that_is_done_is_kept_for_who_looks_around(outcome):

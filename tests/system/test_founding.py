@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from confide.client_node.cli.main import app as client_node
 from confide.coordinator.cli.main import app as coordinator
-from confide.coordinator.demo.processes import free_ports
+from confide.machine import free_ports
 from confide.models.backbones import pretraining
 from confide.models.backbones.pretraining import PretrainingConfig
 

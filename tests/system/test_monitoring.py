@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from confide.coordinator.demo.processes import DemoFederation, environment, free_ports
+from confide.coordinator.demo.processes import DemoFederation, environment
 from confide.coordinator.federation import Settings, create_home
 from confide.coordinator.store.store import Store
+from confide.machine import free_ports
 
 from .conftest import PARTIES, ROUNDS, SITES, finish, start_run, wait_for
 

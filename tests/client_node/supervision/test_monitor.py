@@ -11,6 +11,7 @@ import pytest
 
 from confide.client_node.errors import MonitorUnavailable
 from confide.client_node.supervision import Answers, Monitor, Verdict, asking, monitor
+from confide.machine import free_ports
 
 
 class Watched:
@@ -149,7 +150,7 @@ def test_it_is_asked_by_a_command_too(served, watched):
     assert asking.ask(served.port, "readyz").reasons == ("the gate has ended. no disk.",)
     watched.alive = Verdict(("the tick shows no sign of life.",))
     with pytest.raises(MonitorUnavailable, match="no monitor answers"):
-        asking.ask(free_port(), "healthz")
+        asking.ask(free_ports(1)[0], "healthz")
 
 
 @pytest.mark.parametrize(
@@ -180,9 +181,3 @@ def has_ended(slow):
         return False
     except ConnectionError:
         return True
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from confide.coordinator.demo.processes import free_ports
 from confide.coordinator.federation import Settings, create_home
+from confide.machine import free_ports
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 COORDINATOR = [str(Path(sys.executable).parent / "coordinator")]

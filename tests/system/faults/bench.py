@@ -18,7 +18,8 @@ import psycopg
 
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.study.terms import load_draft
-from confide.coordinator.demo.processes import DemoFederation, free_ports
+from confide.coordinator.demo.processes import DemoFederation
+from confide.machine import free_ports
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 
