@@ -92,10 +92,10 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         if delivery.count > most:  # a large round may take longer as long as it makes progress
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
         if not problems:
+            came = time.monotonic()
             with at_aggregators(run):
                 round_.laps.end("wait")
-                # Waiting for its turn uses up none of the run's patience.
-                deadline = max(deadline, time.monotonic() + questions.PATIENCE_S / 2)
+                deadline += time.monotonic() - came  # waiting for its turn uses up none of the run's patience
                 # Not before: meanwhile another run may have brought the ledgers further.
                 told = {site: _history(run, site) for site in summed}
                 answers, problems = _order(round_, summed, loads, delivery, sender, told)

@@ -16,7 +16,9 @@ from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.study.study import Study
 from confide.client_node.study.terms import load_draft
 from confide.coordinator.demo.processes import DemoFederation
+from confide.coordinator.run.driver import LOG_FILE
 from confide.coordinator.simulation import Plan, simulate
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
@@ -147,10 +149,11 @@ def start_run(federation: DemoFederation, study: str = "tiny") -> str:
     return federation.operator("run", "start", study, "--again").strip()
 
 
-def wait_for(claim: Callable[[], bool], what: str, seconds: float = 600) -> None:
+def wait_for(claim: Callable[[], bool], what: str, seconds: float = 600, seen: Callable[[], str] = str) -> None:
+    """Waits until `claim` is true; if it is not in time, `seen` says what is there instead."""
     end = time.monotonic() + seconds
     while not claim():
-        assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
+        assert time.monotonic() < end, f"{what} did not come true within {seconds} s {seen()}"
         time.sleep(0.05)
 
 
@@ -163,7 +166,12 @@ def finish(federation: DemoFederation, run: str) -> None:
         assert row.state not in ("failed", "stopped"), row.error
         return row.state == "done"
 
-    wait_for(ended, f"run {run}", seconds=1200)
+    def seen() -> str:
+        row, log = store.run(run), RunFolder(federation.home, run).path / LOG_FILE
+        last = log.read_text().splitlines()[-5:] if log.exists() else []
+        return "\n".join([f"({row.state} after round {store.last_round(run).number}: {row.error})", *last])
+
+    wait_for(ended, f"run {run}", seconds=1200, seen=seen)
     store.close()
 
 

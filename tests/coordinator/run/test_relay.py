@@ -241,6 +241,16 @@ def test_an_aggregator_that_takes_no_parts_fails_the_run_with_its_words_and_nobo
     assert not any(kind == "aggregate" for kind, _ in fleet.asked)
 
 
+def test_an_aggregator_that_never_gives_a_total_fails_the_run_when_its_patience_is_over(large, monkeypatch):
+    """Also if each of its orders fails at once: they have their turn, and wait for nobody."""
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.3)
+    lost = NodeFailure(reason="failed", error="PartyLost", message="aggregator 2 cannot be reached")
+    fleet = FakeFleet(large.study, before=lambda kind, name: lost if (kind, name) == ("aggregate", "agg-c") else None)
+    with pytest.raises(AggregationFailed, match=r"was not aggregated in 0 s: .*aggregator 2 cannot be reached"):
+        large.drive(fleet)
+    assert fleet.asked.count(("aggregate", "agg-c")) > 1
+
+
 @pytest.mark.parametrize("held", [lambda real: 0, lambda real: 10**6], ids=["nothing", "more than there is"])
 def test_an_aggregator_that_counts_wrongly_does_not_hold_the_driver_up(large, monkeypatch, held):
     monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
