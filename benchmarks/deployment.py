@@ -3,6 +3,7 @@
     coordinator demo thyroid --dir demo-thyroid
     python benchmarks/deployment.py tables demo-thyroid      # its run, in every form: AUC, and ms for a record
     python benchmarks/deployment.py text FOLDER --study examples/code/study.toml --tables FOLDER/data/*/heldout.csv
+    python benchmarks/deployment.py pictures demo-scans      # a run of `coordinator demo scans`: forms right, and ms
     python benchmarks/deployment.py triton demo-thyroid --python PYTHON     # one that has the folder's requirements
 
 text: FOLDER holds a backbone and an exported adapter of a study of code or text, as demos leave them. Of 1,000 prompts,
@@ -43,8 +44,9 @@ from confide.models.adapters import ModelCard
 from confide.models.adapters.attaching import attached
 from confide.models.adapters.peft_import import read
 from confide.models.backbones import loading
-from confide.models.deployment.asking import Answering
+from confide.models.deployment.asking import Answering, requests_of
 from confide.models.deployment.deploying import deploy
+from confide.models.deployment.description import load
 from confide.models.evaluation.metrics import auc
 
 _ALONE = 200  # records and words that are timed
@@ -77,6 +79,69 @@ def tables(demo: Path) -> None:
                 f"{np.abs(before).max():.2f}",
                 flush=True,
             )
+
+
+def pictures(demo: Path) -> None:
+    """Prints forms right, texts that are confide's own, and milliseconds for one form, of each form of a demo's run."""
+    paths = sorted(demo.glob("data/*/heldout.csv"))
+    rows = [row for path in paths for row in csv.DictReader(path.open())]
+    told = [f"{row['scan']} {row['check']} {row['answer']}" for row in rows]
+    home = demo / "federation-1" / "coordinator"
+    with closing(Store.open(home)) as store, tempfile.TemporaryDirectory() as made:
+        run = store.runs()[-1].id
+        before: list[str] = []
+        for weights in ("float32", "int8"):
+            folder = Path(made) / weights
+            found = deploy_adapter(store, home, run, folder, "onnx", weights, override_audit="measured")
+            answering = Answering(folder, threads=1)
+            given = [each for path in paths for each in requests_at(path, folder)]
+            if not before:
+                before, said = texts_of_confide(trained_model(store, home, run), paths, len(told[0].split()) + 2)
+                print(f"confide, float32: {right(before, told)} of {len(told)} forms right, {said:.1f} ms a form")
+            texts = [answer["text"].strip() for answer in answering.answer(given)]
+            said = milliseconds([partial(answering.answer, [each]) for each in given[:_ALONE]])
+            print(
+                f"onnx, {weights}: {right(texts, told)} of {len(told)} forms right, {right(texts, before)} as confide "
+                f"has them, {said:.1f} ms a form, {found.bytes / 1e6:.2f} MB",
+                flush=True,
+            )
+
+
+def requests_at(table: Path, folder: Path) -> list[Any]:
+    """The requests of a table, as a folder's program sends them."""
+    return list(requests_of(argparse.Namespace(requests=[str(table)], by=None), load(folder).request))
+
+
+def right(texts: Sequence[str], told: Sequence[str]) -> int:
+    """Counts texts that are what was told, word by word."""
+    return sum(text == other for text, other in zip(texts, told, strict=True))
+
+
+def texts_of_confide(model: StudyModel, paths: Sequence[Path], longest: int) -> tuple[list[str], float]:
+    """Writes by a run's model of the pictures of tables; returns the texts, and milliseconds for one."""
+    import pyarrow as pa
+
+    kind, terms, reader = model.kind, model.terms, model.reader
+    found: list[str] = []
+    waits: list[Callable[[], object]] = []
+    for path in paths:
+        rows = list(csv.DictReader(path.open()))
+        columns: dict[str, np.ndarray] = {}
+        for column in kind.columns(terms):
+            if column.sites == ():
+                continue
+            cells = [row[column.name] for row in rows]
+            if column.opens is None:
+                columns[column.name] = column.read(pa.array(cells)).values
+            else:
+                files = [column.opens((path.parent / kind.files / name).read_bytes()) for name in cells]
+                columns[column.name] = np.array(files, dtype=object)
+        ids, is_learned = reader.examples(columns, None)
+        write = partial(reader.written, model.adapted.model, longest=longest)
+        for start in range(0, len(ids), 64):
+            found += write(ids[start : start + 64], is_learned[start : start + 64])
+        waits += [partial(write, ids[row : row + 1], is_learned[row : row + 1]) for row in range(20)]
+    return found, milliseconds(waits)
 
 
 class Whole:
@@ -173,7 +238,6 @@ def word_milliseconds(answering: Answering, prompts: Sequence[Sequence[int]]) ->
 
 def triton(demo: Path, python: Path) -> None:
     """Prints requests a second and waits of closed-loop clients over HTTP, beside one process of the same graph."""
-    rows = [row for table in sorted(demo.glob("data/*/heldout.csv")) for row in csv.DictReader(table.open())]
     home = demo / "federation-1" / "coordinator"
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "it"
@@ -187,8 +251,10 @@ def triton(demo: Path, python: Path) -> None:
             while not is_there(f"{address}/health/ready"):
                 time.sleep(0.2)
             (name,) = (path.name for path in (folder / "models").iterdir())
+            own = folder / "models" / name / "1"
+            rows = [each for table in sorted(demo.glob("data/*/heldout.csv")) for each in requests_at(table, own)]
             for clients in (1, 8, 32):
-                print(f"{clients} clients: {load(f'{address}/models/{name}', rows, clients)}", flush=True)
+                print(f"{clients} clients: {under_load(f'{address}/models/{name}', rows, clients)}", flush=True)
         finally:
             server.terminate()
             server.wait()
@@ -202,7 +268,7 @@ def is_there(url: str) -> bool:
         return False
 
 
-def load(model: str, rows: Sequence[dict[str, str]], clients: int) -> str:
+def under_load(model: str, rows: Sequence[Any], clients: int) -> str:
     """Asks for a while from so many clients, each of which waits for its answer."""
     before = httpx.get(f"{model}/stats").json()["model_stats"][0]
     waits: list[float] = []
@@ -247,7 +313,7 @@ def milliseconds(calls: Sequence[Callable[[], object]]) -> float:
 def main() -> None:
     """Measures what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tables", "text", "triton"])
+    parser.add_argument("what", choices=["tables", "text", "pictures", "triton"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--study", type=Path)
     parser.add_argument("--tables", type=Path, nargs="+")
@@ -259,6 +325,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.what == "tables":
         tables(given.folder)
+    elif given.what == "pictures":
+        pictures(given.folder)
     elif given.what == "triton":
         triton(given.folder, given.python)
     else:

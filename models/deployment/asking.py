@@ -4,6 +4,7 @@ Nothing is sent anywhere and nothing is kept; answers are lines of JSON on stand
 """
 
 import argparse
+import base64
 import csv
 import json
 import sys
@@ -16,12 +17,14 @@ import numpy as np
 
 from ..errors import InvalidPrompt, ModelError
 from ..records.requests import FieldsShown, Request
+from ..structure.pictures import MOST_BYTES
 from .description import TOKENIZER, Deployment, load
 from .reading import Asked, Reader
-from .writing import Writer
+from .writing import Bytes, Writer
 
 _ROWS = 256  # requests whose heads are computed together
-_LONGEST_LINE = 1 << 20  # characters
+_LONGEST_LINE = 1 << 20  # characters, without a picture
+_PICTURES = "pictures"  # folder beside a table that names files
 _HOTTEST = 100.0
 _TORN = "a row has another number of cells than the table has columns"
 
@@ -46,11 +49,12 @@ class Answering:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self.reader = Reader(self.deployment.request, tokenizer)
         self._model = _model(folder, self.deployment, threads)
+        self._room = self.deployment.longest - self.reader.picture_tokens
         self.writer = Writer(
             model=self._model,
             tokenizer=tokenizer,
             words=self.deployment.words,
-            room=self.deployment.longest,
+            room=self._room,
             ends=frozenset(self.deployment.ends),
             structure=self.deployment.structure,
             guide=None if self.deployment.request.writing is None else self.deployment.request.writing.guide,
@@ -72,11 +76,16 @@ class Answering:
         """
         found: list[dict[str, Any]] = [{}] * len(requests)
         shown: dict[int, list[int]] = {}
+        pictures: dict[int, Bytes] = {}
         for place, asked in enumerate(requests):
             try:
-                shown[place] = self._shown(asked)
+                ids, picture = self._shown(asked), self.reader.picture(asked)
             except ModelError as err:
                 found[place] = {"error": str(err)}
+                continue
+            shown[place] = ids
+            if picture is not None:
+                pictures[place] = picture
         writing = self.deployment.request.writing
         if writing is None:
             for place, outputs in self.outputs(shown):
@@ -84,7 +93,11 @@ class Answering:
             return found
         places = [*shown]
         texts = self.writer.write(
-            [shown[place] for place in places], longest or writing.longest, temperature=temperature, seed=seed
+            [shown[place] for place in places],
+            longest or writing.longest,
+            pictures=[pictures[place] for place in places] if pictures else None,
+            temperature=temperature,
+            seed=seed,
         )
         for place, text in zip(places, texts, strict=True):
             found[place] = text._asdict()
@@ -92,9 +105,9 @@ class Answering:
 
     def _shown(self, asked: Asked) -> list[int]:
         ids = self.reader.ids(asked)
-        if len(ids) >= self.deployment.longest + (self.deployment.request.writing is None):
+        if len(ids) >= self._room + (self.deployment.request.writing is None):
             raise InvalidPrompt(
-                f"the request has {len(ids):,} tokens, and the model reads {self.deployment.longest:,} with its answer"
+                f"the request has {len(ids):,} tokens, and the model reads {self._room:,} with its answer"
             )
         return ids
 
@@ -154,7 +167,9 @@ def parser_of_requests() -> argparse.ArgumentParser:
         "requests",
         nargs="*",
         help="a .csv table with a request a row; a .jsonl file, or - for standard input, with a JSON object a line; or "
-        "COLUMN=VALUE for each column of one request; left out, it names the columns",
+        "COLUMN=VALUE for each column of one request; left out, it names the columns. A picture is a PNG file: in a "
+        "table its name in the folder pictures beside the table, on the command line its path, in JSON its bytes in "
+        "base64",
     )
     parser.add_argument("--by", metavar="COLUMN", help="of a table of histories: whose visit a row is")
     return parser
@@ -199,18 +214,47 @@ def requests_of(arguments: argparse.Namespace, request: Request) -> Iterator[Any
     if not given:
         raise InvalidPrompt(f"a request says {', '.join(columns)}; see --help")
     if len(given) == 1 and given[0] == "-":
-        return _told(_lines(sys.stdin))
+        return _told(_lines(sys.stdin, _longest_line(request)))
     is_said = any(each.startswith(f"{name}=") for each in given for name in columns)
     if len(given) == 1 and not is_said and Path(given[0]).suffix in (".csv", ".jsonl"):
         return _told(_of_file(Path(given[0]), arguments.by, request))
     if not all("=" in each for each in given):
         raise InvalidPrompt(f"write COLUMN=VALUE for {', '.join(columns)}, or give one .csv or .jsonl file")
-    return iter([dict(each.split("=", 1) for each in given)])
+    return iter([_with_picture(dict(each.split("=", 1) for each in given), request, None)])
 
 
 def _of_file(path: Path, by: str | None, request: Request) -> Iterator[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from _lines(file) if path.suffix == ".jsonl" else _rows(file, by, request)
+        if path.suffix == ".jsonl":
+            yield from _lines(file, _longest_line(request))
+            return
+        for row in _rows(file, by, request):
+            yield _with_picture(row, request, path.parent / _PICTURES)
+
+
+def _with_picture(asked: Any, request: Request, folder: Path | None) -> Any:
+    """Puts the bytes of a picture, in base64, where a request names its file; an error in place of one without.
+
+    Args:
+        folder: below which files are; None: anywhere, as who runs this has named it.
+    """
+    if request.picture is None or not isinstance(asked, Mapping) or (column := request.picture.column) not in asked:
+        return asked
+    path = Path(asked[column]) if folder is None else folder / asked[column]
+    try:
+        if folder is not None and not path.resolve().is_relative_to(folder.resolve()):
+            return InvalidPrompt(f"{column}: a file that is not below the folder {folder.name}")
+        if not path.is_file():
+            return InvalidPrompt(f"{column}: no such file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        return InvalidPrompt(f"{column}: the file cannot be read")
+    return {**asked, column: base64.b64encode(content).decode()}
+
+
+def _longest_line(request: Request) -> int:
+    return _LONGEST_LINE + (0 if request.picture is None else 2 * MOST_BYTES)
 
 
 def _told(requests: Iterator[Any]) -> Iterator[Any]:
@@ -223,13 +267,13 @@ def _told(requests: Iterator[Any]) -> Iterator[Any]:
         raise InvalidPrompt(f"the table is no CSV ({err})") from None
 
 
-def _lines(file: TextIO) -> Iterator[Any]:
-    for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
+def _lines(file: TextIO, longest: int = _LONGEST_LINE) -> Iterator[Any]:
+    for line in iter(lambda: file.readline(longest), ""):
         end = line
-        while len(end) == _LONGEST_LINE and not end.endswith("\n"):  # its rest is no request of its own
-            end = file.readline(_LONGEST_LINE)
+        while len(end) == longest and not end.endswith("\n"):  # its rest is no request of its own
+            end = file.readline(longest)
         if end is not line:
-            yield InvalidPrompt(f"a line is longer than {_LONGEST_LINE:,} characters")
+            yield InvalidPrompt(f"a line is longer than {longest:,} characters")
         elif line.strip():
             try:
                 yield json.loads(line)

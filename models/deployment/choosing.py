@@ -80,6 +80,12 @@ _SAID: dict[Way, tuple[str, str, str]] = {
 }
 
 
+_READS: dict[Modality, str] = {
+    "pictures": "a graph does, --target onnx or triton",
+    "sounds": "confide alone does, coordinator adapter ask --study",
+}
+
+
 def choose(use: Use) -> tuple[Option, ...]:
     """Returns all ways, the best first; those that do not suit say why."""
     options = [_option(way, use) for way in _RUNTIMES]
@@ -112,8 +118,8 @@ def _option(way: Way, use: Use) -> Option:
         misfits.append(use.no_folder)
     if way == "serve" and use.modality == "table":
         misfits.append("serves only models that read text")
-    if use.modality in ("pictures", "sounds"):
-        misfits.append(f"reads no {use.modality}: confide alone does, coordinator adapter ask --study")
+    if use.modality == "sounds" or (use.modality == "pictures" and way in ("torch", "serve")):
+        misfits.append(f"reads no {use.modality}: {_READS[use.modality]}")
     return Option(way, meant, name, command, milliseconds, megabytes, tuple(misfits), _why(way, use))
 
 

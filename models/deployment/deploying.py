@@ -27,6 +27,7 @@ from ..records.requests import Request, TextShown
 from ..records.text import Requests
 from ..structure import inputs
 from ..structure.readers import READERS
+from ..structure.sense import sense_of
 from .description import TOKENIZER, Cache, Deployment, Weights
 from .torch_model import HEAD, MODEL, STRUCTURE
 
@@ -37,6 +38,7 @@ PROGRAM = (
     "records/requests.py",
     "evaluation/answers.py",
     "evaluation/derivations.py",
+    "structure/pictures.py",
     "structure/constructs.py",
     "structure/code.py",
     "structure/formulas.py",
@@ -104,6 +106,8 @@ def deploy(
             )
     elif weights == "int8":
         raise DeploymentRefused("--target torch holds weights in float32; 8 bits go with --target onnx or triton")
+    elif sense_of(adapted.model) is not None:
+        raise DeploymentRefused("pictures are read by a graph: use --target onnx or triton")
     deployment = _described(adapted, backbone, card, request, target, weights)
     with merged(adapted) as model, new_directory(directory) as partial:
         provenance = save_facts(card, backbone, partial)
@@ -113,7 +117,7 @@ def deploy(
         if isinstance(request.shown, TextShown):
             _save_tokenizer(backbone, folder)
         if target != "torch":
-            deployment = _as_graph(deployment, folder, weights)
+            deployment = _as_graph(deployment, folder, weights, sense_of(model))
         deployment.save(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         _copy_program(folder)
@@ -157,13 +161,13 @@ def _save_tokenizer(backbone: Path, folder: Path) -> None:
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
 
 
-def _as_graph(deployment: Deployment, folder: Path, weights: Weights) -> Deployment:
-    """Replaces checkpoint, head and tables in a folder by a graph of them."""
+def _as_graph(deployment: Deployment, folder: Path, weights: Weights, eye: Any) -> Deployment:
+    """Replaces checkpoint, head and tables in a folder by a graph of them, and adds that of an eye, if there is one."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from .exporting import Tables, export_head, export_writer, remembered
+    from .exporting import Tables, export_eye, export_head, export_writer, remembered
     from .segments import read_in_segments
 
     with checkpoints.quietly():
@@ -181,7 +185,9 @@ def _as_graph(deployment: Deployment, folder: Path, weights: Weights) -> Deploym
         export_head(model, load_file(folder / HEAD), tables, folder, weights)
     else:
         cache = remembered(model)
-        export_writer(model, tables, cache, folder, weights)
+        export_writer(model, tables, cache, folder, weights, picture_tokens=0 if eye is None else eye.layout.tokens)
+        if eye is not None:
+            export_eye(eye, folder)
     shutil.rmtree(folder / MODEL)
     for name in (HEAD, STRUCTURE):
         (folder / name).unlink(missing_ok=True)
@@ -250,6 +256,7 @@ def _requirements(target: Target, deployment: Deployment) -> str:
     needed += ["torch>=2.9", "transformers>=5.24,<6", "safetensors"] if target == "torch" else ["onnxruntime>=1.22"]
     is_text = isinstance(deployment.request.shown, TextShown)
     needed += ["tokenizers"] if is_text and target != "torch" else []
+    needed += ["pillow"] if deployment.request.picture is not None else []
     guide = None if deployment.request.writing is None else deployment.request.writing.guide
     if "code" in (deployment.structure, guide) or guide == "grammar":
         needed += ["tree-sitter>=0.25,<0.26", "tree-sitter-java>=0.23.5,<0.24", "tree-sitter-python>=0.25,<0.26"]
@@ -284,8 +291,18 @@ without a network and without confide: {_RUNS[target]}, weights in {_HELD[deploy
 {commands}
 ```
 `ask.py --help` says what a request may be. Answers are lines of JSON. {_NOTES[target]}
-
+{_picture_text(deployment)}
 {earlier}{card.limits()}"""
+
+
+def _picture_text(deployment: Deployment) -> str:
+    if (picture := deployment.request.picture) is None:
+        return ""
+    height, width = picture.size
+    return f"""
+`{picture.column}` is a PNG file, 8 bits grey or RGB, {height} pixels high and {width} wide: in a table its name in the
+folder `pictures` beside the table, on the command line its path, in JSON its bytes in base64.
+"""
 
 
 _RUNS: Mapping[str, str] = {

@@ -6,9 +6,13 @@ with a scale for every 32 inputs. Routers stay as transformers computes them, in
 by, the operator is told who was chosen and at which weight. In float32 there is no such operator, and every expert
 runs.
 
-Legend: `R` rows, `T` tokens, `N` tokens of all rows, `E` experts, `K` of them that are chosen, `D` model, `F` tables.
+An eye is a graph of its own, from pixels to the states that stand before those of words.
+
+Legend: `R` rows, `T` tokens, `N` tokens of all rows or of a picture, `E` experts, `K` of them that are chosen, `D`
+model, `F` tables.
 """
 
+import copy
 import logging
 import os
 import warnings
@@ -26,8 +30,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from ...kernels.install import experts_of, is_bank
 from ..backbones.family import context_length
 from ..errors import DeploymentRefused
+from ..structure.eye import Eye
+from ..tokens import WIDTH
 from .description import Cache, Weights
-from .onnx_model import MODEL, past_names
+from .onnx_model import EYE, MODEL, past_names
 from .torch_model import Embeds, Reads
 
 BLOCK = 32  # inputs that share a scale; without blocks the operator takes a path about as slow as float32
@@ -118,17 +124,24 @@ class Writes(nn.Module):
         self.embeds = Embeds(model.get_input_embeddings(), tables_DS)
 
     def forward(
-        self, ids_RT: Tensor, past: Sequence[tuple[Tensor, Tensor]], places_RTF: Tensor | None = None
+        self,
+        ids_RT: Tensor,
+        past: Sequence[tuple[Tensor, Tensor]],
+        places_RTF: Tensor | None = None,
+        seen_RND: Tensor | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Returns logits [R, V] behind the last token, and keys and values of all tokens by layer."""
         cache = DynamicCache()
         for layer, parts in enumerate(past):
             cache.update(*parts, layer)
-        before, tokens = past[0][0].shape[2], ids_RT.shape[1]
+        embedded_RTD = self.embeds(ids_RT, places_RTF)
+        if seen_RND is not None:
+            embedded_RTD = torch.cat([seen_RND, embedded_RTD], dim=1)
+        before, tokens = past[0][0].shape[2], embedded_RTD.shape[1]
         places_T = before + torch.arange(tokens)
         is_seen_TS = torch.arange(before + tokens)[None] <= places_T[:, None]
         told = self.decoder(
-            inputs_embeds=self.embeds(ids_RT, places_RTF),
+            inputs_embeds=embedded_RTD,
             attention_mask=is_seen_TS[None, None].expand(ids_RT.shape[0], 1, -1, -1),
             position_ids=places_T[None],
             cache=cache,
@@ -190,26 +203,50 @@ def export_head(model: Any, head: Mapping[str, Tensor], tables: Tables | None, f
     example = (torch.ones(3, 7, dtype=torch.int64), *places)
     names = ["ids", "places"][: len(example)]
     with as_graph(model, weights):
-        _write(Reads(model, head, tables_DS).eval(), example, dynamic, names, ["outputs"], folder)
+        _write(Reads(model, head, tables_DS).eval(), example, dynamic, names, ["outputs"], folder / MODEL)
     _pack_linear_layers(folder, model, weights)
 
 
-def export_writer(model: Any, tables: Tables | None, cache: Cache, folder: Path, weights: Weights) -> None:
-    """Writes the graph of a step of writing, see `Writes`."""
+def export_eye(eye: Eye, folder: Path) -> None:
+    """Writes the graph of an eye, in float32: what the tokens of pictures carry to their states."""
+    eye = copy.deepcopy(eye).float().eval()
+    eye.swin.set_attn_implementation("eager")  # the fused one has views that no graph can take apart
+    example = torch.zeros(3, eye.layout.tokens, eye.layout.carried * WIDTH, dtype=torch.uint8)
+    rows = torch.export.Dim("requests", min=1, max=4096)
+    _write(eye, (example,), ({0: rows},), ["carried"], ["seen"], folder / EYE)
+
+
+def export_writer(
+    model: Any, tables: Tables | None, cache: Cache, folder: Path, weights: Weights, *, picture_tokens: int = 0
+) -> None:
+    """Writes the graph of a step of writing, see `Writes`.
+
+    Args:
+        picture_tokens: N, of a model with an eye.
+    """
     tables_DS = None if tables is None else tables.weight_DS
     most = context_length(model.config)
     rows, tokens = torch.export.Dim("texts", min=1, max=4096), torch.export.Dim("tokens", min=1, max=most)
     before = torch.export.Dim("before", min=0, max=most)
     past = [tuple(torch.randn(3, heads, 5, numbers) for heads, numbers in layer) for layer in cache]
-    example: tuple[Any, ...] = (torch.ones(3, 7, dtype=torch.int64), past)
-    dynamic: tuple[Any, ...] = ({0: rows, 1: tokens}, [({0: rows, 2: before},) * 2] * len(cache))
+    ids, places, seen = torch.ones(3, 7, dtype=torch.int64), None, None
     given = ["ids", *(name for layer in range(len(cache)) for name in past_names(layer))]
     if tables is not None:
-        example, dynamic = (*example, tables.places(3, 7)), (*dynamic, {0: rows, 1: tokens})
+        places = tables.places(3, 7)
         given.append("places")
+    if picture_tokens:
+        seen = torch.randn(3, picture_tokens, model.get_input_embeddings().weight.shape[1])
+        given.append("seen")
+    example = (ids, past, places, seen)
+    dynamic = (
+        {0: rows, 1: tokens},
+        [({0: rows, 2: before},) * 2] * len(cache),
+        None if places is None else {0: rows, 1: tokens},
+        None if seen is None else {0: rows, 1: torch.export.Dim("seen", min=0, max=picture_tokens)},
+    )
     found = ["logits", *(f"present.{name[5:]}" for name in given if name.startswith("past."))]
     with as_graph(model, weights):
-        _write(Writes(model, tables_DS).eval(), example, dynamic, given, found, folder)
+        _write(Writes(model, tables_DS).eval(), example, dynamic, given, found, folder / MODEL)
     _pack_linear_layers(folder, model, weights)
 
 
@@ -228,7 +265,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _write(
-    module: nn.Module, example: tuple[Any, ...], dynamic: Any, given: list[str], found: list[str], folder: Path
+    module: nn.Module, example: tuple[Any, ...], dynamic: Any, given: list[str], found: list[str], path: Path
 ) -> None:
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # of torch's own passes: unused names of axes, a class that moves
@@ -237,7 +274,7 @@ def _write(
             output_names=found, verbose=False,
         )  # fmt: skip
         assert program is not None
-        program.save(folder / MODEL)
+        program.save(path)
 
 
 def _pack_linear_layers(folder: Path, model: Any, weights: Weights) -> None:

@@ -4,6 +4,7 @@ Entries come from a CSV file, where all are text, or from JSON. What counts as m
 site's own tables count as such (`records.cells`). No error repeats an entry.
 """
 
+import binascii
 import math
 import re
 from bisect import bisect_right
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InvalidPrompt, UnknownValue
+from ..errors import InvalidPicture, InvalidPrompt, UnknownValue
 from ..records.requests import (
     FALSE,
     MISSING,
@@ -27,6 +28,7 @@ from ..records.requests import (
     TextShown,
     Words,
 )
+from ..structure.pictures import MOST_BYTES, PictureLayout, decode
 
 _LARGEST = 1e300  # of a number in JSON, which may have any length
 
@@ -49,7 +51,8 @@ class Reader:
         """Names of what a request says; nothing else of it is read."""
         shown = self._request.shown
         if isinstance(shown, TextShown):
-            return tuple(dict.fromkeys(piece.column for piece in shown.pieces if isinstance(piece, CellShown)))
+            names = dict.fromkeys(piece.column for piece in shown.pieces if isinstance(piece, CellShown))
+            return (*(() if shown.picture is None else (shown.picture.column,)), *names)
         order = () if shown.order is None else (shown.order,)
         return (*order, *(field.name for field in shown.fields))
 
@@ -69,6 +72,42 @@ class Reader:
         if len(visits) > 1 and shown.order is None:
             raise InvalidPrompt("the study reads one row a record, and the request has several")
         return _of_visits(shown, visits)
+
+    @property
+    def picture_tokens(self) -> int:
+        """Number of tokens that stand before those of the text."""
+        layout = self._layout
+        return 0 if layout is None else layout.tokens
+
+    def picture(self, asked: Asked) -> npt.NDArray[np.uint8] | None:
+        """Returns what the tokens of a request's picture carry, [N, B]; None if none is shown.
+
+        Raises:
+            InvalidPrompt: the request is of another form, or does not say what is asked for.
+            UnknownValue: the picture is not what the column may hold.
+        """
+        layout, shown = self._layout, self._request.picture
+        if layout is None or shown is None:
+            return None
+        name = shown.column
+        entry = self._one(asked)[name]
+        said = f"{name}: a picture is a PNG file of up to {MOST_BYTES >> 20} MiB in base64"
+        if not isinstance(entry, str) or len(entry) > 4 * (MOST_BYTES // 3 + 1):
+            raise UnknownValue(said)
+        try:
+            file = binascii.a2b_base64(entry, strict_mode=True)
+        except ValueError:  # also of letters beyond ASCII
+            raise UnknownValue(said) from None
+        try:
+            squares: npt.NDArray[np.uint8] = layout.squares(decode([file], layout.size))[0]
+        except InvalidPicture as err:
+            raise UnknownValue(f"{name}: the picture {err}") from None
+        return squares
+
+    @property
+    def _layout(self) -> PictureLayout | None:
+        shown = self._request.picture
+        return None if shown is None else PictureLayout(shown.size, shown.cell)
 
     def answers(self, outputs_K: npt.NDArray[np.float32]) -> dict[str, Any]:
         """Says what the outputs of the head for one request mean: chances between 0 and 1, or numbers of a scale."""

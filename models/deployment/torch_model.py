@@ -122,9 +122,14 @@ class TorchModel:
 
     @torch.inference_mode()
     def next(
-        self, ids_RT: npt.NDArray[np.int64], places_RTF: npt.NDArray[np.int64] | None, cache: Any
+        self,
+        ids_RT: npt.NDArray[np.int64],
+        places_RTF: npt.NDArray[np.int64] | None,
+        cache: Any,
+        carried_RNB: npt.NDArray[np.uint8] | None = None,
     ) -> tuple[npt.NDArray[np.float32], Any]:
-        """Reads some more tokens; see `writing.Steps`."""
+        """Reads some more tokens, before which no picture stands; see `writing.Steps`."""
+        assert carried_RNB is None
         embedded_RTD = self._embeds(torch.from_numpy(ids_RT), _tensor(places_RTF))
         told = self._model.model(inputs_embeds=embedded_RTD, cache=cache, use_cache=True)
         divisor = getattr(self._model.config, "logits_scaling", 1)  # Granite's, outside its output matrix

@@ -2,7 +2,8 @@
 
 What a text becomes does not depend on how long the others are: nothing is padded.
 
-Legend: `R` rows (texts), `T` tokens, `F` tables of a structure reader, `V` words.
+Legend: `R` rows (texts), `T` tokens, `N` of a picture, `B` bytes that one carries, `F` tables of a structure reader,
+`V` words.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -19,18 +20,22 @@ from ..decoding.guide import Guide
 from ..structure.readers import READERS, Prefix
 
 Integers = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 _ROWS = 64  # texts that are written together
 
 
 class Steps(Protocol):
     """A model that reads token by token."""
 
-    def next(self, ids_RT: Integers, places_RTF: Integers | None, cache: Any) -> tuple[npt.NDArray[np.float32], Any]:
+    def next(
+        self, ids_RT: Integers, places_RTF: Integers | None, cache: Any, carried_RNB: Bytes | None = None
+    ) -> tuple[npt.NDArray[np.float32], Any]:
         """Returns the logits [R, V] of the word behind these tokens, and what to remember of them.
 
         Args:
             places_RTF: where the tokens stand, of a model that has tables of structure.
             cache: what was remembered of the tokens before; None at the beginning.
+            carried_RNB: at the beginning, of a model with an eye: what the tokens of pictures carry, before these.
         """
 
 
@@ -48,7 +53,7 @@ class Writer:
     model: Steps
     tokenizer: Any  # core of `tokenizers`
     words: int
-    room: int  # tokens of a prompt and its answer together
+    room: int  # tokens of a prompt and its answer together, without those of a picture
     ends: Collection[int]
     structure: str | None = None
     guide: str | None = None
@@ -58,12 +63,14 @@ class Writer:
         prompts: Sequence[Sequence[int]],
         longest: int,
         *,
+        pictures: Sequence[Bytes] | None = None,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[Text]:
         """Writes behind each prompt until the model ends its text, or it has `longest` tokens.
 
         Args:
+            pictures: what stands before each prompt, of a model with an eye, see `Reader.picture`.
             temperature: by which logits are divided before a word is drawn; 0 takes the likeliest.
             seed: of what is drawn, with the prompt.
         """
@@ -72,13 +79,19 @@ class Writer:
         for places in _by_length(given):
             some = [given[place] for place in places]
             chance = [np.random.default_rng([seed, *prompt]) for prompt in some] if temperature else None
-            written = self._together(some, min(longest, self.room - len(some[0])), temperature, chance)
+            before = None if pictures is None else np.stack([pictures[place] for place in places])
+            written = self._together(some, before, min(longest, self.room - len(some[0])), temperature, chance)
             for place, text in zip(places, written, strict=True):
                 texts[place] = text
         return texts
 
     def _together(
-        self, prompts: list[list[int]], longest: int, temperature: float, chance: list[np.random.Generator] | None
+        self,
+        prompts: list[list[int]],
+        carried_RNB: Bytes | None,
+        longest: int,
+        temperature: float,
+        chance: list[np.random.Generator] | None,
     ) -> list[Text]:
         written: list[list[int]] = [[] for _ in prompts]
         is_ended = [False] * len(prompts)
@@ -87,7 +100,7 @@ class Writer:
         shown = [self._joined(prompt) for prompt in prompts] if guide is not None else []
         ids_RT, cache = np.array(prompts, dtype=np.int64), None
         for _ in range(longest):
-            logits_RV, cache = self.model.next(ids_RT, self.places(ids_RT, prefixes), cache)
+            logits_RV, cache = self.model.next(ids_RT, self.places(ids_RT, prefixes), cache, carried_RNB)
             logits_RV = logits_RV[:, : self.words].astype(np.float64)
             if guide is not None:
                 for row, own in enumerate(written):
@@ -103,7 +116,7 @@ class Writer:
                     written[row].append(word)
             if all(is_ended):
                 break
-            ids_RT = next_R[:, None]
+            ids_RT, carried_RNB = next_R[:, None], None
         texts = (self._text(*both) for both in zip(prompts, written, strict=True))
         return [Text(*both) for both in zip(texts, is_ended, strict=True)]
 

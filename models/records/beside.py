@@ -8,7 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from ..errors import DeploymentRefused, InvalidPretraining, InvalidPrompt
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, FieldName, SparseModel
 from .completions import Completions
 from .kind import Column
-from .templates import Part, PlainTokenizer, TokenTemplate, columns_of, padded, said
+from .requests import Request, TextShown, Writing
+from .templates import Part, PlainTokenizer, TokenTemplate, columns_of, padded, said, shown_of
 from .text import Template
 
 if TYPE_CHECKING:
@@ -94,6 +95,16 @@ class BesideReader:
     def words(self) -> int:
         """Size of the vocabulary: one more than the largest id."""
         return self._tokenizer.words
+
+    @property
+    def prompt(self) -> TextShown:
+        """The text that is shown of a request, behind the file."""
+        return shown_of(self._template)
+
+    @property
+    def writing(self) -> Writing:
+        """The answer that is written, and what ends it."""
+        return Writing(tuple(token for token in self._template.behind if self._tokenizer.is_control_word(token)))
 
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
@@ -245,7 +256,7 @@ class Beside(Completions):
         shown: list[str] = columns[terms.shows].tolist()
         return shown
 
-    def request(self, terms: Any, reader: Any) -> NoReturn:
+    def request(self, terms: Any, reader: Any) -> Request:
         """Raises `DeploymentRefused`: such files are decoded by this package alone."""
         raise DeploymentRefused(
             f"{self.one}s are read within confide alone: no folder is written that reads them elsewhere"

@@ -6,6 +6,7 @@ what each cell shows, then the decoder. What such records share with sounds is i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from pydantic import Field
 from ..strict import FieldName
 from ..structure.pictures import PictureLayout, PublicPictures, decode, plain
 from .beside import Beside, BesideReader, BesideTerms
+from .requests import PictureShown, Request
 from .text import Template
 
 Side = Annotated[int, Field(ge=1, le=2**16)]
@@ -96,3 +98,9 @@ class Pictures(Beside):
 
         takes = f"the picture alone takes {layout.tokens} tokens, one for each 16 pixels squared"
         return BesideReader(terms, vocabulary, max_tokens, squares, takes)
+
+    def request(self, terms: PictureTerms, reader: BesideReader) -> Request:
+        """Says what is shown of a request: the picture, then the text of the prompt."""
+        layout = terms.layout
+        shown = replace(reader.prompt, picture=PictureShown(terms.file, layout.size, layout.cell))
+        return Request(shown, writing=reader.writing)

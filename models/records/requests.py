@@ -55,11 +55,21 @@ class CellShown:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureShown:
+    """A picture, of which a token is shown for every square."""
+
+    column: str
+    size: tuple[int, int]  # height and width, in pixels
+    cell: tuple[int, int]  # of what is read by itself
+
+
+@dataclass(frozen=True, slots=True)
 class TextShown:
     """A prompt, piece by piece."""
 
     pieces: tuple[Words | CellShown, ...]
     room: int | None = None  # tokens for all cells together, the longest are cut; None: what is too long is refused
+    picture: PictureShown | None = None  # stands before all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,11 @@ class Request:
     shown: FieldsShown | TextShown
     answers: tuple[Answered, ...] = ()
     writing: Writing | None = None
+
+    @property
+    def picture(self) -> PictureShown | None:
+        """The picture that is shown before a prompt, if there is one."""
+        return self.shown.picture if isinstance(self.shown, TextShown) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values."""
@@ -120,4 +135,7 @@ def _text_shown(plain: Mapping[str, Any]) -> TextShown:
         Words(tuple(each["ids"])) if "ids" in each else CellShown(**{**each, "values": tuple(each["values"])})
         for each in plain["pieces"]
     )
-    return TextShown(**{**plain, "pieces": tuple(pieces)})
+    picture = plain["picture"]
+    if picture is not None:
+        picture = PictureShown(**{**picture, **{name: tuple(picture[name]) for name in ("size", "cell")}})
+    return TextShown(**{**plain, "pieces": tuple(pieces), "picture": picture})

@@ -17,11 +17,11 @@ from peft import PeftModel
 from transformers import DeepseekV3ForCausalLM
 
 from confide.coordinator.store.store import Store
-from confide.machine import free_ports
 from confide.models.evaluation.metrics import auc
 from confide.privacy.report.verify import verify_file
 
 from .conftest import wait_for
+from .triton import Triton
 
 pytestmark = pytest.mark.process
 
@@ -145,25 +145,14 @@ def test_the_adapter_loads_in_peft_and_changes_attention(outcome):
 
 
 @pytest.fixture(scope="module")
-def deployed(outcome, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's model as the folder of a Triton server, and a Python with what that asks for and no confide."""
-    folder = tmp_path_factory.mktemp("deployed")
+def deployed(outcome, tmp_path_factory: pytest.TempPathFactory) -> Triton:
+    """The demo's model as the folder of a Triton server."""
+    folder = tmp_path_factory.mktemp("deployed") / "triton"
     home = Path(str(outcome["report_json"])).parent / "coordinator"
-    words = ["adapter", "deploy", str(outcome["run"]), str(folder / "triton"), "--target", "triton"]
+    words = ["adapter", "deploy", str(outcome["run"]), str(folder), "--target", "triton"]
     done = subprocess.run([str(COORDINATOR), *words, "--home", str(home)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "python")], check=True)
-    pip = [str(folder / "python/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(folder / "triton/requirements.txt")], check=True)
-    return folder
-
-
-def asked(deployed: Path, *words: str) -> list[dict[str, dict[str, float]]]:
-    """Answers that the folder's own `ask.py` prints."""
-    command = [str(deployed / "python/bin/python"), str(deployed / "triton/ask.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return Triton.of(folder, tmp_path_factory)
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
@@ -173,58 +162,26 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 
 def test_a_triton_server_is_as_good_without_confide_over_http_and_grpc(outcome, deployed):
     tables = sorted(Path(str(outcome["report_json"])).parents[1].glob("data/*/heldout.csv"))
-    ports = [str(port) for port in free_ports(2)]
-    words = ["--http-port", ports[0], "--grpc-port", ports[1]]
-    server = subprocess.Popen(
-        [str(deployed / "python/bin/python"), str(deployed / "triton/start.py"), *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        ready = f"http://127.0.0.1:{ports[0]}/v2/health/ready"
-        wait_for(lambda: is_there(ready) or server.poll() is not None, "the server", seconds=120)
-        assert server.poll() is None
-        answers = [answer for table in tables for answer in asked(deployed, str(table), *words)]
+    with deployed.served():
+        answers = [answer for table in tables for answer in deployed.asked(str(table))]
         chances = np.array([answer["answer"]["diagnosis"] for answer in answers])
         labels = np.array([int(row["diagnosis"]) for table in tables for row in rows_of(table)])
         found = auc(np.log(chances / (1 - chances)), labels).value
         assert abs(found - float(str(outcome["auc_private"]))) < 0.002
-        by_grpc = asked(deployed, str(tables[0]), *words, "--grpc")
+        by_grpc = deployed.asked(str(tables[0]), "--grpc")
         first = chances[: len(by_grpc)].tolist()
         assert [each["answer"]["diagnosis"] for each in by_grpc] == pytest.approx(first, abs=1e-4)
-        before, rows = statistics(ports[0]), rows_of(tables[0])[:64]
+        before, rows = deployed.statistics(), rows_of(tables[0])[:64]
         with ThreadPoolExecutor(16) as pool:  # each alone: the server puts together what waits
-            alone = list(pool.map(lambda row: over_http(ports[0], row), rows))
+            alone = list(pool.map(deployed.over_http, rows))
         assert [each["answer"]["diagnosis"] for each in alone] == pytest.approx(first[:64], abs=1e-4)
-        after = statistics(ports[0])
+        after = deployed.statistics()
         assert after["inference_count"] - before["inference_count"] == 64
         assert after["execution_count"] - before["execution_count"] < 64
-        assert all("error" in over_http(ports[0], bad) for bad in ({}, [], {**rows[0], "age": "old"}))
-        closed = httpx.post(f"http://127.0.0.1:{ports[0]}/v2/logging", json={"log_verbose_level": 1})
+        assert all("error" in deployed.over_http(bad) for bad in ({}, [], {**rows[0], "age": "old"}))
+        closed = httpx.post(deployed.url("logging"), json={"log_verbose_level": 1})
         assert closed.status_code == 403
-    finally:
-        server.terminate()
-        server.wait(60)
-    assert leftovers(deployed) == []
-
-
-def over_http(port: str, request: object) -> dict[str, dict[str, float]]:
-    """Asks by Triton's own protocol (KServe's, version 2), as any client may."""
-    given = {"name": "REQUEST", "shape": [1, 1], "datatype": "BYTES", "data": [json.dumps(request)]}
-    found = httpx.post(f"http://127.0.0.1:{port}/v2/models/thyroid/infer", json={"inputs": [given]}, timeout=60).json()
-    told: dict[str, dict[str, float]] = json.loads(found["outputs"][0]["data"][0])
-    return told
-
-
-def statistics(port: str) -> dict[str, int]:
-    found: dict[str, int] = httpx.get(f"http://127.0.0.1:{port}/v2/models/thyroid/stats").json()["model_stats"][0]
-    return found
-
-
-def is_there(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
+    assert leftovers(deployed.folder) == []
 
 
 def test_a_demo_that_is_done_is_kept_for_who_looks_around(outcome):

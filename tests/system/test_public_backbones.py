@@ -13,15 +13,19 @@ import pytest
 from confide.models.backbones.loading import describe
 from confide.privacy.report.verify import verify_file
 
+from .triton import Triton
+
 pytestmark = pytest.mark.process
 
 COORDINATOR = Path(sys.executable).parent / "coordinator"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @dataclass(frozen=True)
 class Smoke:
     """An example's smoke run that has ended."""
 
+    example: str
     folder: Path
     outcome: dict[str, Any]
     right: str  # what is counted as right
@@ -46,7 +50,7 @@ def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     words = [str(COORDINATOR), "demo", example, "--smoke", "--dir", str(folder), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
-    return Smoke(folder, json.loads(done.stdout), *of_example)
+    return Smoke(example, folder, json.loads(done.stdout), *of_example)
 
 
 def test_the_adapter_is_trained_on_a_backbone_with_more_than_weights(smoke):
@@ -83,3 +87,43 @@ def test_no_record_stands_in_a_log_or_at_the_coordinator(smoke):
     written = [path for part in ("logs", "coordinator") for path in (federation / part).rglob("*") if path.is_file()]
     assert len(written) > 10
     assert [path for path in written if any(text in path.read_bytes() for text in shown)] == []
+
+
+def test_the_run_answers_where_confide_is_not_installed(smoke, tmp_path, tmp_path_factory):
+    """Code by ONNX Runtime, mathematics by PyTorch, pictures by a Triton server; sounds nowhere, and that is said."""
+    target = {"derivations": "torch", "code": "onnx", "scans": "triton", "voices": "onnx"}[smoke.example]
+    home, folder = Path(smoke.outcome["report_json"]).parent / "coordinator", tmp_path / "deployed"
+    words = ["adapter", "deploy", smoke.outcome["run"], str(folder), "--target", target, "--home", str(home)]
+    words += ["--override-audit", "a smoke run, which is not audited"]
+    done = subprocess.run([str(COORDINATOR), *words], capture_output=True, text=True)
+    if smoke.example == "voices":
+        assert done.returncode != 0
+        assert "sounds are read within confide alone" in done.stderr
+        assert not folder.exists()
+        return
+    assert done.returncode == 0, done.stderr
+    table = sorted(smoke.folder.glob("data/*/heldout.csv"))[0]
+    if target == "triton":
+        return as_within_confide(smoke, table, Triton.of(folder, tmp_path_factory))
+    few = tmp_path / "few.csv"
+    with table.open(newline="") as file, few.open("w", newline="") as out:
+        csv.writer(out).writerows(list(csv.reader(file))[:4])
+    asked = subprocess.run(
+        [sys.executable, str(folder / "ask.py"), str(few), "--longest", "20"], capture_output=True, text=True
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert len([json.loads(line)["text"] for line in asked.stdout.splitlines()]) == 3
+
+
+def as_within_confide(smoke: Smoke, table: Path, triton: Triton) -> None:
+    """Looks that a server's answers about pictures are those of the adapter."""
+    parts = [smoke.outcome["backbone"], smoke.outcome["adapter"], "--requests", str(table)]
+    how = ["--study", str(EXAMPLES / smoke.example / "study.toml"), "--by", "fixed", "--longest", "20", "--json"]
+    done = subprocess.run([str(COORDINATOR), "adapter", "ask", *parts, *how], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    want = [each["answer"].split() for each in json.loads(done.stdout)["answers"]]
+    with triton.served():
+        answers = triton.asked(str(table))
+        assert [answer["text"].split()[:20] for answer in answers] == want
+        assert triton.asked(str(table), "--grpc") == answers
+        assert "error" in triton.over_http({"typed": "0:1", "rule": "less [0]", "form": "/etc/hostname"})

@@ -1,8 +1,14 @@
 """Requests with pictures, of a backbone and an adapter that public forms of two signs taught."""
 
+import argparse
+import base64
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tomllib
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +35,16 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import load_text
 from confide.models.backbones.text_pretraining import TextPretrainingConfig
 from confide.models.compression.compressing import compress
-from confide.models.errors import BackboneMismatch, InvalidCompression, InvalidPretraining, UnsupportedModule
+from confide.models.deployment.asking import Answering, requests_of
+from confide.models.deployment.deploying import deploy
+from confide.models.errors import (
+    BackboneMismatch,
+    DeploymentRefused,
+    InvalidCompression,
+    InvalidPretraining,
+    InvalidPrompt,
+    UnsupportedModule,
+)
 from confide.models.serving.served import Served
 
 from ...models.adapters.test_combining import CARD
@@ -105,6 +120,122 @@ def test_what_a_picture_shows_is_told(parts, tmp_path):
     assert [answer.text for answer in found.answers] == told
     assert set(told) == set(SIGNS)
     assert found.spent[0].epsilon == CARD.epsilon
+
+
+def adapted_as(parts, state):
+    """The backbone with an adapter that changes nothing, or the wild one."""
+    config = AdapterConfig(rank=2, alpha=2.0, targets=TARGETS, seed="s")
+    adapted = attach(load_text(parts[0]).model, config)
+    if state == "wild":
+        adapted.load_state(torch.randn(adapted.layout.dim, generator=torch.Generator().manual_seed(3)).numpy())
+    return adapted
+
+
+def deployed(parts, folder, state, **how):
+    draft = study()
+    reader = draft.data.kind.reader(
+        draft.data.terms, load_text(parts[0]).vocabulary, max_tokens=draft.data.max_tokens
+    )  # fmt: skip
+    request = draft.data.kind.request(draft.data.terms, reader)
+    card = replace(CARD, backbone_hash=content_hash(parts[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter
+        deploy(adapted_as(parts, state), parts[0], folder, card, request, **how)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deployed")
+    return {
+        "plain": deployed(parts, folder / "plain", "plain", target="onnx", weights="int8"),
+        "wild": deployed(parts, folder / "wild", "wild", target="onnx", weights="float32"),
+    }
+
+
+def asked(folder, *words, blocked=("confide", "torch", "transformers")):
+    """What a folder's own ask.py answers where none of these can be imported."""
+    code = f"import sys, runpy; sys.modules.update(dict.fromkeys({blocked!r})); sys.path.insert(0, {str(folder)!r})"
+    code += f"; sys.argv = {[str(folder / 'ask.py'), *map(str, words)]!r}; runpy.run_path(sys.argv[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("state", ["plain", "wild"])
+def test_a_folder_without_confide_reads_pictures_as_the_adapter_does(parts, folders, tmp_path, state):
+    path, _ = requests(tmp_path)
+    adapter = parts[1 if state == "plain" else 2]
+    want = [each.text for each in ask(parts[0], [adapter], path, rule="fixed", study=study(), longest=4).answers]
+    code, answers, said = asked(folders[state], path, "--longest", "4")
+    assert [answer["text"].split() for answer in answers] == [text.split() for text in want]
+    assert len(set(want)) > 1
+    assert (code, said) == (0, "")
+    alone = asked(folders[state], f"form={tmp_path / 'pictures' / '3.png'}", "note=left", "--longest", "4")
+    assert alone == (0, answers[3:4], "")
+
+
+def test_a_picture_in_json_is_the_file_in_base64(folders, tmp_path):
+    path, told = requests(tmp_path)
+    del path
+    answering = Answering(folders["plain"], threads=1)
+    given = [
+        {"note": "left", "form": base64.b64encode((tmp_path / "pictures" / f"{number}.png").read_bytes()).decode()}
+        for number in range(12)
+    ]
+    found = answering.answer([*given, {"note": "left"}, {**given[0], "form": 3}])
+    assert [answer["text"].strip() for answer in found[:12]] == told
+    assert found[12:] == [
+        {"error": "the request does not say form"},
+        {"error": "form: a picture is a PNG file of up to 16 MiB in base64"},
+    ]
+    assert answering.answer(given[4:5])[0] == found[4]  # whoever is asked beside it
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("0.png", "form: a picture is a PNG file of up to 16 MiB in base64"),
+        ("/etc/hostname", "form: a picture is a PNG file of up to 16 MiB in base64"),
+        ("é", "form: a picture is a PNG file of up to 16 MiB in base64"),
+        ("", "form: the picture is no PNG file"),
+        ("iVBORw0KGgo=", "form: the picture is no PNG file"),
+        ("A" * (23 << 20), "form: a picture is a PNG file of up to 16 MiB in base64"),
+    ],
+)
+def test_an_entry_that_is_no_picture_is_refused_and_opens_no_file(folders, entry, words):
+    (answer,) = Answering(folders["plain"]).answer([{"form": entry, "note": "left"}])
+    assert [*answer] == ["error"]
+    assert answer["error"].startswith(words)
+    assert len(answer["error"]) < 80
+
+
+def test_a_table_names_files_of_its_own_folder_alone(folders, tmp_path):
+    path, _ = requests(tmp_path)
+    os.mkfifo(tmp_path / "pictures" / "pipe.png")
+    shutil.copy(tmp_path / "pictures" / "0.png", tmp_path / "beside.png")
+    (tmp_path / "pictures" / "out.png").symlink_to(tmp_path / "beside.png")
+    names = ["0.png", "../beside.png", str(tmp_path / "beside.png"), "out.png", "pipe.png", "none.png", "", "a\0b"]
+    path.write_text("form,note\n" + "".join(f"{name},left\n" for name in names))
+    request = Answering(folders["plain"]).deployment.request
+    arguments = argparse.Namespace(requests=[str(path)], by=None)
+    first, *others = requests_of(arguments, request)
+    assert base64.b64decode(first["form"]) == (tmp_path / "pictures" / "0.png").read_bytes()
+    outside, absent = "form: a file that is not below the folder pictures", "form: no such file"
+    assert [str(each) for each in others[:6]] == [outside, outside, outside, absent, absent, absent]
+    assert all(isinstance(each, InvalidPrompt) for each in others)
+
+
+def test_a_folder_says_what_a_picture_is_and_what_it_takes(folders):
+    assert "32 pixels high and 64 wide" in (folders["plain"] / "README.md").read_text()
+    assert "pillow" in (folders["plain"] / "requirements.txt").read_text().split()
+    assert not (folders["plain"] / "model").exists()
+
+
+def test_a_checkpoint_for_transformers_has_no_eye_and_is_refused(parts, tmp_path):
+    with pytest.raises(DeploymentRefused, match="pictures are read by a graph"):
+        deployed(parts, tmp_path / "it", "plain", target="torch", weights="float32")
+    assert not (tmp_path / "it").exists()
 
 
 def test_an_adapter_in_the_eye_is_loaded_where_it_was(parts, tmp_path):

@@ -41,10 +41,12 @@ def test_experts_are_packed_and_idle_ones_take_no_time():
     assert second.megabytes == pytest.approx(75 + 1.125 * 95 + 4 * 5)
 
 
-@pytest.mark.parametrize("modality", ["pictures", "sounds"])
-def test_nobody_claims_to_read_files(modality):
-    said = f"reads no {modality}: confide alone does, coordinator adapter ask --study"
-    assert all(option.misfits[-1] == said for option in choose(Use(modality)))
+def test_nobody_claims_to_read_what_it_does_not():
+    said = "reads no sounds: confide alone does, coordinator adapter ask --study"
+    assert all(option.misfits[-1] == said for option in choose(Use("sounds")))
+    assert ways(modality="pictures")[:2] == ["onnx", "triton"]
+    assert ways(modality="pictures", clients=8)[:2] == ["triton", "onnx"]
+    assert {option.way for option in choose(Use("pictures")) if option.misfits} == {"torch", "serve"}
 
 
 def test_what_cannot_be_deployed_is_not_advised():

@@ -184,7 +184,7 @@ def test_the_program_imports_nothing_that_is_not_in_it():
             elif isinstance(node, ast.Import):
                 outside |= {alias.name.split(".")[0] for alias in node.names}
     assert outside - set(sys.stdlib_module_names) == {
-        "mpmath", "numpy", "onnxruntime", "pytriton", "safetensors", "tokenizers", "torch", "transformers",
+        "PIL", "mpmath", "numpy", "onnxruntime", "pytriton", "safetensors", "tokenizers", "torch", "transformers",
         "tree_sitter", "tree_sitter_java", "tree_sitter_python", "triton_python_backend_utils", "tritonclient",
     }  # fmt: skip
 

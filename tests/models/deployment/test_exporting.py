@@ -40,7 +40,7 @@ def written(model, folder, weights, ids, first, tables=None, places=None):
     """Logits behind rows of tokens, of which the first are read together and the others one by one."""
     cache = exporting.remembered(model)
     exporting.export_writer(model, tables, cache, folder, weights)
-    graph = OnnxModel(folder, SimpleNamespace(cache=cache), 1)
+    graph = OnnxModel(folder, SimpleNamespace(cache=cache, request=SimpleNamespace(picture=None)), 1)
     given = ids.numpy()
     place = (lambda at: None) if places is None else (lambda at: places[:, at].numpy())
     logits, known = graph.next(given[:, :first], place(slice(first)), None)

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from confide.client_node.errors import StudyInvalid
 from confide.client_node.study import load_draft
 from confide.models.errors import (
-    DeploymentRefused,
     InvalidPicture,
     InvalidPretraining,
     InvalidPrompt,
@@ -299,8 +298,6 @@ def test_the_kind_is_completed_by_the_models_own_words():
     assert KIND.judged(terms()) == "completions"
     with pytest.raises(InvalidSchema):
         KIND.schema(terms())
-    with pytest.raises(DeploymentRefused):
-        KIND.request(terms(), None)
 
 
 def test_public_pictures_say_what_their_cells_show():
