@@ -78,7 +78,9 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
     while True:
         sender = next(senders)
         run.stop_if_asked()
+        came = time.monotonic()
         summed, topups = top_up(round_, summed)
+        deadline += time.monotonic() - came  # which has a patience of its own, and waits out a site's hours
         round_.laps.end("topup")
         run.beat(f"{round_.title}: aggregators add {len(summed)} sites")
         loads = {

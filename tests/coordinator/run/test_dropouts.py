@@ -5,12 +5,14 @@ Updates are zero, so each total is its noise, which is measured and held against
 
 import hashlib
 import math
+import time
 
 import pytest
 
 from confide.client_node.wire.messages import AggregateOrder, SetIncomplete, SetTaken, SignedTotal, sign, verify
 from confide.coordinator.errors import RunRefused, SitesMissing
 from confide.coordinator.federation.pki import Pki
+from confide.coordinator.fleet.nodes import NodeFailure
 from confide.coordinator.run import questions
 from confide.coordinator.run.relay import Load
 from confide.coordinator.store.run_folder import RunFolder
@@ -206,6 +208,24 @@ def test_a_round_that_was_left_open_goes_on_with_its_set_when_the_site_is_back(m
     federation.fleet.before = lambda kind, name: None
     federation.drive()
     assert_opened(federation, "top-up", without("north"))
+
+
+def test_waiting_for_top_ups_uses_up_none_of_the_aggregators_patience(make, monkeypatch):
+    federation, lost = make(max_dropouts=1), list[str]()
+    monkeypatch.setattr(questions, "PATIENCE_S", 1.0)
+
+    def before(kind: str, name: str) -> NodeFailure | None:
+        if (kind, name) == ("topup", "south"):
+            time.sleep(1.3)
+        if (kind, name) == ("aggregate", "agg-a") and not lost:
+            lost.append(name)
+            return NodeFailure(reason="failed", error="PartyLost", message="aggregator 2 is lost")
+        return None
+
+    federation.fleet.before = both(gone(site="west", since="step"), before)
+    federation.drive()
+    assert lost
+    assert_opened(federation, "top-up", without("west"))
 
 
 @pytest.mark.parametrize("step", ["MASK", "TMSK", "BIND", "DONE"])
