@@ -156,7 +156,8 @@ def hold_port(config: PartyConfig) -> socket.socket:
     """Binds the port of this party's address without listening, for as long as the socket is open.
 
     The system gives ports that nobody has bound to outgoing connections, and one of those may stay for days. Whoever
-    dials is refused meanwhile; `TlsCommunicator.connect` listens beside it, which Linux allows.
+    dials is refused meanwhile; `TlsCommunicator.connect` listens beside it, which Linux allows. So it does another
+    server: this keeps off what takes any port, not who takes this one.
 
     Raises:
         InvalidField: the address cannot be used, or another program has the port.

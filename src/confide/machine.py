@@ -34,21 +34,22 @@ def cores() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Finds loopback ports that are free at this moment, and that the system gives to no outgoing connection.
+    """Finds loopback ports that are free at this moment, and that systems give to no outgoing connection by default.
 
-    A server at a port that it does give may find it taken when it starts anew, for as long as a connection lasts.
+    A server at a port that its system does give may find it taken when it starts anew, for as long as a connection
+    lasts.
 
     Raises:
         OSError: there are too few.
     """
     found: list[int] = []
     for port in secrets.SystemRandom().sample(_PORTS, len(_PORTS)):
-        if len(found) == count:
-            return found
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:  # another process has it
                 continue
         found.append(port)
+        if len(found) == count:
+            return found
     raise OSError(f"fewer than {count} ports of 127.0.0.1 are free from {_PORTS.start} to {_PORTS.stop - 1}")

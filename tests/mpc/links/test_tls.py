@@ -98,11 +98,37 @@ def test_all_gather_gives_everyones_bytes_in_order(configs, connect, kit):
     assert together(kit, connect(configs)) == [[b"zero", b"one", b"two"]] * 3
 
 
-def test_a_port_that_is_held_is_refused_to_all_but_the_party(configs, connect, kit):
-    """Whatever system call takes it: one that is not bound may be given to an outgoing connection."""
-    for held in [hold_port(config) for config in configs]:
-        with held, socket.socket() as other, pytest.raises(OSError, match="in use"):
-            other.bind(held.getsockname())
+@pytest.fixture
+def dialled_from():
+    """Dials a server from this port alone, as the system would from one that it chooses."""
+    opened = [socket.create_server(("127.0.0.1", 0))]
+
+    def dial(port):
+        one = socket.socket()
+        opened.append(one)
+        try:
+            one.setsockopt(socket.IPPROTO_IP, 51, struct.pack("I", port << 16 | port))  # IP_LOCAL_PORT_RANGE
+        except OSError:  # Linux before 6.3
+            one.bind(("127.0.0.1", port))
+        one.connect(opened[0].getsockname())
+        return one
+
+    yield dial
+    for one in opened:
+        one.close()
+
+
+def test_a_port_that_is_held_is_given_to_no_outgoing_connection(configs, dialled_from):
+    with socket.create_server(("127.0.0.1", 0)) as chosen:  # by the system, as for a connection
+        port = chosen.getsockname()[1]
+    config = dataclasses.replace(configs[0], listen=f"127.0.0.1:{port}")
+    with hold_port(config), pytest.raises(OSError, match=r"Cannot assign requested address|in use"):
+        dialled_from(port)
+    with dialled_from(port), pytest.raises(InvalidField, match="Address already in use"):
+        hold_port(config)  # what would be so for as long as that connection lasts
+
+
+def test_parties_link_up_beside_the_ports_that_they_hold(configs, connect, kit):
     held = [hold_port(config) for config in configs]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(held[0].getsockname())
