@@ -240,7 +240,7 @@ def _with_picture(asked: Any, request: Request, folder: Path | None) -> Any:
     """
     if request.picture is None or not isinstance(asked, Mapping) or (column := request.picture.column) not in asked:
         return asked
-    path = Path(asked[column]) if folder is None else folder / asked[column]
+    path = Path(asked[column]) if folder is None else folder / asked[column].strip()
     try:
         if folder is not None and not path.resolve().is_relative_to(folder.resolve()):
             return InvalidPrompt(f"{column}: a file that is not below the folder {folder.name}")
@@ -248,8 +248,10 @@ def _with_picture(asked: Any, request: Request, folder: Path | None) -> Any:
             return InvalidPrompt(f"{column}: no such file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError):  # ValueError: a name with a zero byte
+    except (OSError, ValueError, RuntimeError):  # a name with a zero byte; a loop of links
         return InvalidPrompt(f"{column}: the file cannot be read")
+    if len(content) > MOST_BYTES:
+        return InvalidPrompt(f"{column}: a file of more than {MOST_BYTES >> 20} MiB")
     return {**asked, column: base64.b64encode(content).decode()}
 
 

@@ -13,8 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from .asking import parser_of_requests, requests_of
 from .description import load
 from .triton_model import ANSWER, REQUEST
 
-_TOGETHER = 64  # requests that are sent together
+_TOGETHER, _BYTES = 64, 1 << 25  # requests that are sent together, and their bytes, if there is more than one
 _SECONDS = 600.0
 _CLOSED = "model-repository,logging,trace,shared-memory"
 
@@ -97,14 +96,31 @@ def ask() -> None:
     try:
         requests = requests_of(arguments, load(model / "1").request)
         is_wrong = False
-        while some := list(islice(requests, _TOGETHER)):
-            cells = [b"" if isinstance(each, ModelError) else json.dumps(each).encode() for each in some]
-            for answer in _answered(client, kind, model.name, cells):
+        for some in _bundles(requests):
+            answers = _answered(client, kind, model.name, [each for each in some if isinstance(each, bytes)])
+            for each in some:
+                answer = next(answers) if isinstance(each, bytes) else json.dumps({"error": str(each)}).encode()
                 is_wrong |= "error" in json.loads(answer)
                 print(answer.decode(), flush=True)
     except (ModelError, OSError, kind.InferenceServerException) as err:
         sys.exit(f"{err}; nothing more was answered")
     sys.exit(1 if is_wrong else 0)
+
+
+def _bundles(requests: Iterable[Any]) -> Iterator[list[bytes | ModelError]]:
+    """Puts requests together, so many and of so many bytes; what is none stays in its place."""
+    some: list[bytes | ModelError] = []
+    size = 0
+    for each in requests:
+        cell = each if isinstance(each, ModelError) else json.dumps(each).encode()
+        more = len(cell) if isinstance(cell, bytes) else 0
+        if some and (len(some) == _TOGETHER or size + more > _BYTES):
+            yield some
+            some, size = [], 0
+        some.append(cell)
+        size += more
+    if some:
+        yield some
 
 
 def _addresses(arguments: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -125,6 +141,8 @@ def _client(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _answered(client: Any, kind: Any, model: str, cells: list[bytes]) -> Iterator[bytes]:
+    if not cells:
+        return
     given = kind.InferInput(REQUEST, [len(cells), 1], "BYTES")
     given.set_data_from_numpy(np.array(cells, dtype=np.object_)[:, None])
     yield from client.infer(model, [given]).as_numpy(ANSWER).reshape(-1)

@@ -6,6 +6,7 @@ Legend: `R` rows (texts), `T` tokens, `N` of a picture, `B` bytes that one carri
 `V` words.
 """
 
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,13 +73,15 @@ class Writer:
         Args:
             pictures: what stands before each prompt, of a model with an eye, see `Reader.picture`.
             temperature: by which logits are divided before a word is drawn; 0 takes the likeliest.
-            seed: of what is drawn, with the prompt.
+            seed: of what is drawn, with the prompt and the picture.
         """
         texts = [Text("", False)] * len(prompts)
         given = [list(prompt) or [min(self.ends)] for prompt in prompts]
+        marks = [()] * len(prompts) if pictures is None else [(zlib.crc32(each.tobytes()),) for each in pictures]
         for places in _by_length(given):
             some = [given[place] for place in places]
-            chance = [np.random.default_rng([seed, *prompt]) for prompt in some] if temperature else None
+            seeds = [[seed, *marks[place], *given[place]] for place in places]
+            chance = [np.random.default_rng(each) for each in seeds] if temperature else None
             before = None if pictures is None else np.stack([pictures[place] for place in places])
             written = self._together(some, before, min(longest, self.room - len(some[0])), temperature, chance)
             for place, text in zip(places, written, strict=True):

@@ -98,8 +98,13 @@ class BesideReader:
 
     @property
     def prompt(self) -> TextShown:
-        """The text that is shown of a request, behind the file."""
-        return shown_of(self._template)
+        """The text that is shown of a request, behind the file; what is too long is cut as in the study.
+
+        A token is left for each cell that is learned.
+        """
+        template = self._template
+        learned = len(template.cells) - sum(cell is not None for _, cell in template.shown)
+        return shown_of(template, template.room - learned)
 
     @property
     def writing(self) -> Writing:

@@ -135,7 +135,7 @@ def _text_shown(plain: Mapping[str, Any]) -> TextShown:
         Words(tuple(each["ids"])) if "ids" in each else CellShown(**{**each, "values": tuple(each["values"])})
         for each in plain["pieces"]
     )
-    picture = plain["picture"]
+    picture = plain.get("picture")  # descriptions of before pictures have none
     if picture is not None:
         picture = PictureShown(**{**picture, **{name: tuple(picture[name]) for name in ("size", "cell")}})
     return TextShown(**{**plain, "pieces": tuple(pieces), "picture": picture})

@@ -24,6 +24,7 @@ SQUARE = 16  # pixels on each side of what one token carries
 CELL = 2 * SQUARE  # pixels: the sides of a cell are multiples of it
 MOST_PIXELS = 2**22  # of a picture
 MOST_BYTES = 2**24  # of a file
+_MOST_CHUNKS = 10_000  # encoders write some thousand bytes in each
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3}  # by the colour type of the header: grey, RGB
 _SPARE = 4096  # bytes of packed pixels that no picture is too small for
@@ -218,8 +219,11 @@ def _checked(file: bytes, size: tuple[int, int]) -> tuple[int, bytes]:
 
 
 def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    place, headers = 8, 0
+    place, headers, chunks = 8, 0, 0
     while place < len(file):
+        chunks += 1
+        if chunks > _MOST_CHUNKS:
+            raise InvalidPicture(f"has more than {_MOST_CHUNKS:,} chunks")
         length = int.from_bytes(file[place : place + 4], "big")
         name, end = file[place + 4 : place + 8], place + 8 + length
         if len(name) < 4 or end + 4 > len(file):

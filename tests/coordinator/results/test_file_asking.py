@@ -175,6 +175,24 @@ def test_a_folder_without_confide_reads_pictures_as_the_adapter_does(parts, fold
     assert alone == (0, answers[3:4], "")
 
 
+def test_a_long_cell_is_cut_as_in_the_study(parts, folders, tmp_path):
+    path, _ = requests(tmp_path)
+    path.write_text(path.read_text().replace(",left", "," + "left seen cross " * 40, 6))
+    want = [each.text for each in ask(parts[0], parts[2:], path, rule="fixed", study=study(), longest=4).answers]
+    answering = Answering(folders["wild"], threads=1)
+    given = list(requests_of(argparse.Namespace(requests=[str(path)], by=None), answering.deployment.request))
+    assert [each["text"].split() for each in answering.answer(given, longest=4)] == [text.split() for text in want]
+
+
+def test_what_is_drawn_depends_on_the_picture(folders, tmp_path):
+    path, _ = requests(tmp_path)
+    answering = Answering(folders["plain"], threads=1)
+    given = list(requests_of(argparse.Namespace(requests=[str(path)], by=None), answering.deployment.request))
+    texts = [each["text"] for each in answering.answer(given, longest=8, temperature=50.0)]
+    assert len(set(texts)) == len(texts)
+    assert [each["text"] for each in answering.answer(given, longest=8, temperature=50.0)] == texts
+
+
 def test_a_picture_in_json_is_the_file_in_base64(folders, tmp_path):
     path, told = requests(tmp_path)
     del path
@@ -215,11 +233,26 @@ def test_a_table_names_files_of_its_own_folder_alone(folders, tmp_path):
     os.mkfifo(tmp_path / "pictures" / "pipe.png")
     shutil.copy(tmp_path / "pictures" / "0.png", tmp_path / "beside.png")
     (tmp_path / "pictures" / "out.png").symlink_to(tmp_path / "beside.png")
-    names = ["0.png", "../beside.png", str(tmp_path / "beside.png"), "out.png", "pipe.png", "none.png", "", "a\0b"]
+    (tmp_path / "pictures" / "loop.png").symlink_to(tmp_path / "pictures" / "loop.png")
+    (tmp_path / "pictures" / "large.png").write_bytes(bytes((16 << 20) + 1))
+    names = [
+        " 0.png ",
+        "loop.png",
+        "large.png",
+        "../beside.png",
+        str(tmp_path / "beside.png"),
+        "out.png",
+        "pipe.png",
+        "none.png",
+        "",
+        "a\0b",
+    ]
     path.write_text("form,note\n" + "".join(f"{name},left\n" for name in names))
     request = Answering(folders["plain"]).deployment.request
     arguments = argparse.Namespace(requests=[str(path)], by=None)
-    first, *others = requests_of(arguments, request)
+    first, loop, large, *others = requests_of(arguments, request)
+    assert isinstance(loop, InvalidPrompt)
+    assert str(large) == "form: a file of more than 16 MiB"
     assert base64.b64decode(first["form"]) == (tmp_path / "pictures" / "0.png").read_bytes()
     outside, absent = "form: a file that is not below the folder pictures", "form: no such file"
     assert [str(each) for each in others[:6]] == [outside, outside, outside, absent, absent, absent]

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from confide.models.deployment import triton_server
 from confide.models.deployment.asking import _lines, _of_file, _told, parser, requests_of
 from confide.models.errors import InvalidPrompt
 from confide.models.records.requests import CellShown, FieldsShown, FieldWords, Request, TextShown
@@ -81,3 +82,16 @@ def test_numbers_that_mean_nothing_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["-", *flags])
     assert "must be" in capsys.readouterr().err
+
+
+def test_a_triton_server_is_sent_few_requests_and_few_bytes_at_a_time(monkeypatch):
+    monkeypatch.setattr(triton_server, "_BYTES", 100)
+    bad, small, large = InvalidPrompt("form: no such file"), {"note": "x"}, {"note": "x" * 90}
+    found = list(triton_server._bundles([small, bad, large, large, small, {"note": "x" * 999}, *[small] * 70]))
+    assert [len(each) for each in found[:3]] == [2, 1, 1]
+    assert found[0][1] is bad
+    assert all(sum(len(cell) for cell in each if isinstance(cell, bytes)) <= 100 for each in found if len(each) > 1)
+    assert sum(map(len, found)) == 76
+    monkeypatch.setattr(triton_server, "_BYTES", 10**9)
+    assert [len(each) for each in triton_server._bundles(iter([small] * 130))] == [64, 64, 2]
+    assert list(triton_server._bundles([])) == []
