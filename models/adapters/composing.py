@@ -65,7 +65,7 @@ class Composition:
     head: PooledHead | None
     weights_K: Tensor | None  # [K, outputs, numbers that the head reads + 1]
     directions: dict[nn.Module, Tensor]  # [K, I] of each module, of length 1 or 0, for the rule arrow
-    owners: dict[nn.Module, Tensor]  # [rank], whose component each is
+    owners: dict[nn.Module, Tensor]  # [rank], whose component each is; one tensor where it is the same
 
     @property
     def spent(self) -> list[Spent]:
@@ -130,15 +130,16 @@ class Composition:
         """
         rule = self._by_arrow if weights_RK is None else self._by_row(weights_RK)
         gates = self.adapted.gates
-        before = gates.rule, gates.rows
+        before = gates.rule, gates.rows, gates.are_closed
         gates.rule, gates.rows = rule, None if weights_RK is None else len(weights_RK)
+        gates.are_closed = weights_RK is not None and not weights_RK.any()
         handle = self.adapted.model.model.register_forward_pre_hook(self._refuse_other_rows, with_kwargs=True)
         try:
             with torch.no_grad():
                 yield self.adapted
         finally:
             handle.remove()
-            gates.rule, gates.rows = before
+            gates.rule, gates.rows, gates.are_closed = before
 
     def classify(self, ids_RT: Tensor, weights_RK: Tensor | None) -> Tensor:
         """[R, outputs], what the adapters' heads give, each weighted as its adapter; by arrow, their mean.
@@ -161,12 +162,15 @@ class Composition:
             raise CombinationRefused(f"a pass of {len(given)} rows, where weights of {due} are set")
 
     def _by_row(self, weights_RK: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
-        by_module = {module: weights_RK[:, owner] for module, owner in self.owners.items()}
+        found: dict[tuple[int, int], Tensor] = {}  # few owners and lengths, beside hundreds of modules
 
         def gates(module: nn.Module, x: Tensor) -> Tensor:
-            rows = by_module[module]
+            owner = self.owners[module]
             tokens = x.numel() if isinstance(module, LoRAEmbedding) else x.numel() // x.shape[-1]
-            return rows.repeat_interleave(tokens // len(rows), dim=0)
+            key = id(owner), tokens
+            if key not in found:
+                found[key] = weights_RK[:, owner].repeat_interleave(tokens // len(weights_RK), dim=0)
+            return found[key]
 
         return gates
 
@@ -215,9 +219,11 @@ def compose(
     by_module = places(whole)
     # Heads alone adapt nothing, and a model with neither would not be one to attach to.
     adapted = attached(loaded.model, whole, None if by_module else head or loaded.head())
-    owners: dict[nn.Module, Tensor] = {
-        adapted.adapters[name]: _owner(keys, adapters, whole.rank) for name, keys in by_module.items()
-    }
+    alike: dict[tuple[int, ...], Tensor] = {}
+    owners: dict[nn.Module, Tensor] = {}
+    for name, keys in by_module.items():
+        owner = _owner(keys, adapters, whole.rank)
+        owners[adapted.adapters[name]] = alike.setdefault(owner, torch.tensor(owner))
     directions: dict[nn.Module, Tensor] = {
         adapted.adapters[name]: _directions(keys[0], adapters)
         for name, keys in by_module.items()
@@ -227,7 +233,7 @@ def compose(
     composition = Composition(
         adapters, loaded, adapted, loaded.head() if has_moments else None, head, weights_K, directions, owners
     )
-    adapted.gates.rule = composition._by_row(torch.zeros(1, len(adapters)))
+    adapted.gates.are_closed = True
     return composition
 
 
@@ -256,12 +262,12 @@ def _heads(
     return head, torch.stack(rows)
 
 
-def _owner(keys: Sequence[str], adapters: Sequence[Released], rank: int) -> Tensor:
+def _owner(keys: Sequence[str], adapters: Sequence[Released], rank: int) -> tuple[int, ...]:
     """[rank], whose component each is; those that `stack` has filled up with zeros are anybody's."""
     of_key = [[k for k, each in enumerate(adapters) if key in each.pairs for _ in range(each.rank)] for key in keys]
     if any(owner != of_key[0] for owner in of_key):
         raise CombinationRefused(f"{keys[0].format('*')}: an adapter adapts one projection of a bank alone")
-    return torch.tensor(of_key[0] + [0] * (rank - len(of_key[0])))
+    return (*of_key[0], *[0] * (rank - len(of_key[0])))
 
 
 def _directions(key: str, adapters: Sequence[Released]) -> Tensor:

@@ -105,6 +105,7 @@ class Gates:
 
     rule: Callable[[nn.Module, Tensor], Tensor] | None = None  # [T, R] of a module and its input; None: all count
     rows: int | None = None  # of the batch that the rule is for; None: any
+    are_closed: bool = False  # for all rows and modules, which then compute what their base does; the rule rests
 
     def of(self, module: nn.Module, x: Tensor) -> Tensor | None:
         """[T, R] by token, or None if every component counts."""

@@ -52,6 +52,8 @@ class LoRALinear(LoRAFactors):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the base layer plus the low-rank product."""
+        if self.gates.are_closed:
+            return cast(Tensor, self.base(x.to(self.base.weight.dtype)))
         return lora_linear(
             x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector,
             gates_TR=self.gates.of(self, x), tokens_per_row=self.tokens_per_row,
@@ -70,6 +72,8 @@ class LoRAEmbedding(LoRAFactors):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Looks up the base table and adds the low-rank product."""
+        if self.gates.are_closed:
+            return cast(Tensor, self.base(ids))
         return lora_embedding(
             ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector,
             gates_TR=self.gates.of(self, ids),
@@ -139,6 +143,8 @@ class LoRAExperts(nn.Module):
 
     def forward(self, hidden_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Tensor:
         """[T, D], as the base bank, plus the low-rank products."""
+        if self.gates.are_closed:
+            return cast(Tensor, self.base(hidden_TD, topk_ids_TK, topk_weights_TK))
         parts = (self.rows.apart(part) for part in (hidden_TD, topk_ids_TK, topk_weights_TK))
         experts = experts_of(self.base, hidden_TD.dtype)
         out: Tensor = self.factors(

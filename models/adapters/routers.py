@@ -10,7 +10,7 @@ Legend: `T` tokens, `D` model, `E` experts, `K` top-k.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +127,8 @@ class LoRARouter(nn.Module):
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits [T, E], weights [T, K] and expert ids [T, K]."""
+        if self.gates.are_closed:
+            return cast(tuple[Tensor, Tensor, Tensor], self.base(hidden))
         weight = self.base.weight
         if self._choice.in_float32:
             weight = weight.to(self.lora_B.dtype)

@@ -62,6 +62,35 @@ def test_closed_gates_give_the_backbone_back(backbone_dir, composition):
         torch.testing.assert_close(logits(adapted), want, rtol=1e-5, atol=1e-6)
 
 
+def test_where_nobody_asks_for_adapters_no_product_of_theirs_is_taken(backbone_dir, exports):
+    composition = compose(backbone_dir, exports)
+    with composition.answering(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])) as adapted:
+        beside_others = logits(adapted)
+    for adapter in composition.adapted.adapters.values():
+        for factor in adapter.named_factors().values():
+            factor.data.fill_(torch.nan)  # would spoil whatever it enters
+    with composition.answering(torch.zeros(4, 2)) as adapted:
+        alone = logits(adapted)
+    assert torch.equal(alone, logits(composition.adapted))
+    assert torch.equal(alone[[0, 3]], beside_others[[0, 3]])
+    with composition.answering(torch.tensor([[0.0, 0.0]] * 3 + [[0.0, 1e-30]])) as adapted:
+        assert logits(adapted).isnan().any()
+
+
+def test_gates_are_found_once_for_modules_of_the_same_owners(composition):
+    linears = [module for module in composition.owners if not isinstance(module, LoRAEmbedding | LoRAExperts)]
+    with composition.answering(torch.eye(2)[[0, 1, 0]]) as adapted:
+        found = [adapted.gates.of(module, torch.zeros(3, 2, module.lora_A.shape[1])) for module in linears]
+        longer = adapted.gates.of(linears[0], torch.zeros(3, 5, linears[0].lora_A.shape[1]))
+    owners = {id(composition.owners[module]) for module in linears}
+    assert len({id(gates) for gates in found}) == len(owners) < len(linears)
+    assert longer.shape == (15, found[0].shape[1])
+    assert torch.equal(longer[::5], found[0][::2])
+    with composition.answering(torch.eye(2)[[1, 0, 1]]) as adapted:  # of another batch, found anew
+        other = adapted.gates.of(linears[0], torch.zeros(3, 2, linears[0].lora_A.shape[1]))
+    assert torch.equal(other[:2], found[0][2:4])
+
+
 def test_unlike_requests_in_one_pass_are_answered_each_by_its_own_adapter(pair, composition):
     gates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     with composition.answering(gates) as adapted:
