@@ -1,9 +1,12 @@
 """Measures what state-space layers cost by length, and what they learn, beside attention in the same architecture.
 
+    python benchmarks/state_space.py scans [--seconds 5]
     python benchmarks/state_space.py cost [--lengths 2048 8192 32768] [--repeats 3]
     python benchmarks/state_space.py quality [--seeds 0 1 2] [--tokens 2e6] [--results state_space.jsonl]
     python benchmarks/state_space.py cost --quick; python benchmarks/state_space.py quality --quick
 
+scans    the scans of `kernels.scans` beside the code that transformers falls back to on processors, which computes the
+         same: a forward pass, and one with its gradients, in one thread, medians of alternating runs.
 cost     processor seconds of a forward pass of one record, in one thread, of models with random weights: three layers
          of Mamba-2 and one of attention, four of Mamba-2, four of attention, in the architecture of Granite 4, eight
          routed experts in every layer; and the same of Kimi Linear, whose state-space layers are those of the delta
@@ -16,18 +19,25 @@ Figures: docs/benchmarks/backbones.md.
 """
 
 import argparse
+import inspect
 import itertools
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from federated_arms import spread
 from mathematics import LONGEST, drawn
+from measuring import medians
 from rows import Rows
+from torch import Tensor
+from transformers.models.granitemoehybrid import modeling_granitemoehybrid
+from transformers.models.kimi_linear import modeling_kimi_linear
 
 from confide.models.backbones.families import named
 from confide.models.backbones.family import BackboneConfig
@@ -65,6 +75,44 @@ def seconds_of(model: Any, length: int, repeats: int) -> float:
         model.model(input_ids=ids, use_cache=False)
         found.append(time.process_time() - started)
     return statistics.median(found)
+
+
+def scans(seconds: float, shapes: Sequence[tuple[int, int, int, int]]) -> None:
+    """Prints a line for each kind of scan and shape: rows, tokens, heads, numbers of a head."""
+    print("| scan | rows x tokens, heads x width | forward, ms | times as fast | with gradients, ms | times as fast |")
+    print("|---|---|---|---|---|---|")
+    for kind in ("granitemoehybrid", "kimi_linear"):
+        named(kind).model_class()  # puts ours where transformers' was
+    for shape in shapes:
+        rows, tokens, heads, width = shape
+        generator = torch.Generator().manual_seed(0)
+        wide = [torch.randn(rows, tokens, heads, width, generator=generator) for _ in range(3)]
+        step, fading = (torch.rand(rows, tokens, heads, more, generator=generator) for more in (1, width))
+        directions = [torch.randn(rows, tokens, 1, 64, generator=generator) for _ in range(2)]
+        of_mamba2 = [wide[0], step.squeeze(-1), -torch.ones(heads), *directions, 256]
+        mamba2 = beside(modeling_granitemoehybrid.mamba2_chunk_scan, of_mamba2, seconds)
+        of_delta_rule = [F.normalize(wide[0], dim=-1), F.normalize(wide[1], dim=-1), wide[2], -fading, step.squeeze(-1)]
+        delta_rule = beside(modeling_kimi_linear.chunk_kimi_delta_attention, of_delta_rule, seconds)
+        for name, cells in (("Mamba-2", mamba2), ("delta rule", delta_rule)):
+            print(f"| {name} | {rows} x {tokens:,}, {heads} x {width} | {' | '.join(cells)} |", flush=True)
+
+
+def beside(ours: Any, inputs: Sequence[Any], seconds: float) -> list[str]:
+    """Cells: milliseconds of a scan and how many times transformers' takes, forward and with gradients."""
+    learned = [part.clone().requires_grad_() if isinstance(part, Tensor) else part for part in inputs]
+    calls = {"ours": ours, "theirs": inspect.unwrap(ours)}
+
+    def forward(scan: Any, given: Sequence[Any]) -> Tensor:
+        out: Any = scan(*given)
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
+    with torch.no_grad():
+        reads = medians({name: partial(forward, scan, inputs) for name, scan in calls.items()}, seconds=seconds)
+    steps = medians(
+        {name: lambda scan=scan: forward(scan, learned).sum().backward() for name, scan in calls.items()},
+        seconds=seconds,
+    )
+    return [f"{each['ours']:.1f} | {each['theirs'] / each['ours']:.1f}" for each in (reads, steps)]
 
 
 def cost(lengths: Sequence[int], repeats: int) -> None:
@@ -138,7 +186,8 @@ def loss_of(model: Any, rows: Sequence[tuple[list[int], list[bool]]]) -> float:
 def main() -> None:
     """Measures what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "quality"])
+    parser.add_argument("what", choices=["scans", "cost", "quality"])
+    parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 32768])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -147,6 +196,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.what == "scans":
+        shapes = [(1, 100, 2, 8)] if args.quick else [(4, 128, 8, 64), (1, 2048, 8, 64)]
+        return scans(args.seconds, shapes)
     if args.what == "cost":
         return cost(*(([256, 1024], 1) if args.quick else (args.lengths, args.repeats)))
     if args.quick:

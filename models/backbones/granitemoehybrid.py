@@ -34,9 +34,18 @@ class GraniteMoeHybrid(Backbone):
     )
     router = "router"
 
+    def model_class(self) -> Any:
+        """Returns transformers' class, whose scans go by our chunks on processors from now on."""
+        from .scans import scan_mamba2_in_chunks
+
+        scan_mamba2_in_chunks()
+        return super().model_class()
+
     def borders(self, config: Any) -> tuple[int, ...]:
-        """Returns the chunk of the scan, if there is a Mamba-2 layer."""
-        return (config.mamba_chunk_size,) if "linear_attention" in config.layer_types else ()
+        """Returns the chunks of the scan, ours and that of other devices, if there is a Mamba-2 layer."""
+        from ...kernels.scans import CHUNK
+
+        return (CHUNK, config.mamba_chunk_size) if "linear_attention" in config.layer_types else ()
 
     def settings(self, config: BackboneConfig) -> dict[str, Any]:
         """Returns the settings of Mamba-2 layers with attention in every fourth and in the last."""

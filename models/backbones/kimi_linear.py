@@ -6,7 +6,6 @@ from typing import Any
 from .deepseek_v3 import ATTENTION, MLP, latent_attention
 from .family import LM_HEAD, Backbone, BackboneConfig, ExpertNames
 
-_CHUNK = 64  # tokens, of the delta rule; transformers has no setting for it
 _DELTA = ("k_proj", "v_proj", "f_a_proj", "f_b_proj", "g_a_proj", "g_b_proj", "b_proj")
 
 
@@ -31,9 +30,18 @@ class KimiLinear(Backbone):
     router = "gate"
     buffers = re.compile(r"\.e_score_correction_bias$")
 
+    def model_class(self) -> Any:
+        """Returns transformers' class, whose delta rule goes by our chunks on processors from now on."""
+        from .scans import scan_delta_rule_in_chunks
+
+        scan_delta_rule_in_chunks()
+        return super().model_class()
+
     def borders(self, config: Any) -> tuple[int, ...]:
-        """Returns the chunk of the delta rule."""
-        return (_CHUNK,)
+        """Returns the chunk of the delta rule, which is as long on other devices."""
+        from ...kernels.scans import CHUNK
+
+        return (CHUNK,)
 
     def settings(self, config: BackboneConfig) -> dict[str, Any]:
         """Returns the settings of layers of the delta rule, with latent attention in every fourth and in the last."""

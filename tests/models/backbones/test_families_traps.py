@@ -187,9 +187,10 @@ def test_a_family_that_is_not_in_the_table_is_not_built(tmp_path):
 @pytest.mark.parametrize("family", ["granitemoehybrid", "llama"])
 def test_probes_are_no_longer_than_a_record_may_be(family):
     config = families.FAMILIES[family].config_class()()
-    chunk = {"granitemoehybrid": 256}.get(family)
-    assert families.FAMILIES[family].probe_lengths(config, 256) == (7,)
-    assert families.FAMILIES[family].probe_lengths(config, 257) == ((7, 258) if chunk else (7,))
+    borders = (64, 256) if family == "granitemoehybrid" else ()
+    for longest in (64, 65, 256, 257):
+        want = (7, *(border + 2 for border in borders if border < longest))
+        assert families.FAMILIES[family].probe_lengths(config, longest) == want
 
 
 def test_the_table_in_the_docs_is_the_table_of_families():
