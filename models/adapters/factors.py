@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,14 @@ class Gates:
     def of(self, module: nn.Module, x: Tensor) -> Tensor | None:
         """[T, R] by token, or None if every component counts."""
         return None if self.rule is None else self.rule(module, x)
+
+
+def base_alone(base: nn.Module, x: Tensor, dtype: torch.dtype) -> Any:
+    """Runs an adapted module without its adapter, on inputs of this type, as with one: outside autocast."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return base(x.to(dtype))
+    with torch.autocast(x.device.type, enabled=False):
+        return base(x.to(dtype))
 
 
 class LoRAFactors(nn.Module):

@@ -32,7 +32,7 @@ from ..heads.objectives import TextTask
 from ..structure.sense import READS, sense_of, tokens_seen
 from ..tokens import made_up
 from . import resuming
-from .factors import AdapterConfig, Gates, LoRAFactors, Pair, Rows, layer_of, start, target_of
+from .factors import AdapterConfig, Gates, LoRAFactors, Pair, Rows, base_alone, layer_of, start, target_of
 from .layout import HEAD_WEIGHT, AdapterLayout
 from .routers import CHOICES, LoRARouter
 
@@ -53,7 +53,7 @@ class LoRALinear(LoRAFactors):
     def forward(self, x: Tensor) -> Tensor:
         """Computes the base layer plus the low-rank product."""
         if self.gates.are_closed:
-            return cast(Tensor, self.base(x.to(self.base.weight.dtype)))
+            return cast(Tensor, base_alone(self.base, x, self.base.weight.dtype))
         return lora_linear(
             x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector,
             gates_TR=self.gates.of(self, x), tokens_per_row=self.tokens_per_row,
@@ -143,10 +143,10 @@ class LoRAExperts(nn.Module):
 
     def forward(self, hidden_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Tensor:
         """[T, D], as the base bank, plus the low-rank products."""
-        if self.gates.are_closed:
-            return cast(Tensor, self.base(hidden_TD, topk_ids_TK, topk_weights_TK))
-        parts = (self.rows.apart(part) for part in (hidden_TD, topk_ids_TK, topk_weights_TK))
         experts = experts_of(self.base, hidden_TD.dtype)
+        if self.gates.are_closed:
+            return moe(hidden_TD, route(topk_ids_TK, experts.num_experts), topk_weights_TK, experts)
+        parts = (self.rows.apart(part) for part in (hidden_TD, topk_ids_TK, topk_weights_TK))
         out: Tensor = self.factors(
             *parts, experts=experts, lora_scaling=self.lora_scaling, slot=self.slot,
             gates_TR=self.gates.of(self, hidden_TD),

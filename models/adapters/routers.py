@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...kernels.collect import CaptureSlot
 from ...kernels.lora import lora_linear
-from .factors import AdapterConfig, Gates, LoRAFactors, Rows
+from .factors import AdapterConfig, Gates, LoRAFactors, Rows, base_alone
 
 Choose = Callable[[Any, Tensor], tuple[Tensor, Tensor]]  # (stock router, logits [T, E]) -> weights, ids [T, K]
 
@@ -128,7 +128,7 @@ class LoRARouter(nn.Module):
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits [T, E], weights [T, K] and expert ids [T, K]."""
         if self.gates.are_closed:
-            return cast(tuple[Tensor, Tensor, Tensor], self.base(hidden))
+            return cast(tuple[Tensor, Tensor, Tensor], base_alone(self.base, hidden, hidden.dtype))
         weight = self.base.weight
         if self._choice.in_float32:
             weight = weight.to(self.lora_B.dtype)
