@@ -13,7 +13,9 @@ triangular system (section 3.1 of the latter). Its decays differ by channel. One
 and channel is what costs, so it is taken within blocks of 16 tokens alone; between blocks it is the product of two, up
 to and since the first token of the later block. As g is never positive, neither is above 1, and none overflows.
 
-Chunks go through in pieces whose scratch fits into a processor's own cache, and does not grow with the text.
+Chunks go through in pieces, of as many as keep the scratch of a row in a processor's own cache, or of one: what is kept
+beside inputs and outputs does not grow with the text, where no gradients are asked for. How many rows there are does
+not matter for a row's pieces.
 
 Legend: `R` rows, `T` tokens, `H` heads, `N` chunks of a piece, `C` tokens of a chunk, `B` blocks of a chunk, `L` tokens
 of a block; of Mamba-2, `P` numbers of a head, `G` groups of heads, `S` numbers of a direction; of the delta rule, `K`
@@ -25,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64
-_BLOCK = 16
-_PAIRS = 2**17  # numbers that the decays of a piece of Mamba-2 take
+BLOCK = 16
+_PAIRS = 2**17  # numbers that the decays of a piece of Mamba-2 take in a row
 _DECAYS = 2**18  # and those within blocks of one of the delta rule
 
 
@@ -48,7 +50,7 @@ def state_space_scan(
     wide = torch.promote_types(x_RTHP.dtype, torch.float32)
     state = x_RTHP.new_zeros(rows, heads, width, written_RTGS.shape[-1]) if state_RHPS is None else state_RHPS
     state = state.to(wide)
-    length = CHUNK * max(1, _PAIRS // (rows * heads * CHUNK**2))
+    length = CHUNK * max(1, _PAIRS // (heads * CHUNK**2))
     inputs = x_RTHP, decay_RTH, written_RTGS, read_RTGS
     pieces = (torch.split(part.to(wide), length, dim=1) for part in inputs)
     found = []
@@ -82,7 +84,7 @@ def gated_delta_rule(
     wide = torch.promote_types(key_RTHK.dtype, torch.float32)
     state = key_RTHK.new_zeros(rows, heads, width, value_RTHV.shape[-1]) if state_RHKV is None else state_RHKV
     state = state.to(wide)
-    length = CHUNK * max(1, _DECAYS // (rows * heads * CHUNK * _BLOCK * width))
+    length = CHUNK * max(1, _DECAYS // (heads * CHUNK * BLOCK * width))
     inputs = query_RTHK, key_RTHK, value_RTHV, decay_RTHK, rate_RTH
     pieces = (torch.split(part.to(wide), length, dim=1) for part in inputs)
     found = []
@@ -96,7 +98,7 @@ def gated_delta_rule(
 def _state_space_piece(x: Tensor, decay: Tensor, written: Tensor, read: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     tokens, heads = x.shape[1:3]
     x, written, read = (_in_chunks(part) for part in (x, written, read))
-    # Differences of sums of many numbers: in float32 they would lose what makes them differ.
+    # Differences of sums of many numbers, which in float32 would lose what makes them differ.
     total = _in_chunks(decay[..., None]).squeeze(-1).double().cumsum(-1)  # [R, H, N, C], G
     since, until = (exponent.to(x.dtype).exp() for exponent in (total, total[..., -1:] - total))
     among = (total.unsqueeze(-1) - total.unsqueeze(-2)).clamp(max=0).to(x.dtype).exp().tril()
@@ -117,9 +119,9 @@ def _delta_piece(
 ) -> tuple[Tensor, Tensor]:
     tokens, width = value.shape[1], value.shape[-1]
     query, key, value, decay, rate = (_in_chunks(part) for part in (query, key, value, decay, rate[..., None]))
-    total = decay.cumsum(-2)  # [R, H, N, C, K], G
+    total = decay.double().cumsum(-2)  # [R, H, N, C, K], G, see above
     of_corrections, of_reading = _pairs(torch.stack([key * rate, query], dim=3), key, total)
-    since, until = total.exp(), (total[..., -1:, :] - total).exp()
+    since, until = (exponent.to(key.dtype).exp() for exponent in (total, total[..., -1:, :] - total))
     sides = torch.cat([value * rate, key * rate * since], dim=-1)
     # Ones on the diagonal, and what is above it, are not read.
     solved = torch.linalg.solve_triangular(of_corrections, sides, upper=False, unitriangular=True)
@@ -141,20 +143,21 @@ def _pairs(left: Tensor, key: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         left: [R, H, N, 2, C, K], what the two are taken for.
     """
-    blocks = (CHUNK // _BLOCK, _BLOCK)
+    blocks = (CHUNK // BLOCK, BLOCK)
     left, key_BLK, total_BLK = (torch.unflatten(part, -2, blocks) for part in (left, key, total))
-    apart = total_BLK.unsqueeze(-2) - total_BLK.unsqueeze(-3)
+    of_block = (total_BLK - total_BLK[..., :1, :]).to(key.dtype)  # since its first token
+    apart = of_block.unsqueeze(-2) - of_block.unsqueeze(-3)
     faded = key_BLK.unsqueeze(-3) * apart.clamp(max=0).exp()  # [R, H, N, B, L, L, K]
     within = left.movedim(3, -2) @ faded.mT  # [R, H, N, B, L, 2, L]
     lines = []
     for block in range(blocks[0]):
-        start = block * _BLOCK
-        since = total_BLK[:, :, :, block, :1]  # [R, H, N, 1, K]
-        asking = left[:, :, :, :, block] * (total_BLK[:, :, :, block] - since).exp().unsqueeze(3)
-        asked = key[..., :start, :] * (since - total[..., :start, :]).exp()
+        start = block * BLOCK
+        until = (total_BLK[:, :, :, block, :1] - total[..., :start, :]).to(key.dtype)
+        asking = left[:, :, :, :, block] * of_block[:, :, :, block].exp().unsqueeze(3)
+        asked = key[..., :start, :] * until.exp()
         earlier = asking.flatten(3, 4) @ asked.mT  # [R, H, N, 2 L, start]
-        line = [torch.unflatten(earlier, 3, (2, _BLOCK)), within[:, :, :, block].movedim(-2, 3)]
-        lines.append(F.pad(torch.cat(line, dim=-1), (0, CHUNK - start - _BLOCK)))
+        line = [torch.unflatten(earlier, 3, (2, BLOCK)), within[:, :, :, block].movedim(-2, 3)]
+        lines.append(F.pad(torch.cat(line, dim=-1), (0, CHUNK - start - BLOCK)))
     of_correction, of_reading = torch.cat(lines, dim=-2).unbind(3)
     return of_correction, of_reading
 

@@ -38,10 +38,10 @@ class KimiLinear(Backbone):
         return super().model_class()
 
     def borders(self, config: Any) -> tuple[int, ...]:
-        """Returns the chunk of the delta rule, which is as long on other devices."""
-        from ...kernels.scans import CHUNK
+        """Returns the blocks and the chunk of the delta rule."""
+        from ...kernels.scans import BLOCK, CHUNK
 
-        return (CHUNK,)
+        return (BLOCK, CHUNK)
 
     def settings(self, config: BackboneConfig) -> dict[str, Any]:
         """Returns the settings of layers of the delta rule, with latent attention in every fourth and in the last."""

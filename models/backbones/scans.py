@@ -1,8 +1,8 @@
 """Gives transformers' state-space layers the scans of `kernels.scans` on processors.
 
-There transformers has code that is meant as a reference: its scratch grows with the text, and its work faster than
-that. It has no register of scans as it has of attention and of experts, so its functions are replaced, for all models
-of the process. On other devices they are called as before, and there take the kernels of packages if those are
+There transformers has code that is meant as a reference: its scratch grows with the text, and Mamba-2's work faster
+than that. It has no register of scans as it has of attention and of experts, so its functions are replaced, for all
+models of the process. On other devices they are called as before, and there take the kernels of packages if those are
 installed.
 """
 

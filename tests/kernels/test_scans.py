@@ -103,15 +103,16 @@ def test_gradients_are_finite_where_everything_fades_at_once(kind):
         assert gradient.isfinite().all()
 
 
-def test_float32_is_as_near_as_its_recurrence(kind):
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_float32_is_about_as_near_as_its_recurrence(kind, strength):
     scan, step, inputs_of, shape = kind
-    inputs = inputs_of(4 * CHUNK, 1.0)
+    inputs = inputs_of(4 * CHUNK, strength)
     want, _ = token_by_token(step, inputs, torch.zeros(shape, dtype=torch.float64))
     in_float32 = [part.float() for part in inputs]
     near = (token_by_token(step, in_float32, torch.zeros(shape))[0] - want).abs().max()
     found, state = scan(*in_float32)
     assert found.dtype == state.dtype == torch.float32
-    assert (found - want).abs().max() < 4 * near + 1e-5
+    assert (found - want).abs().max() < 4 * near + 1e-6 * max(10, strength)  # exponents of a block's decays, added up
 
 
 def test_narrow_inputs_are_computed_in_float32_also_under_autocast(kind):
@@ -139,14 +140,15 @@ def test_no_other_row_and_no_later_token_moves_a_bit(kind):
 
 def test_texts_go_through_in_pieces_whose_size_changes_nothing(kind, monkeypatch):
     scan, _, inputs_of, _ = kind
-    inputs, seen = inputs_of(9 * CHUNK + 3, 1.0), []
+    tokens, seen = 15 * CHUNK + 3, []
+    inputs = inputs_of(tokens, 1.0)
     name = "_state_space_piece" if scan is state_space_scan else "_delta_piece"
     piece = getattr(scans, name)
     monkeypatch.setattr(scans, name, lambda *given: seen.append(given[0].shape[1]) or piece(*given))
     want, want_state = scan(*inputs)
-    assert max(seen) <= 5 * CHUNK
-    assert sum(seen) == 9 * CHUNK + 3
-    for size, pieces in ((1, 10), (2**40, 1)):
+    assert len(seen) > 1
+    assert sum(seen) == tokens
+    for size, pieces in ((1, 16), (2**40, 1)):
         monkeypatch.setattr(scans, "_PAIRS", size)
         monkeypatch.setattr(scans, "_DECAYS", size)
         seen.clear()

@@ -1,4 +1,5 @@
 import inspect
+from types import ModuleType
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from transformers import DynamicCache
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 from transformers.models.kimi_linear import modeling_kimi_linear
 
+from confide.models.backbones import scans
 from confide.models.backbones.families import named
 from confide.models.backbones.family import BackboneConfig
 
@@ -97,13 +99,27 @@ def test_bfloat16_comes_back_as_bfloat16(kind, stock):
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_other_devices_and_packed_texts_are_left_to_transformers(kind, stock, monkeypatch):
+def test_a_function_is_replaced_once(kind):
     module, name = PLACES[kind]
     model_of(kind)
     before = getattr(module, name)
     model_of(kind)
-    assert getattr(module, name) is before  # replaced once
+    assert getattr(module, name) is before
     with pytest.raises(ValueError, match="packed sequences"):
         before(torch.zeros(1, 2, 1, 1), seq_idx=torch.zeros(1, 2))
-    with pytest.raises(TypeError, match="missing"):  # of transformers' function, which asks for more
-        before(torch.zeros(1, 2, 1, 1, device="meta"))
+
+
+def test_other_devices_and_packed_texts_are_left_to_transformers():
+    module = ModuleType("modelling")
+    module.scan = lambda first, **settings: "theirs"
+
+    def ours(first, **settings):
+        return "ours"
+
+    for _ in range(2):
+        scans._replace(module, "scan", ours)
+    assert module.scan(torch.zeros(1), seq_idx=None) == "ours"
+    assert module.scan(torch.zeros(1, device="meta")) == "theirs"
+    assert module.scan(torch.zeros(1), seq_idx=torch.zeros(1)) == "theirs"
+    assert module.scan(torch.zeros(1), cu_seqlens=torch.zeros(1)) == "theirs"
+    assert inspect.unwrap(module.scan)(torch.zeros(1)) == "theirs"
