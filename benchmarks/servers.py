@@ -26,9 +26,10 @@ import httpx
 import numpy as np
 from serving import make_adapters
 
+from confide.machine import free_ports
 from confide.models.backbones.smollm2 import import_smollm2
 
-PORT, ROUNDS = 8123, 2
+PORT, ROUNDS = free_ports(1)[0], 2  # of no server that an earlier run left behind
 WORDS = ("fever", "cough", "pain", "swelling", "night", "left", "right", "mild", "severe", "acute", "knee", "hand")
 CONFIDE = "from confide.coordinator.cli.main import app; app()"
 

@@ -29,7 +29,7 @@ def model_of(kind, **settings):
 
 
 @pytest.fixture
-def stock(request, monkeypatch):
+def stock(monkeypatch):
     """Has a kind of model run by transformers' own scan instead of ours."""
 
     def put(kind):
