@@ -63,6 +63,7 @@ EXAMPLES = ROOT / "examples"
 SMALLER, SCRATCH, WHOLE = "cut and taught", "from scratch", "whole"
 _STEPS = {"tables": 1500, "text": 4000}  # of 64 records, or of 1,500 tokens: as many as the text backbone itself had
 _CARRYING = {"tables": 600, "text": 2000}
+_QUICK = 5
 _PUBLIC_JUDGED = 1000  # problems
 COLUMNS = ("question", "derivation", "answer")
 STYLE = (
@@ -73,9 +74,9 @@ STYLE = (
 )
 
 
-def tables(folder: Path, results: Rows, times: Sequence[float], seeds: Sequence[int], is_quick: bool) -> None:
+def tables(folder: Path, results: Rows, times: Sequence[float], seeds: Sequence[int], steps: int) -> None:
     """Measures AUC and loss on the held-out records of all sites."""
-    bench, steps = thyroid(folder, is_quick), 5 if is_quick else _STEPS["tables"]
+    bench = thyroid(folder, is_quick=steps == _QUICK)
     for seed in seeds:
         adapter = folder / f"adapter-{seed}"
         if not adapter.exists():
@@ -83,13 +84,14 @@ def tables(folder: Path, results: Rows, times: Sequence[float], seeds: Sequence[
         judge = judge_of_records(bench)
         run(results, WHOLE, 1.0, seed, partial(judge, bench.backbone, adapter))
         for at in times:
-            run(results, SMALLER, at, seed, partial(smaller_table, bench, adapter, folder, judge, at, seed, steps))
-            run(results, SCRATCH, at, seed, partial(scratch_table, bench, folder, judge, at, seed, steps))
+            make = partial(smaller_table, bench, adapter, folder, judge, at, seed, steps)
+            run(results, SMALLER, at, seed, make, steps)
+            run(results, SCRATCH, at, seed, partial(scratch_table, bench, folder, judge, at, seed, steps), steps)
 
 
-def run(results: Rows, arm: str, times: float, seed: int, measure: Callable[[], dict]) -> None:
+def run(results: Rows, arm: str, times: float, seed: int, measure: Callable[[], dict], steps: int = 0) -> None:
     """Measures one arm, unless its row is there."""
-    key = {"arm": arm, "times": times, "seed": seed}
+    key = {"arm": arm, "times": times, "seed": seed, "steps": steps}
     if results.of(key):
         return
     started = time.perf_counter()
@@ -157,7 +159,7 @@ def smaller_table(
     bench: Bench, adapter: Path, folder: Path, judge: Callable, times: float, seed: int, steps: int
 ) -> dict:
     """Makes backbone and adapter smaller, and judges both together."""
-    small, carried = (folder / f"{name}-{times:g}-{seed}" for name in ("small", "carried"))
+    small, carried = (folder / f"{name}-{times:g}-{seed}-{steps}" for name in ("small", "carried"))
     config = DistillingConfig(steps=steps, seed=seed)
     if not small.exists():
         compress(bench.backbone, small, times=times, config=config)
@@ -169,7 +171,7 @@ def smaller_table(
 
 def scratch_table(bench: Bench, folder: Path, judge: Callable, times: float, seed: int, steps: int) -> dict:
     """Pretrains a backbone of that size on as many records, and trains a private study on it."""
-    scratch, adapter = (folder / f"{name}-{times:g}-{seed}" for name in ("scratch", "own"))
+    scratch, adapter = (folder / f"{name}-{times:g}-{seed}-{steps}" for name in ("scratch", "own"))
     if not scratch.exists():
         whole = loading.load(bench.backbone)
         model = fresh(whole, times, seed)
@@ -203,9 +205,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def text(folder: Path, results: Rows, times: Sequence[float], seeds: Sequence[int], is_quick: bool) -> None:
+def text(folder: Path, results: Rows, times: Sequence[float], seeds: Sequence[int], steps: int) -> None:
     """Measures loss and right answers on public problems, and right answers on the hospitals' held-out patients."""
-    bench, steps = prepared(EXAMPLES / "derivations", folder, is_quick=is_quick), 5 if is_quick else _STEPS["text"]
+    is_quick = steps == _QUICK
+    bench = prepared(EXAMPLES / "derivations", folder, is_quick=is_quick)
     folder = bench.backbone.parent
     rows = public_rows(bench.draft, folder / "records" / "public.csv", bench.backbone)
     judged, problems = unseen(bench, 20 if is_quick else _PUBLIC_JUDGED)
@@ -220,8 +223,9 @@ def text(folder: Path, results: Rows, times: Sequence[float], seeds: Sequence[in
         run(results, WHOLE, 1.0, seed, partial(judge, bench.backbone, adapter))
         for at in times:
             make = partial(smaller_text, bench, adapter, folder, rows, asked, at, seed, steps)
-            run(results, SMALLER, at, seed, partial(judged_after, judge, make))
-            run(results, SCRATCH, at, seed, partial(scratch_text, bench, rows, judged, problems, at, seed, steps))
+            run(results, SMALLER, at, seed, partial(judged_after, judge, make), steps)
+            make = partial(scratch_text, bench, rows, judged, problems, at, seed, steps)
+            run(results, SCRATCH, at, seed, make, steps)
 
 
 def judged_after(judge: Callable[[Path, Path], dict], make: Callable[[], tuple[Path, Path]]) -> dict:
@@ -310,7 +314,7 @@ def smaller_text(
     bench: Bench, adapter: Path, folder: Path, rows: list[Row], asked: list[Row], times: float, seed: int, steps: int
 ) -> tuple[Path, Path]:
     """Makes backbone and adapter smaller."""
-    small, carried = (folder / f"{name}-{times:g}-{seed}" for name in ("small", "carried"))
+    small, carried = (folder / f"{name}-{times:g}-{seed}-{steps}" for name in ("small", "carried"))
     if not small.exists():
         compress(bench.backbone, small, times=times, rows=rows, config=DistillingConfig(steps=steps, seed=seed))
     if not carried.exists():
@@ -337,13 +341,13 @@ def scratch_text(
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Makes a Markdown table: mean over seeds of every figure, by arm and size."""
+    """Makes a Markdown table: mean over seeds of every figure, by arm, size and steps."""
     names = [name for name in ("auc", "loss", "right", "right_of_patients") if any(name in row for row in rows)]
-    lines = ["| | parameters | " + " | ".join(names) + " | runs |", "|---" * (len(names) + 3) + "|"]
-    for arm, times in dict.fromkeys((row["arm"], row["times"]) for row in rows):
-        own = [row for row in rows if (row["arm"], row["times"]) == (arm, times)]
+    lines = ["| | parameters | steps | " + " | ".join(names) + " | runs |", "|---" * (len(names) + 4) + "|"]
+    for kind in dict.fromkeys((row["arm"], row["times"], row["steps"]) for row in rows):
+        own = [row for row in rows if (row["arm"], row["times"], row["steps"]) == kind]
         cells = [spread([row[name] for row in own if name in row]) for name in names]
-        lines.append(f"| {arm} | {own[0]['parameters']:,} | " + " | ".join(cells) + f" | {len(own)} |")
+        lines.append(f"| {kind[0]} | {own[0]['parameters']:,} | {kind[2]} | {' | '.join(cells)} | {len(own)} |")
     return "\n".join(lines)
 
 
@@ -400,14 +404,16 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("bench-compression"))
     parser.add_argument("--times", type=float, nargs="+", default=[2, 5, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--steps", type=int, help="that a smaller model learns for")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     if asked.part == "picture":
         return picture(asked.dir, asked.path or Path("compression.svg"))
+    steps = _QUICK if asked.quick else asked.steps or _STEPS[asked.part]
     folder = asked.dir / (f"quick-{asked.part}" if asked.quick else asked.part)
     folder.mkdir(parents=True, exist_ok=True)
     results = Rows(folder / "results.jsonl")
-    {"tables": tables, "text": text}[asked.part](folder, results, asked.times, asked.seeds, asked.quick)
+    {"tables": tables, "text": text}[asked.part](folder, results, asked.times, asked.seeds, steps)
     print(table([json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]))
 
 

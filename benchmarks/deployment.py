@@ -7,9 +7,9 @@
     python benchmarks/deployment.py triton demo-thyroid --python PYTHON     # one that has the folder's requirements
 
 text: FOLDER holds a backbone and an exported adapter of a study of code or text, as demos leave them. Of 1,000 prompts,
-beginnings of the tables' records, the word that comes next, by a graph in 8 bits and by PyTorch with the same weights
-in 8 bits (`experts = "int8"`, `frozen = "int8"`), each beside float32; then how long a word takes. --window and --top
-read them with attention in segments.
+beginnings of the tables' records, the word that comes next, by a graph in 8 bits and by PyTorch in 8 bits, rounded as
+confide's own (`experts = "int8"`, `frozen = "int8"`) and as the graph's, each beside float32; then how long a word
+takes. --window and --top read them with attention in segments.
 
 Figures: docs/benchmarks/deployment.md.
 """
@@ -42,11 +42,13 @@ from confide.coordinator.store import Store
 from confide.kernels.segments import Segments
 from confide.models.adapters import ModelCard
 from confide.models.adapters.attaching import attached
+from confide.models.adapters.merging import merged
 from confide.models.adapters.peft_import import read
 from confide.models.backbones import loading
 from confide.models.deployment.asking import Answering, requests_of
 from confide.models.deployment.deploying import deploy
 from confide.models.deployment.description import load
+from confide.models.deployment.exporting import RoundedExperts, with_banks
 from confide.models.evaluation.metrics import auc
 
 _ALONE = 200  # records and words that are timed
@@ -173,6 +175,9 @@ def text(folder: Path, study: Path, paths: Sequence[Path], prompts: int, segment
     bytes_of_torch = words_of_torch(attached(packed.model, adapter, None).model, shown)
     print(f"{len(shown):,} prompts of {min(map(len, shown))} to {max(map(len, shown))} tokens")
     print(f"PyTorch, int8: the word of float32 for {agree(bytes_of_torch, want)}")
+    with merged(adapted) as whole, with_banks(whole, RoundedExperts):
+        same_bytes = words_of_torch(whole, shown)
+    print(f"PyTorch, the graph's own 8 bits: the word of float32 for {agree(same_bytes, want)}")
     with tempfile.TemporaryDirectory() as made:
         request = kind.request(terms, reader)
         request = replace(request, writing=replace(request.writing, guide=None))
@@ -183,8 +188,8 @@ def text(folder: Path, study: Path, paths: Sequence[Path], prompts: int, segment
             chosen = [words_of_folder(answering, prompt) for prompt in shown]
             said = (
                 f"{target}, {weights}: the word of float32 for {agree(chosen, want)}, of PyTorch's int8 for "
-                f"{agree(chosen, bytes_of_torch)}, {word_milliseconds(answering, shown):.2f} ms a word, "
-                f"{found.bytes / 1e6:.2f} MB"
+                f"{agree(chosen, bytes_of_torch)}, of the graph's 8 bits in PyTorch for {agree(chosen, same_bytes)}, "
+                f"{word_milliseconds(answering, shown):.2f} ms a word, {found.bytes / 1e6:.2f} MB"
             )
             print(said, flush=True)
 

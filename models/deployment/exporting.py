@@ -1,10 +1,10 @@
 """Writes a merged model as an ONNX graph: a head's whole pass, or a step of writing with what is remembered.
 
 Routed experts are the obstacle: which of them run depends on the token, and a graph cannot be traced through that.
-ONNX Runtime has an operator for a whole bank, `com.microsoft.QMoE`, that runs only those that are chosen, in 8 bits
-with a scale for every 32 inputs. Routers stay as transformers computes them, in float32: whatever rule a family chooses
-by, the operator is told who was chosen and at which weight. In float32 there is no such operator, and every expert
-runs.
+ONNX Runtime has an operator for a whole bank, `com.microsoft.QMoE`, that runs only those that are chosen, in 8 bits:
+weights and what enters them, with a scale for every 32 inputs. `RoundedExperts` computes the same in PyTorch. Routers
+stay as transformers computes them, in float32: whatever rule a family chooses by, the operator is told who was chosen
+and at which weight. In float32 there is no such operator, and every expert runs.
 
 An eye is a graph of its own, from pixels to the states that stand before those of words.
 
@@ -16,8 +16,8 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,25 @@ class AllExperts(nn.Module):
 
     def forward(self, hidden_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """[N, D], the weighted sum of what the chosen experts give."""
-        gate, up = torch.einsum("nd,ekd->enk", hidden_ND, self.gate_up).chunk(2, dim=-1)
-        given_END = torch.einsum("enk,edk->end", F.silu(gate) * up, self.down)
+        gate, up = torch.einsum("nd,ekd->enk", self.entering(hidden_ND), self.gate_up).chunk(2, dim=-1)
+        given_END = torch.einsum("enk,edk->end", self.entering(F.silu(gate) * up), self.down)
         share_NE = hidden_ND.new_zeros(hidden_ND.shape[0], len(self.down)).scatter(1, chosen_NK, weights_NK)
         return torch.einsum("end,ne->nd", given_END, share_NE)
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Gives what enters a product: the numbers as they are."""
+        return x
+
+
+class RoundedExperts(AllExperts):
+    """A bank that computes in PyTorch what `ExpertsIn8Bits` does: products of bytes, summed in float32."""
+
+    def __init__(self, gate_up: Tensor, down: Tensor) -> None:
+        super().__init__(rounded(gate_up), rounded(down))
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Gives what enters a product: what their bytes stand for."""
+        return rounded(x)
 
 
 class Writes(nn.Module):
@@ -150,15 +165,23 @@ class Writes(nn.Module):
         return told.last_hidden_state[:, -1] @ self.words, [(layer.keys, layer.values) for layer in told.cache.layers]
 
 
-@contextmanager
-def as_graph(model: Any, weights: Weights) -> Iterator[None]:
+def as_graph(model: Any, weights: Weights) -> AbstractContextManager[None]:
     """Replaces every bank of routed experts by one that a graph can hold, for as long as the block runs.
 
     Raises:
         UnsupportedExperts: a bank computes something else than SiLU(gate) * up.
     """
+    return with_banks(model, ExpertsIn8Bits if weights == "int8" else AllExperts)
+
+
+@contextmanager
+def with_banks(model: Any, kind: Callable[[Tensor, Tensor], nn.Module]) -> Iterator[None]:
+    """Replaces every bank of routed experts by one of this kind, for as long as the block runs.
+
+    Raises:
+        UnsupportedExperts: a bank computes something else than SiLU(gate) * up.
+    """
     banks = {name: module for name, module in model.named_modules() if is_bank(module)}
-    kind = ExpertsIn8Bits if weights == "int8" else AllExperts
     replaced = {}
     try:
         for name, bank in banks.items():
@@ -250,8 +273,15 @@ def export_writer(
     _pack_linear_layers(folder, model, weights)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """Rounds numbers [..., inputs] to what their bytes stand for: 8 bits, with a scale for every `BLOCK` inputs."""
+    codes, scale = _packed(x)
+    found = (codes.float() - 128) * scale.repeat_interleave(BLOCK, -1)
+    return found[..., : x.shape[-1]]
+
+
 def _packed(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Packs [E, outputs, inputs] as bytes around 128, and scales [E, outputs, blocks]; inputs are filled up."""
+    """Packs [..., inputs] as bytes around 128, and scales [..., blocks]; inputs are filled up."""
     filled = F.pad(weight.float(), (0, -weight.shape[-1] % BLOCK))
     blocks = filled.view(*filled.shape[:-1], -1, BLOCK)
     scale = blocks.abs().amax(-1).clamp_min(1e-12) / 127

@@ -1,5 +1,6 @@
 """Graphs beside the models that they were made of: every family, every rule of routing, step by step."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from confide.kernels.install import is_bank
 from confide.models.backbones import checkpoints, segments
 from confide.models.backbones.families import named
 from confide.models.backbones.family import BackboneConfig
@@ -69,6 +71,37 @@ def test_bytes_are_near(family, tmp_path):
     assert not torch.equal(found, want)
 
 
+def by_a_loop(bank, hidden, chosen, weights):
+    """What experts give in bytes, token by token."""
+
+    def in_bytes(x):
+        blocks = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).unflatten(-1, (-1, 32))
+        step = blocks.abs().amax(-1, keepdim=True) / 127
+        return ((blocks / step.clamp_min(1e-12)).round() * step).flatten(-2)[..., : x.shape[-1]]
+
+    found = torch.zeros_like(hidden)
+    for token, own in enumerate(hidden):
+        for expert, weight in zip(chosen[token], weights[token], strict=True):
+            gate, up = (in_bytes(bank.gate_up_proj[expert]) @ in_bytes(own)).chunk(2)
+            found[token] += weight * (in_bytes(bank.down_proj[expert]) @ in_bytes(torch.nn.functional.silu(gate) * up))
+    return found
+
+
+@pytest.mark.parametrize("make", [partial(built, "deepseek_v3"), partial(tiny_deepseek, experts=8, groups=4)])
+def test_a_graph_in_bytes_computes_what_bytes_say(make, tmp_path):
+    model, ids = make(), torch.randint(2, 50, (16, 6))
+    plain = stock(model, tmp_path)
+    with torch.no_grad():
+        for bank in [module for module in model.modules() if is_bank(module)]:
+            bank.forward = partial(by_a_loop, bank)
+        want = model(input_ids=ids, use_cache=False).logits[:, -1]
+        with exporting.with_banks(plain, exporting.RoundedExperts):
+            same = plain(input_ids=ids, use_cache=False).logits[:, -1]
+    found = written(plain, tmp_path, "int8", ids, 6)
+    torch.testing.assert_close(same, want, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found, want, atol=2e-5, rtol=1e-5)
+
+
 def test_experts_are_chosen_by_groups_in_a_graph_too(tmp_path):
     model, ids = tiny_deepseek(experts=8, groups=4), torch.randint(2, 60, (3, 7))
     for layer in model.model.layers[1:]:
@@ -125,6 +158,7 @@ def test_what_is_packed_comes_back_within_half_a_step():
     assert codes.shape == (3, 5, 96)
     assert scale.shape == (3, 5, 3)
     back = (codes.float() - 128) * scale.repeat_interleave(32, 2)
+    assert torch.equal(exporting.rounded(weight), back[..., :70])
     assert bool(((back[..., :70] - weight).abs() <= scale.repeat_interleave(32, 2)[..., :70] * 0.5001).all())
     assert bool((back[..., 70:] == 0).all())
     assert np.array_equal(codes.numpy().min(), codes.numpy().clip(1).min())  # symmetric: 0 would be -128
