@@ -8,7 +8,7 @@ import typer
 from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.console import agree, agree_by_name, show_change
 from .options import DEFAULT_HOME, HomeOption, YesOption
-from .tables import show_invitations, show_join_files, show_members
+from .tables import show_invitations, show_join_files, show_members, tell_voided
 
 app = group("Who takes part.", "coordinator site invite svi")
 
@@ -41,6 +41,7 @@ def site_invite(
         guests = [(name, role or ["train"]) for name in names] + [(name, ["aggregate"]) for name in aggregator or ()]
         invited = members.invite(store, home, guests)
     if file is not None:
+        tell_voided(invited)
         return show_join_files(members.write_invitations(invited, home, file), as_json)
     show_invitations(invited, as_json)
 

@@ -90,11 +90,18 @@ def show_members(members: "Sequence[Member]", as_json: bool) -> None:
     show("Sites", [asdict(member) for member in members], as_json)
 
 
+def tell_voided(invitations: "Sequence[Invitation]") -> None:
+    """Tells whose earlier codes are void, as new ones were made."""
+    if voided := [each.name for each in invitations if each.voids_earlier]:
+        tell(f"A code was out already for {', '.join(voided)}: it is void now, only the new one is taken.")
+
+
 def show_invitations(invitations: "Sequence[Invitation]", as_json: bool) -> None:
     """Prints one-time codes: of one site alone on stdout, of several each behind its name."""
     if as_json:
         rows = [asdict(each) for each in invitations]
         return print_json(rows if len(rows) > 1 else rows[0])
+    tell_voided(invitations)
     for each in invitations:
         err.print(f"One-time code for {each.name} (valid for a week), to be told in private:")
         print(each.code if len(invitations) == 1 else f"{each.name} {each.code}")

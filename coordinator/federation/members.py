@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class Invitation:
     name: str
     roles: tuple[Role, ...]
     code: str = field(repr=False)  # shown once and stored nowhere
+    voids_earlier: bool  # an earlier code for this name would still have been valid; it is void now
 
 
 def members(store: Store) -> list[Member]:
@@ -79,10 +81,12 @@ def invite(store: Store, home: Path, guests: Sequence[tuple[str, Sequence[str]]]
     """
     parsed = parse_guests(guests)
     names = {name for name, _ in parsed}
-    if refusals := [why for node in store.nodes() if node.name in names and (why := why_not_invited(node))]:
+    known = [node for node in store.nodes() if node.name in names]
+    if refusals := [why for node in known if (why := why_not_invited(node))]:
         raise Conflict(f"{'; '.join(refusals)}. Nobody was invited")
+    valid = {node.name for node in known if node.invite_digest and (node.invite_expires or 0.0) > time.time()}
     register, address = Register(store, Pki.load(home)), load_settings(home).address
-    return [Invitation(name, roles, register.invite(name, roles, address)) for name, roles in parsed]
+    return [Invitation(name, roles, register.invite(name, roles, address), name in valid) for name, roles in parsed]
 
 
 def write_invitations(invitations: Sequence[Invitation], home: Path, path: Path) -> list[Path]:

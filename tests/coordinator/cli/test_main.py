@@ -220,6 +220,15 @@ def test_an_invitation_in_json_names_site_and_roles(call):
     assert InvitationCode.parse(printed["code"]).address == "fed.example:9999"
 
 
+@pytest.mark.parametrize("more", [(), ("--out", "parcel")])
+def test_whose_code_was_out_already_is_told(call, tmp_path, more):
+    more = [tmp_path / word if word == "parcel" else word for word in more]
+    assert "void" not in call("site", "invite", "north", "south").stderr
+    result = call("site", "invite", "north", "west", *more)
+    assert "A code was out already for north: it is void now" in lined(result.stderr)
+    assert "void" not in result.stdout
+
+
 @pytest.mark.parametrize("name", ["North", "a b", "../up", ".hidden", "a" * 64, "ö"])
 def test_a_name_that_is_none_is_refused(call, store, name):
     assert "is no name for a site" in lined(call("site", "invite", name, code=FAILED).stderr)

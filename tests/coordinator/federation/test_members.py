@@ -42,6 +42,18 @@ def test_an_invited_site_is_a_member_that_has_no_key_yet(store, home):
     assert members(store) == [Member("north", "train,aggregate", "invited", "")]
 
 
+def test_an_invitation_says_whether_it_voids_a_code(store, home):
+    assert not invite(store, home, [("north", ["train"])])[0].voids_earlier
+    assert [each.voids_earlier for each in invite(store, home, [("north", ["train"]), ("south", ["train"])])] == [
+        True,
+        False,
+    ]
+    with store.session() as session:
+        session.get(NodeRow, "south").invite_expires = 1.0
+    revoke(store, home, "north")
+    assert not any(each.voids_earlier for each in invite(store, home, [("north", ["train"]), ("south", ["train"])]))
+
+
 def test_members_are_enrolled_until_they_are_revoked(store, home):
     with store.session() as session:
         session.add_all(enrolled_nodes())

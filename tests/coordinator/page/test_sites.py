@@ -124,6 +124,8 @@ def test_a_code_is_shown_once_and_admits_its_site(page, federation):
         assert text not in again
         assert text not in repr(logged(federation.store))
     assert [fields["site"] for action, fields in logged(federation.store) if action == "site.invite"] == [*codes]
+    assert "it is void now" not in answer.text
+    assert form(page, "/sites/invite/new", names="north east", train="1").text.count("it is void now") == 1
 
 
 @pytest.mark.parametrize(
