@@ -12,6 +12,7 @@ words, answers of up to 24 tokens. Servers run in turn, one at a time, twice. Fi
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def asked(model: str, clients: int, requests: int, longest: int) -> tuple[list[f
 
 def main() -> None:
     """Runs the servers in turn and prints the table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the server of the moment, too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--requests", type=int, default=3, help="of each client")
