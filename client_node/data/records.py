@@ -144,7 +144,8 @@ def read(
             who have or have not such columns. A site must name itself, or it would train on a column that is not its.
         in_order: True to put records in an order of their own, by unit and then by what they say, so that the order of
             rows in the source decides nothing: neither who is drawn, nor which of a unit's records, nor in which order
-            floats are added. False leaves rows as they came. Units are numbered in the order of ids in any case.
+            floats are added. False leaves rows as they came, but for those that make one record. Units are numbered in
+            the order of ids in any case.
         digest: takes the rows that were read, where the source has no stamp by which a change would be seen.
 
     Raises:
@@ -160,8 +161,8 @@ def read(
     scan.ids.clear()
     names = [column.name for column in wanted if column.name != _UNIT]
     columns = {name: scan.taken(name) for name in names}
-    if in_order:
-        order = _order(columns, units)
+    if in_order or _terms(study).kind.joins_rows:
+        order = _order(columns, units, _terms(study))
         for name in names:  # one by one, so that only one column is there twice
             columns[name] = columns[name][order]
         units = units[order]
@@ -170,16 +171,20 @@ def read(
     return _gathered(records, _terms(study))
 
 
-def _order(columns: Mapping[str, np.ndarray], units: np.ndarray) -> np.ndarray:
+def _order(columns: Mapping[str, np.ndarray], units: np.ndarray, data: DataTerms) -> np.ndarray:
     """Orders rows by unit, and those of one unit by what they say; equal ones are alike in whichever order.
 
-    Only the study's own columns count: what it does not read cannot decide anything.
+    Only the study's own columns count: what it does not read cannot decide anything. What is learned counts last: where
+    rows make a record, the place of a visit must not tell it.
     """
+    learned = {_LABEL, *_outcomes(data)}
     order = np.argsort(units, kind="stable")
     several = np.flatnonzero((np.bincount(units) > 1)[units[order]])  # places of rows that are not alone in their unit
     if len(several):
         rows = order[several]
-        for name in sorted(columns, reverse=True):  # one key at a time, by stable sorts: all at once are a second table
+        for name in sorted(
+            columns, key=lambda name: (name in learned, name), reverse=True
+        ):  # one key at a time, by stable sorts: all at once are a second table
             rows = rows[np.argsort(_comparable(columns[name][rows]), kind="stable")]
         order[several] = rows[np.argsort(units[rows], kind="stable")]
     return order
@@ -196,11 +201,10 @@ def _comparable(values: np.ndarray) -> np.ndarray:
 
 def _gathered(table: Records, data: DataTerms) -> Records:
     """Makes one record of the rows that are one: lists of their cells, and outcomes as the last of them says."""
-    rows = data.kind.rows_of_records(data.terms, table.columns, table.units)
-    if rows is None:
+    if not data.kind.joins_rows:
         return table
-    last = np.array([own[-1] for own in rows], dtype=np.int64)
-    outcomes = data.terms.outcome_columns if isinstance(data.terms, OutcomeTerms) else ()
+    rows = data.kind.rows_of_records(data.terms, table.columns, table.units)
+    last, outcomes = np.array([own[-1] for own in rows], dtype=np.int64), _outcomes(data)
     return Records(
         columns={
             name: column[last] if name in outcomes else _lists(column, rows) for name, column in table.columns.items()
@@ -208,6 +212,10 @@ def _gathered(table: Records, data: DataTerms) -> Records:
         units=table.units[last],
         labels=None if table.labels is None else table.labels[last],
     )
+
+
+def _outcomes(data: DataTerms) -> tuple[str, ...]:
+    return data.terms.outcome_columns if isinstance(data.terms, OutcomeTerms) else ()
 
 
 def _lists(column: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -269,8 +277,14 @@ def check(
 
 def _telling_rows(scan: _Scan, units: np.ndarray, data: DataTerms) -> np.ndarray | None:
     """The rows that say what is learned, where several rows make a record: the last of each; None for all."""
-    rows = data.kind.rows_of_records(data.terms, {name: scan.values(name) for name in scan.pieces}, units)
-    return None if rows is None else np.array([own[-1] for own in rows], dtype=np.int64)
+    if not data.kind.joins_rows:
+        return None
+    columns = {name: scan.values(name) for name in scan.pieces if name != _UNIT}
+    order = _order(columns, units, data)
+    rows = data.kind.rows_of_records(
+        data.terms, {name: column[order] for name, column in columns.items()}, units[order]
+    )
+    return order[np.array([own[-1] for own in rows], dtype=np.int64)]
 
 
 def _label_counts(scan: _Scan, telling: np.ndarray | None) -> tuple[int, int] | None:

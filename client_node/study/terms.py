@@ -575,6 +575,7 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
 def _prototype_problems(draft: StudyDraft) -> list[str]:
     unread = {
         "code": "nothing of a program is shown before it is learned",
+        "history": "requests of several visits are not composed yet",
         "picture": "pictures have no signatures yet",
         "sound": "sounds have no signatures yet",
     }
@@ -589,7 +590,7 @@ def _length_problems(draft: StudyDraft) -> list[str]:
         return []
     return [
         f"data.max_tokens is {draft.data.max_tokens}; at most {MOST_TOKENS_IN_FULL} with full attention, whose memory "
-        "is their square: add a table [model.segments]"
+        "is their square: add a table [model.segments], which a backbone of DeepSeek-V3 takes"
     ]
 
 

@@ -8,7 +8,7 @@ nothing is lost to sampling records, and clipping bounds the whole person.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,20 @@ from .kind import Column
 from .outcomes import ReadByHead, needed
 from .requests import FieldsShown, Request
 
+if TYPE_CHECKING:
+    from .cells import Cells
+
 MOST_VISITS = 4096
 _VISIT = Fields()
+_LARGEST = 2.0**53  # from which on whole numbers are rounded
+
+
+def _places(text: Any) -> "Cells":
+    """Parses numbers of which none is rounded to its neighbour, so that no two places become one."""
+    from . import cells
+
+    found = cells.numbers(text)
+    return replace(found, misfit=found.misfit | (np.abs(np.nan_to_num(found.values)) >= _LARGEST))
 
 
 class HistoryTerms(FieldTerms, SparseModel):
@@ -63,6 +75,7 @@ class Histories(ReadByHead):
     terms = HistoryTerms
     whole = "a history has its own columns, and all rows of a person are one record"
     reads = "records"
+    joins_rows = True
 
     def problems(self, terms: HistoryTerms, *, max_tokens: int) -> list[str]:
         """Lists what is wrong with the columns, the order, and histories that would be cut."""
@@ -83,9 +96,7 @@ class Histories(ReadByHead):
 
     def columns(self, terms: HistoryTerms) -> tuple[Column, ...]:
         """Returns the order, what is learned, then the columns of a visit."""
-        from . import cells
-
-        order = Column(terms.order, "number", "a number, and not nothing", needed(cells.numbers))
+        order = Column(terms.order, "number", "a number below 2⁵³, and not nothing", needed(_places))
         return (order, *_VISIT.columns(terms))
 
     def facts(self, terms: HistoryTerms) -> dict[str, Any]:
@@ -96,7 +107,7 @@ class Histories(ReadByHead):
     def rows_of_records(
         self, terms: HistoryTerms, columns: Mapping[str, np.ndarray], units: np.ndarray
     ) -> list[npt.NDArray[np.int64]]:
-        """Returns each unit's last rows, in their order; rows of one order stay as the table has them."""
+        """Returns each unit's last rows, in their order; rows of one place in it stay as they are given."""
         rows = np.lexsort((columns[terms.order], units))  # stable
         ends = np.flatnonzero(np.diff(units[rows], append=-1))
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends

@@ -94,6 +94,7 @@ class RecordKind(Protocol):
     head: Literal["pooled", "lm"]  # what reads a record: a classifier, or the model's own output matrix
     reads: Literal["records", "text"]  # of which backbones: those of a schema, or those with a tokenizer
     makes_vocabulary: bool = False  # for a backbone that public records of the kind teach from nothing
+    joins_rows: bool = False  # True where several rows of a unit make a record, see `rows_of_records`
     files: str = ""  # where records name files: the folder beside an operator's table in which they lie
 
     def problems(self, terms: Any, *, max_tokens: int) -> list[str]:
@@ -146,16 +147,16 @@ class RecordKind(Protocol):
 
     def rows_of_records(
         self, terms: Any, columns: Mapping[str, np.ndarray], units: np.ndarray
-    ) -> Sequence[npt.NDArray[np.int64]] | None:
-        """Returns the rows of a table that make each record, in their order; None if each row is a record.
+    ) -> Sequence[npt.NDArray[np.int64]]:
+        """Returns the rows of a table that make each record, in their order, where `joins_rows`.
 
-        Where it returns them, a reader gets lists of cells, one a record, and outcomes as the last of the rows says.
+        A reader gets lists of cells then, one a record, and outcomes as the last of the rows says.
 
         Args:
             columns: of the whole table.
             units: int64 [rows], whose row it is.
         """
-        return None
+        return [np.array([row]) for row in range(len(units))]
 
     def reader(self, terms: Any, vocabulary: Any, *, max_tokens: int) -> Reader:
         """Returns the reader for a backbone.

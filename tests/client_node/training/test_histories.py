@@ -61,7 +61,7 @@ def test_rows_of_a_person_are_one_record_in_their_order_and_the_last_ones_are_re
     desk = history_desk(site)
     records = read(load_policy(site.home), desk.study, site="svi")
     assert list(records.units) == [0, 1, 2]
-    assert records.columns["TSH"][0] == [1.5, 8, 0.2]  # rows of one day stay as they stand
+    assert records.columns["TSH"][0] == [1.5, 8, 0.2]
     assert list(records.labels) == [1, 1, 0]  # as the last row says
     _, examples = examples_of(desk)
     assert lines_of(desk, examples.ids) == [
@@ -71,15 +71,41 @@ def test_rows_of_a_person_are_one_record_in_their_order_and_the_last_ones_are_re
     ]
 
 
-def test_order_of_the_file_does_not_matter_but_for_rows_of_one_day(site: Site):
+@pytest.mark.parametrize("in_order", [False, True])
+def test_rows_of_one_day_are_ordered_by_what_they_say_and_not_by_what_is_learned(site: Site, in_order: bool):
+    first, second = "p1,30,34,1.5,F,f,1\n", "p1,30,34,8,F,f,0\n"
+    desk = history_desk(site)
+    for rows in (first + second, second + first):
+        (site.home / "patients.csv").write_text(VISITS.partition("\n")[0] + "\n" + rows)
+        records = read(load_policy(site.home), desk.study, site="svi", in_order=in_order)
+        assert (records.columns["TSH"][0], records.labels.tolist()) == ([1.5, 8], [0])
+        assert check(site.home / "patients.csv", load_policy(site.home), desk.study, both_classes=False).labels == (
+            1,
+            0,
+        )
+
+
+def test_a_study_of_histories_has_no_prototype(site: Site):
+    prototype = ("[adapter]", "[prototype]\nlength = 16\nnoise_multiplier = 40.0\n[adapter]")
+    with pytest.raises(StudyInvalid, match=r"\[data\.history\]; remove it: requests of several visits"):
+        history_desk(site, prototype)
+
+
+@pytest.mark.parametrize("place", ["9007199254740992", "-9007199254740993"])
+def test_a_place_in_the_order_that_would_be_rounded_does_not_fit(site: Site, place: str):
+    desk = history_desk(site, table=VISITS.replace("p3,0,", f"p3,{place},"))
+    with pytest.raises(DataInvalid, match="number below"):
+        read(load_policy(site.home), desk.study, site="svi")
+
+
+def test_order_of_the_file_does_not_matter(site: Site):
     desk = history_desk(site)
     _, want = examples_of(desk)
     table = pd.read_csv(site.home / "patients.csv", dtype=str)
-    table.sort_values("day", key=lambda day: day.astype(float), kind="stable").to_csv(
-        site.home / "patients.csv", index=False
-    )
+    table.iloc[::-1].to_csv(site.home / "patients.csv", index=False)
     _, got = examples_of(desk)
-    assert sorted(lines_of(desk, got.ids)) == sorted(lines_of(desk, want.ids))
+    assert lines_of(desk, got.ids) == lines_of(desk, want.ids)
+    assert list(got.targets) == list(want.targets)
 
 
 def test_a_person_of_many_visits_is_cut_to_the_last(site: Site):
