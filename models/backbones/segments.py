@@ -77,7 +77,7 @@ def _refuse_padding(*, attention_mask: Tensor | None = None, q_length: int = 0, 
 class _Latents(CacheLayerMixin):
     """The cache of one layer: latents and rotated keys of all tokens, and mean keys of whole blocks."""
 
-    is_sliding = False
+    is_sliding, is_croppable = False, True
 
     def __init__(self, segments: Segments, up: "_Up") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -149,6 +149,14 @@ class _Latents(CacheLayerMixin):
             self._latents = self._latents.index_select(0, beam_idx)
         if self._means is not None:
             self._means = self._means.index_select(0, beam_idx)
+        if self.up.k_HNC.ndim == 4:
+            self.up = _Up(*(part.index_select(0, beam_idx) for part in self.up))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last tokens, as many as minus the number says; means of blocks are taken anew when whole."""
+        if tokens_to_remove > 0:
+            raise ValueError("a negative number says how many tokens are forgotten")
+        self.tokens = max(0, self.tokens + tokens_to_remove)
 
     def reset(self) -> None:
         """Forgets all tokens."""
@@ -170,23 +178,35 @@ class _Latents(CacheLayerMixin):
 class _Up(NamedTuple):
     """What a layer makes of latents, as matrices: adapted or packed, it is what the layer computes now."""
 
-    k_HNC: Tensor
-    v_HVC: Tensor
+    k_HNC: Tensor  # or [R, H, N, C], where adapters count in each row by other weights
+    v_HVC: Tensor  # likewise
 
     @classmethod
     @torch.no_grad()
-    def of(cls, attention: Any) -> "_Up":
-        """Asks the layer for each component of a latent."""
-        weight = attention.kv_a_layernorm.weight
+    def of(cls, attention: Any, rows: int) -> "_Up":
+        """Asks the layer for each component of a latent, in every row if its adapters are gated by row.
+
+        Raises:
+            BackboneMismatch: they are gated by what enters them, so the layer is no matrix.
+        """
+        weight: Tensor = attention.kv_a_layernorm.weight
+        gates: Any = getattr(attention.kv_b_proj, "gates", None)
+        is_gated = gates is not None and gates.rule is not None and not gates.are_closed
+        if is_gated and gates.rows is None:
+            raise BackboneMismatch(
+                "attention in segments writes by no rule that weights adapters anew for each token, such as arrow, "
+                "where they adapt kv_b_proj: what it remembers of a token is made into keys and values later"
+            )
         ones = torch.eye(attention.kv_lora_rank, dtype=weight.dtype, device=weight.device)
-        up_CHX = attention.kv_b_proj(ones).view(len(ones), attention.num_heads, -1)
-        k_CHN, v_CHV = up_CHX.split([attention.qk_nope_head_dim, attention.v_head_dim], -1)
-        return cls(k_CHN.permute(1, 2, 0).contiguous(), v_CHV.permute(1, 2, 0).contiguous())
+        given = ones.expand(rows, -1, -1) if is_gated else ones
+        up = attention.kv_b_proj(given).unflatten(-1, (attention.num_heads, -1)).movedim(-3, -1)
+        k, v = up.split([attention.qk_nope_head_dim, attention.v_head_dim], -2)
+        return cls(k.contiguous(), v.contiguous())
 
     def far_keys(self, latents_RTX: Tensor) -> Tensor:
         """[R, H, T, N], or [R, 1, T, P] of a model without an unrotated part, of latents and rotated keys."""
-        rank = self.k_HNC.shape[-1]
-        if not self.k_HNC.shape[1]:
+        unrotated, rank = self.k_HNC.shape[-2:]
+        if not unrotated:
             return latents_RTX[:, None, :, rank:]
         return latents_RTX[:, None, :, :rank] @ self.k_HNC.mT
 
@@ -209,7 +229,7 @@ def _segmented_class() -> type[nn.Module]:
             if cache is None:
                 whole: tuple[Any, ...] = super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
                 return whole
-            latents = _latents_of(attention, cache)
+            latents = _latents_of(attention, cache, len(hidden_states))
             if not latents.tokens:
                 whole = super().forward(hidden_states, position_embeddings, attention_mask, cache, **kwargs)
                 return whole
@@ -224,7 +244,7 @@ def _segmented_class() -> type[nn.Module]:
     return SegmentedAttention
 
 
-def _latents_of(attention: Any, cache: Any) -> _Latents:
+def _latents_of(attention: Any, cache: Any, rows: int) -> _Latents:
     """The layer's part of a cache, which is put there if it is new."""
     layers, place = cache.layers, attention.layer_idx
     if len(layers) <= place:
@@ -232,7 +252,7 @@ def _latents_of(attention: Any, cache: Any) -> _Latents:
     if not isinstance(layers[place], _Latents):
         if layers[place] is not None and layers[place].get_seq_length():
             raise BackboneMismatch("attention in segments goes on from no cache that another attention has filled")
-        layers[place] = _Latents(attention.segments, _Up.of(attention))
+        layers[place] = _Latents(attention.segments, _Up.of(attention, rows))
     return cast(_Latents, layers[place])
 
 
@@ -261,7 +281,7 @@ def _told(latents: _Latents, q_RHD: Tensor, scale: float) -> Tensor:
     DeepSeek-V2, arXiv:2405.04434).
     """
     up = latents.up
-    unrotated, rank = up.k_HNC.shape[1:]
+    unrotated, rank = up.k_HNC.shape[-2:]
     q_pass, q_turned = q_RHD[..., :unrotated], q_RHD[..., unrotated:]
     near_RTC, far_RHTC = latents.read(q_pass if unrotated else q_turned)
     q_RHC = (q_pass[:, :, None] @ up.k_HNC)[:, :, 0]

@@ -7,17 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from confide.kernels.segments import Segments
 from confide.models.adapters.combining import combine
 from confide.models.adapters.composing import compose
-from confide.models.adapters.lora import LoRAEmbedding, LoRAExperts
+from confide.models.adapters.lora import AdapterConfig, LoRAEmbedding, LoRAExperts, attach
 from confide.models.adapters.peft_export import export
 from confide.models.adapters.peft_import import read
 from confide.models.adapters.prototype import PROTOTYPE, Prototype, read_prototype, save_prototype
 from confide.models.adapters.provenance import Source, added_up
-from confide.models.backbones.loading import backbone_hash, load
+from confide.models.backbones.checkpoints import content_hash
+from confide.models.backbones.loading import backbone_hash, load, load_text
 from confide.models.errors import BackboneMismatch, CombinationRefused, InvalidRelease
 from confide.models.heads.signature import signatures
 
+from ..tiny import save_text_backbone
 from .test_combining import CARD, OTHER, backbone_dir, pair, trained
 
 __all__ = ["backbone_dir", "pair"]
@@ -273,6 +276,42 @@ def test_a_pass_of_other_rows_than_the_weights_are_of_is_refused(composition):
         torch.testing.assert_close(outside, composition.by_prototypes(IDS)[:2], rtol=1e-3, atol=1e-4)
         logits(adapted)
     assert not composition.adapted.model.model._forward_pre_hooks
+
+
+@pytest.fixture(scope="module")
+def in_segments(tmp_path_factory):
+    """Two adapters of unlike weights on a text backbone that reads in segments, kv_b_proj among their modules."""
+    folder, sizes = tmp_path_factory.mktemp("in-segments"), Segments(window=8, top=2)
+    save_text_backbone(folder / "backbone")
+    card = replace(CARD, backbone_hash=content_hash(folder / "backbone"), segments=sizes)
+    for seed, study in enumerate(("one", "two")):
+        model = load_text(folder / "backbone", segments=sizes).model
+        config = AdapterConfig(rank=2, alpha=8.0, targets=("kv_b_proj", "q_b_proj", "o_proj"), seed=study)
+        adapted = attach(model, config, None)
+        adapted.load_state(0.5 * np.random.default_rng(seed).normal(size=adapted.layout.dim))
+        export(adapted, folder / "backbone", folder / study, replace(card, study=study, study_hash=f"{seed}b" * 32))
+    return compose(folder / "backbone", [folder / "one", folder / "two"])
+
+
+@pytest.mark.parametrize("weights", [[[1, 0]], [[1, 0], [0, 1]], [[0.3, 1], [0, 0], [1, -0.5]], [[0, 0], [0, 0]]])
+def test_unlike_requests_write_on_a_cache_of_latents_what_a_whole_pass_gives(in_segments, weights):
+    ids = torch.randint(3, 60, (len(weights), 70), generator=torch.Generator().manual_seed(3))
+    with in_segments.answering(torch.tensor(weights, dtype=torch.float32)) as adapted:
+        whole = adapted.model(ids).logits
+        out = adapted.model(ids[:, :60], use_cache=True)
+        parts = [out.logits]
+        for token in range(60, 70):
+            out = adapted.model(ids[:, token : token + 1], cache=out.cache, use_cache=True)
+            parts.append(out.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_by_arrow_nothing_is_written_on_a_cache_of_latents(in_segments):
+    ids = torch.randint(3, 60, (1, 30), generator=torch.Generator().manual_seed(3))
+    with in_segments.answering(None) as adapted:
+        adapted.model(ids)
+        with pytest.raises(BackboneMismatch, match="arrow"):
+            adapted.model(ids, use_cache=True)
 
 
 @pytest.mark.parametrize("floor", [math.nan, math.inf, -math.inf])

@@ -115,6 +115,18 @@ def test_model_without_an_unrotated_part_writes_what_it_reads():
 
 
 @torch.no_grad()
+def test_words_that_were_guessed_are_forgotten_where_they_are_wrong():
+    """As transformers writes several tokens at once, which it looks up in the prompt."""
+    model, ids = adapted_model().model, ids_of(1, 40)
+    model.generation_config.eos_token_id = None
+    want = ids
+    for _ in range(12):
+        want = torch.cat([want, model(want).logits[:, -1:].argmax(-1)], 1)
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "use_cache": True}
+    assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **settings), want)
+
+
+@torch.no_grad()
 def test_a_token_more_is_written_without_expanding_what_was_read():
     model, ids = adapted_model().model, ids_of(1, 200)
     expanded = []
