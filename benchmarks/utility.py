@@ -78,8 +78,8 @@ def keep_first(table: Path, records: int) -> None:
     table.write_text("".join(lines), encoding="utf-8")
 
 
-def make_backbone(draft: StudyDraft, directory: Path, *, is_quick: bool) -> None:
-    """Makes the example's backbone as its demo does; a quick one is small and knows nothing."""
+def make_backbone(draft: StudyDraft, directory: Path, *, is_quick: bool, family: str = "deepseek_v3") -> None:
+    """Makes the example's backbone as its demo does, of another family if one is named; a quick one knows nothing."""
     if draft.data.kind.reads == "text" and draft.data.kind.head == "pooled":
         import_smollm2(directory.with_name("smollm2"))
         texts = runpy.run_path(str(EXAMPLES / draft.name / "prepare.py"))["public_texts"]()
@@ -88,10 +88,10 @@ def make_backbone(draft: StudyDraft, directory: Path, *, is_quick: bool) -> None
         import_smollm2(directory)
     elif is_quick:
         schema = draft.record_schema()
-        model = loading.build(schema, loading.BackboneConfig(hidden=32, experts=4))
+        model = loading.build(schema, loading.BackboneConfig(family=family, hidden=32, experts=4))
         loading.save(model, schema, torch.zeros(64), torch.eye(64), directory)
     else:
-        pretrain(draft.record_schema(), directory)
+        pretrain(draft.record_schema(), directory, backbone=loading.BackboneConfig(family=family))
 
 
 def show(found: Comparison) -> None:

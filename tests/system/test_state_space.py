@@ -25,19 +25,19 @@ pytestmark = [
 ]
 
 SITES = ("north", "south", "east")
-FAMILY = "granitemoehybrid"
 TARGETS = {
-    'targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"]': (
-        'targets = ["in_proj", "q_proj", "o_proj", "input_linear", "experts", "router"]'
-    )
+    "granitemoehybrid": '["in_proj", "q_proj", "o_proj", "input_linear", "experts", "router"]',
+    "kimi_linear": '["q_proj", "f_a_proj", "b_proj", "kv_b_proj", "o_proj", "experts", "gate"]',
 }
 
 
-def test_a_backbone_with_state_space_layers_goes_through_a_whole_private_study(tmp_path: Path):
-    (tmp_path / "study.toml").write_text(private_study(SITES, TARGETS))
+@pytest.mark.parametrize("family", TARGETS)
+def test_a_backbone_with_state_space_layers_goes_through_a_whole_private_study(family: str, tmp_path: Path):
+    targets = {'["q_a_proj", "o_proj", "gate_proj", "experts", "gate"]': TARGETS[family]}
+    (tmp_path / "study.toml").write_text(private_study(SITES, targets))
     schema = load_draft(tmp_path / "study.toml").record_schema()
     config = PretrainingConfig(steps=3, batch=16, questions=4, moment_records=64)
-    size = BackboneConfig(family=FAMILY, hidden=32, experts=4)
+    size = BackboneConfig(family=family, hidden=32, experts=4)
     pretrain(schema, tmp_path / "backbone", backbone=size, config=config)
     federation = DemoFederation(tmp_path / "run", SITES, PARTIES)
     try:
