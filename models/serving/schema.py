@@ -110,6 +110,12 @@ class _Writes(_Request):
         return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
 
     @model_validator(mode="after")
+    def _whole_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream alone: add that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _whole_form(self) -> Self:
         if self.stops and not isinstance(self.response_format, AsText | None):
             raise ValueError("a stop would cut an answer of a given form: leave one of them out")
@@ -172,6 +178,12 @@ class Chat(_Writes):
     max_tokens: int = Field(default=256, ge=1, le=2**20)
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _whole_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs alone: add that, or leave it out")
+        return self
 
     @property
     def told(self) -> int | None:

@@ -148,7 +148,8 @@ def _chart_reader() -> list[bytes]:
 _ASKED = TypeAdapter(Chat | Completion | Question)
 _REQUESTS: tuple[dict[str, Any], ...] = (
     {"model": "m", "prompt": "a", "max_tokens": 5, "stop": ["."], "seed": 3, "logprobs": 2, "stream_options": None},
-    {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "top_logprobs": 2,
+    {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+     "logprobs": True, "top_logprobs": 2,
      "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}},
     {"model": "m", "input": ["a", "b"], "template": "{text}"},
 )  # fmt: skip

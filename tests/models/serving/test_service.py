@@ -334,6 +334,18 @@ def test_documents_are_classified_by_the_head_of_the_model(port, other):
         ("completions", {"model": "loans", "prompt": "a", "max_tokens": 0}, 400, "max_tokens: input should be greater"),
         ("completions", {"model": "loans", "prompt": "a", "temperature": 9}, 400, "temperature: input should be less"),
         ("completions", {"model": "loans", "prompt": "a", "stop": [""]}, 400, "stop"),
+        (
+            "completions",
+            {"model": "loans", "prompt": "a", "stream_options": {"include_usage": True}},
+            400,
+            "stream_options goes with stream alone",
+        ),
+        (
+            "chat/completions",
+            {"model": "loans", "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2},
+            400,
+            "top_logprobs goes with logprobs alone",
+        ),
         ("completions", {"model": "loans", "prompt": "a " * 1000}, 400, "tokens, and the model reads"),
         ("completions", {"model": "loans", "prompt": "a " * 50_000}, 400, "longer than the 256 tokens"),
         ("completions", {"model": "loans", "prompt": "a", "Mrs Example": 1}, 400, "a field of the request is not"),
