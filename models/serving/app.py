@@ -36,7 +36,7 @@ from ..decoding.forms import Form, Forms
 from ..decoding.writing import by_length
 from ..errors import Busy, CombinationRefused, FormRefused, InvalidPrompt
 from ..records.text import is_asked
-from .engine import End, Engine, Event, Order, Ticket, Token
+from .engine import End, Engine, Event, Found, Order, Ticket, Token
 from .schema import (
     KNOWN,
     MAX_BODY,
@@ -67,6 +67,36 @@ class _Refused(Exception):
         self.status, self.code, self.retry_after = status, code, retry_after
 
 
+class _Client:
+    """Whoever sent a request, and until when an answer is of use to them."""
+
+    def __init__(self, request: Request, seconds: float) -> None:
+        """Begins the time of a request, whatever is done for it: its form, its prompt's words, its text."""
+        self._request, self._ends = request, time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self._ends - time.monotonic())
+
+    async def waits_for(self, work: Awaitable[Found]) -> Found:
+        """Returns what work gives; work that nobody waits for any longer is cancelled.
+
+        Raises:
+            ClientDisconnect: the client is gone.
+            TimeoutError: the time is over.
+        """
+        working, gone = asyncio.ensure_future(work), asyncio.create_task(_until_gone(self._request))
+        try:
+            done, _ = await asyncio.wait({working, gone}, timeout=self.left, return_when=asyncio.FIRST_COMPLETED)
+            if working in done:
+                return working.result()
+            raise ClientDisconnect if gone in done else TimeoutError
+        finally:
+            gone.cancel()
+            working.cancel()
+
+
 @dataclass(slots=True)
 class Counts:
     """Counts since the start; nothing of them is of one request."""
@@ -81,7 +111,7 @@ class Service:
 
     Args:
         token: that a request must show as a bearer's; None: whoever reaches it may ask.
-        seconds: after which a request is ended.
+        seconds: after which a request is ended, from when it has arrived.
     """
 
     def __init__(self, served: Served, engine: Engine, *, token: str | None, seconds: float) -> None:
@@ -181,31 +211,33 @@ class Service:
         }
 
     async def _complete(self, request: Request) -> Response:
-        asked = await _read(request, Completion)
+        asked, client = await self._admitted(request, Completion)
         model = self._model(asked.model)
         self._refuse_far_too_long([asked.prompt])
         ids = self._served.prompt(asked.prompt)
         if not ids:
             raise _Refused(400, "prompt is empty, and the backbone has no word that begins a text", "invalid_prompt")
-        order = await self._order(request, model, asked, ids, asked.max_tokens)
-        shown = await self._shown(model, asked, ids) if asked.echo else None
+        order = await self._order(client, model, asked, ids, asked.max_tokens)
+        shown = await self._shown(client, model, asked, ids) if asked.echo else None
         answer = _CompletionAnswer(model.name, asked, self._served, ids, shown)
-        return await self._answered(request, asked, order, answer)
+        return await self._answered(client, asked, order, answer)
 
-    async def _shown(self, model: Model, asked: Completion, ids: list[int]) -> "list[Shown]":
+    async def _shown(self, client: _Client, model: Model, asked: Completion, ids: list[int]) -> "list[Shown]":
         """What the model makes of the prompt itself, for who wants it repeated."""
         if asked.told is None:
             return []
         try:
             scored = self._engine.call(partial(self._served.scored, model, ids, asked.told))
-            return await self._in_time(asyncio.wrap_future(scored))  # type: ignore[no-any-return]
+            return await client.waits_for(asyncio.wrap_future(scored))
         except InvalidPrompt as err:
             raise _Refused(400, str(err), "context_length_exceeded") from None
         except Busy as err:
             raise self._busy(err) from None
+        except TimeoutError:
+            raise self._late("not answered") from None
 
     async def _chat(self, request: Request) -> Response:
-        asked = await _read(request, Chat)
+        asked, client = await self._admitted(request, Chat)
         model, roles = self._model(asked.model), [message.role for message in asked.messages]
         if not is_asked(roles):
             raise _Refused(
@@ -218,16 +250,16 @@ class Service:
             ids, ends = self._served.requests.chat(roles, texts), self._served.requests.turn_ends(roles)
         except InvalidPrompt as err:
             raise _Refused(400, str(err), "no_chat_template") from None
-        order = await self._order(request, model, asked, ids, asked.longest, ends)
-        return await self._answered(request, asked, order, _ChatAnswer(model.name, asked, self._served, ids))
+        order = await self._order(client, model, asked, ids, asked.longest, ends)
+        return await self._answered(client, asked, order, _ChatAnswer(model.name, asked, self._served, ids))
 
     async def _classify(self, request: Request) -> Response:
-        asked = await _read(request, Question)
+        asked, client = await self._admitted(request, Question)
         model = self._model(asked.model)
         try:
             self._refuse_far_too_long(asked.texts)
             documents = self._served.documents(asked.texts, asked.template)
-            found = await self._in_time(self._outputs(model, documents))
+            found = await client.waits_for(self._outputs(model, documents))
         except InvalidPrompt:  # its message quotes the template
             raise _Refused(
                 400,
@@ -239,6 +271,8 @@ class Service:
             raise _Refused(400, str(err), "no_head") from None
         except Busy as err:
             raise self._busy(err) from None
+        except TimeoutError:
+            raise self._late("not answered") from None
         rows = [{"object": "outputs", "index": place, "outputs": row} for place, row in enumerate(found)]
         told = {"model": model.name, "meaning": model.meaning, "data": rows, "spent": _spent(model)}
         return JSONResponse({"object": "list", **told})
@@ -252,6 +286,10 @@ class Service:
             for place, row in zip(places, rows, strict=True):
                 found[place] = row
         return found
+
+    async def _admitted(self, request: Request, form: type[pydantic.BaseModel]) -> tuple[Any, _Client]:
+        """Reads a request; its time begins once it is here, as how long it is on its way has a bound of its own."""
+        return await _read(request, form), _Client(request, self._seconds)
 
     def _model(self, name: str) -> Model:
         if name not in self._served.models:
@@ -268,7 +306,7 @@ class Service:
                 "context_length_exceeded",
             )  # fmt: skip
 
-    async def _form(self, request: Request, wanted: AnswerForm | None) -> Form | None:
+    async def _form(self, client: _Client, wanted: AnswerForm | None) -> Form | None:
         """Makes the form that an answer shall have: one at a time and beside the loop, as it may take a moment."""
         if wanted is None or isinstance(wanted, AsText):
             return None
@@ -276,20 +314,24 @@ class Service:
             raise self._busy(Busy(f"{_MOST_FORMS} requests wait for their forms already"))
         self._forms_asked += 1
         try:
-            async with asyncio.timeout(self._seconds), self._making:
-                if await request.is_disconnected():
-                    raise ClientDisconnect
-                return await asyncio.to_thread(_made, self._served.forms, wanted)
+            return await client.waits_for(self._in_turn(wanted))
         except FormRefused as err:
             raise _Refused(400, str(err), "invalid_response_format") from None
         except TimeoutError:
-            raise _Refused(504, f"the form was not made within {self._seconds:g} s", "timeout") from None
+            raise self._late("the form was not made") from None
         finally:
             self._forms_asked -= 1
 
+    async def _in_turn(self, wanted: AnswerForm) -> Form:
+        await self._making.acquire()
+        making = asyncio.ensure_future(asyncio.to_thread(_made, self._served.forms, wanted))
+        # No thread can be ended: where nobody waits for a form any longer, the next one waits for it all the same.
+        making.add_done_callback(lambda _: self._making.release())
+        return await asyncio.shield(making)
+
     async def _order(
         self,
-        request: Request,
+        client: _Client,
         model: Model,
         asked: Completion | Chat,
         ids: list[int],
@@ -312,12 +354,12 @@ class Service:
             top_p=asked.top_p,
             seed=None if asked.seed is None else asked.seed % 2**64,
             logprobs=asked.told or 0,
-            form=await self._form(request, asked.response_format),
+            form=await self._form(client, asked.response_format),
         )
 
-    async def _answered(self, request: Request, asked: Completion | Chat, order: Order, answer: "_Answer") -> Response:
+    async def _answered(self, client: _Client, asked: Completion | Chat, order: Order, answer: "_Answer") -> Response:
         events: asyncio.Queue[Event] = asyncio.Queue()
-        loop, began = asyncio.get_running_loop(), time.perf_counter()
+        loop = asyncio.get_running_loop()
 
         def tell(event: Event) -> None:
             with suppress(RuntimeError):  # the server has ended, and nobody listens
@@ -327,36 +369,31 @@ class Service:
             ticket = self._engine.submit(order, tell)
         except Busy as err:
             raise self._busy(err) from None
-        pieces = self._pieces(ticket, events, answer, began)
+        pieces = self._pieces(client, ticket, events, answer)
         if asked.stream:
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
             return _Streamed(ticket, _stream(pieces, answer, order, with_usage=with_usage))
-        gone = asyncio.create_task(_until_gone(request))
         try:
-            writing = asyncio.create_task(_all(pieces))
-            done, _ = await asyncio.wait({gone, writing}, return_when=asyncio.FIRST_COMPLETED)
-            if writing not in done:
-                writing.cancel()
-                raise ClientDisconnect
-            reason = writing.result()
+            reason = await client.waits_for(_all(pieces))
+        except TimeoutError:
+            reason = "late"
         finally:
-            gone.cancel()
             ticket.cancel()
         if reason in ("failed", "cancelled"):
             raise _Refused(503, "the model could not write this; the server goes on", "not_written")
         if reason == "late":
-            raise _Refused(504, f"not written within {self._seconds:g} s; ask for fewer tokens", "timeout")
+            raise self._late("not written", "; ask for fewer tokens")
         return JSONResponse(answer.whole(order, reason))
 
     async def _pieces(
-        self, ticket: Ticket, events: "asyncio.Queue[Event]", answer: "_Answer", began: float
+        self, client: _Client, ticket: Ticket, events: "asyncio.Queue[Event]", answer: "_Answer"
     ) -> AsyncGenerator[tuple[str, str | None]]:
         """Yields (text that is new, None) as it is written, and at the end ("", the reason)."""
+        began = time.perf_counter()
         try:
             while True:
-                left = self._seconds - (time.perf_counter() - began)
                 try:
-                    event = await asyncio.wait_for(events.get(), max(0.001, left))
+                    event = await asyncio.wait_for(events.get(), max(0.001, client.left))
                 except TimeoutError:
                     yield answer.cut(), None
                     yield "", "late"
@@ -382,11 +419,8 @@ class Service:
         after = math.ceil(min(60.0, max(1.0, usual * waiting / max(1, running))))
         return _Refused(429, f"{err}; try again in {after} s", "rate_limit_exceeded", after)
 
-    async def _in_time(self, work: Awaitable[Any]) -> Any:
-        try:
-            return await asyncio.wait_for(work, self._seconds)
-        except TimeoutError:
-            raise _Refused(504, f"not answered within {self._seconds:g} s", "timeout") from None
+    def _late(self, what: str, advice: str = "") -> _Refused:
+        return _Refused(504, f"{what} within {self._seconds:g} s{advice}", "timeout")
 
 
 class _Streamed(StreamingResponse):

@@ -175,6 +175,7 @@ class Engine:
         for ticket in [each for each in self._waiting if each.is_cancelled]:
             self._waiting.remove(ticket)
             ticket.tell(End("cancelled"))
+        self._calls = deque(each for each in self._calls if not each[1].cancelled())
         room = self._most_waiting + self._most_rows - len(self._writing)
         if len(self._waiting) + len(self._calls) >= room:
             raise Busy(f"{self._most_waiting} requests wait already")

@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -28,7 +28,7 @@ from confide.models.adapters.composing import Spent
 from confide.models.decoding.forms import Forms
 from confide.models.errors import FormRefused, ServiceRefused
 from confide.models.heads import pooled
-from confide.models.serving import server
+from confide.models.serving import rows, server
 from confide.models.serving.schema import MAX_BODY
 from confide.models.serving.served import Served
 from confide.models.serving.server import Address, Bounds, require_closed
@@ -266,7 +266,7 @@ def test_forms_that_wait_are_bounded_and_those_of_clients_that_left_are_not_made
 
     def slow(self, schema):
         made.append(schema)
-        goes_on.wait(10)
+        goes_on.wait(30)
         raise FormRefused("of a form")
 
     monkeypatch.setattr(Forms, "json", slow)
@@ -280,16 +280,15 @@ def test_forms_that_wait_are_bounded_and_those_of_clients_that_left_are_not_made
             except httpx.ReadTimeout:
                 return None
 
-        left = [pool.submit(ask, 1.0) for _ in range(5)]
-        assert [each.result() for each in left] == [None] * 5
-        waiting = [pool.submit(ask, 30.0) for _ in range(20)]
-        while sum(each.done() for each in waiting) < 9:  # 16 wait, the one that is being made and those that left too
-            time.sleep(0.01)
+        codes = [each.result() for each in [pool.submit(ask, 3.0) for _ in range(20)]]
+        assert (codes.count(None), codes.count(429)) == (16, 4)
+        deadline = time.monotonic() + 20
+        while ask(0.5) == 429:  # until it is seen that the others have left
+            assert time.monotonic() < deadline
+        assert len(made) == 1  # one at a time, though nobody waits for it
         goes_on.set()
-        codes = [each.result() for each in waiting]
-    assert codes.count(429) == 9
-    assert codes.count(400) == 11
-    assert len(made) == 12  # of those that left only what was begun before
+        assert ask(30.0) == 400
+    assert len(made) <= 3
     monkeypatch.undo()
     monkeypatch.setattr(Forms, "json", lambda self, schema: time.sleep(2))
     with listening(served, bounds=Bounds(rows=4, waiting=6, seconds=0.5)) as port:
@@ -425,16 +424,70 @@ def test_a_client_that_goes_away_ends_what_is_written_for_it(port):
 
     with httpx.stream("POST", f"{url}/v1/completions", json=body) as stream:
         next(stream.iter_lines())
-    plain = json.dumps(body | {"stream": False}).encode()
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        lines = ("POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json")
-        head = "\r\n".join([*lines, f"content-length: {len(plain)}", "", ""])
-        connection.sendall(head.encode() + plain)
+    with asking(port, "completions", body | {"stream": False}):
         time.sleep(0.2)
-    deadline = time.monotonic() + 20
-    while at_work(port)[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not at_work(port)[0])
+
+
+@contextmanager
+def asking(port, path, body):
+    """A connection on which a request was sent; it is closed with the context, without a look at an answer."""
+    sent = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        lines = (f"POST /v1/{path} HTTP/1.1", "host: localhost", "content-type: application/json")
+        connection.sendall("\r\n".join([*lines, f"content-length: {len(sent)}", "", ""]).encode() + sent)
+        yield
+
+
+def is_given_up(port, path):
+    """True once a request was answered to nobody."""
+    told = f'confide_requests_total{{path="/v1/{path}",status="499"}} 1'
+    return told in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+
+
+def test_a_client_that_goes_away_ends_the_reading_of_its_documents(served, monkeypatch):
+    passes = []
+
+    def slow(self, model, documents):
+        passes.append(len(documents))
+        time.sleep(0.1)
+        return [[0.0] * 3] * len(documents)
+
+    monkeypatch.setattr(Served, "classify", slow)
+    body = {"model": "loans", "input": ["a" * size for size in range(1, 129)]}  # each of a length of its own
+    with listening(served) as port:
+        with asking(port, "classify", body):
+            until(lambda: passes)
+        until(lambda: is_given_up(port, "classify"))
+        counted = len(passes)
+        assert counted < 64
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/classify", json={"model": "loans", "input": "a"}).is_success
+        assert len(passes) <= counted + 2  # that one, and one that had begun
+
+
+def test_a_prompt_is_not_scored_for_a_client_that_went_away(served, monkeypatch):
+    scored, is_reading, goes_on = [], threading.Event(), threading.Event()
+
+    def held(self, model, documents):
+        is_reading.set()
+        goes_on.wait(30)
+        return [[0.0] * 3] * len(documents)
+
+    monkeypatch.setattr(Served, "classify", held)
+    monkeypatch.setattr(Served, "scored", lambda self, model, ids, likeliest: scored.append(ids) or [])
+    body = {"model": "thyroid", "prompt": "a", "max_tokens": 1, "echo": True, "logprobs": 1}
+    with listening(served) as port, ThreadPoolExecutor(1) as pool:
+        url = f"http://127.0.0.1:{port}/v1"
+        other = pool.submit(httpx.post, f"{url}/classify", json={"model": "loans", "input": "a"}, timeout=60)
+        assert is_reading.wait(20)
+        with asking(port, "completions", body):
+            until(lambda: at_work(port)[1] == 1)
+        until(lambda: is_given_up(port, "completions"))
+        goes_on.set()
+        assert other.result().is_success
+        assert not scored
+        assert httpx.post(f"{url}/completions", json=body).is_success
+        assert len(scored) == 1
 
 
 def test_more_requests_than_may_wait_are_told_when_to_come_again(served):
@@ -464,6 +517,36 @@ def test_a_text_that_takes_too_long_is_ended(served):
         found = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60)
         assert found.status_code == 504
         assert "0.05 s" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("first", ["a form", "a form, streamed", "its prompt"])
+def test_a_request_has_one_time_for_all_that_is_done_for_it(served, monkeypatch, first):
+    form, seconds = served.forms.regex("[a-z]{200}"), 2.0
+    word_logits = rows.word_logits
+
+    def late(result):
+        time.sleep(0.8 * seconds)
+        return result
+
+    def slow(*args):
+        time.sleep(0.03)  # 200 words take thrice the time
+        return word_logits(*args)
+
+    monkeypatch.setattr(Forms, "regex", lambda self, pattern: late(form))
+    monkeypatch.setattr(Served, "scored", lambda self, model, ids, likeliest: late([]))
+    monkeypatch.setattr(rows, "word_logits", slow)
+    form_asked = {"response_format": {"type": "regex", "pattern": "a"}, "stream": "streamed" in first}
+    body = {"model": "backbone", "prompt": "a", "max_tokens": 200, "temperature": 1, "seed": 1}
+    with listening(served, bounds=Bounds(rows=1, waiting=4, seconds=seconds)) as port:
+        more = {"echo": True, "logprobs": 1} if first == "its prompt" else form_asked
+        began = time.monotonic()
+        found = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body | more, timeout=60)
+        took = time.monotonic() - began
+    if "streamed" in first:
+        assert '"code": "late"' in found.text
+    else:
+        assert (found.status_code, "not written within 2 s" in found.text) == (504, True)
+    assert seconds - 0.1 < took < 1.5 * seconds  # a clock for each part would give 1.8 times as long
 
 
 def test_a_token_is_asked_for_and_made_if_there_is_none(served, tmp_path):
@@ -628,6 +711,14 @@ def test_whoever_waits_is_told_when_the_service_ends(served, capfd):
         assert answer.status_code in (200, 429, 503)
         assert "Internal Server Error" not in answer.text
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def until(is_so):
+    """Waits for something."""
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def at_work(port):
