@@ -32,7 +32,7 @@ _MOST_NODES, _DEEPEST, _MOST_REFS = 4000, 32, 50
 _MOST_JSON, _MOST_REGEX, _MOST_TEMPLATE = 1 << 16, 4096, 1 << 14  # characters
 _LONGEST = 1 << 20  # characters of the shortest text of a schema
 _MULTIPLES = 10_000  # all `multipleOf` together: each takes as many states
-_SECONDS = 0.8  # for a form to be made
+_SECONDS = 0.8  # for a form to be made: a half for the trial, and as long again here
 _JSON: "JsonCompileOptions" = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -136,7 +136,7 @@ class Forms:
             words: that can be written; one more than the largest id.
         """
         self._tokenizer, self._words = tokenizer, words
-        self._trial = Trial(lambda: self._given, seconds=_SECONDS)
+        self._trial = Trial(lambda: self._given, seconds=_SECONDS / 2)
 
     @functools.cached_property
     def _given(self) -> tuple[str, int, int]:

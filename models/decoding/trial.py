@@ -21,9 +21,9 @@ LIMITS = LLParserLimits(
     max_items_in_row=2000, initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, step_max_items=50_000,
     max_lexer_states=100_000, max_grammar_size=500_000, precompute_large_lexemes=False, verbose_errors=False,
 )  # fmt: skip
-_START_S = 60.0  # for the process to start and read the vocabulary
+_START_S = 30.0  # for the process to start and read the vocabulary
 _LOOK_S = 0.02  # between two looks at what it has spent
-_PATIENCE = 4  # times as long may pass as it may spend: other work shares the machine
+_PATIENCE = 8  # times as long may pass as it may spend: other work shares the machine
 
 
 def vocabulary_of(definition: str, words: int, end: int) -> LLTokenizer:

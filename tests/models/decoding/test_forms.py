@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import string
+import time
 from contextlib import suppress
 
 import jsonschema
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from confide.models.decoding import forms as forms_module
 from confide.models.decoding.forms import KEYWORDS, Forms
 from confide.models.decoding.trial import Trial
 from confide.models.errors import FormRefused
@@ -396,6 +398,25 @@ def test_long_slots_are_filled_to_their_ends(forms, tokenizer):
         if following.take(ids[-1]):
             break
     assert len(tokenizer.decode(ids)) > 1990
+
+
+def test_a_form_s_time_holds_its_trial_and_its_making(tokenizer, monkeypatch):
+    schema = {"type": "object", "properties": {f"k{number}": {"type": "string"} for number in range(2200)}}
+
+    def made_in(seconds):
+        monkeypatch.setattr(forms_module, "_SECONDS", seconds)
+        found = Forms(tokenizer, len(tokenizer))
+        try:
+            began = time.process_time()
+            found.json(schema)
+            return time.process_time() - began  # the trial's time is another process's
+        finally:
+            found.close()
+
+    once = min(made_in(60) for _ in range(3))
+    assert made_in(8 * once) > 0
+    with pytest.raises(FormRefused, match="cannot be prepared in time"):
+        made_in(1.3 * once)  # enough for one of the two
 
 
 def test_a_trial_that_somebody_ended_is_started_anew(tokenizer):
