@@ -251,7 +251,8 @@ def adapter_carry(
 
     Its factors are cut as the weights were, and learn what the adapter did, on public tokens alone: on synthetic
     records if it has a head; or, if it writes text, on --texts, or on --public with --study. These should look like
-    what it will be asked. Never give it a site's records: nothing is charged here.
+    what it will be asked. Never give it a site's records: it cannot know whose a table is and refuses none, and nothing
+    is charged here.
     """
     from ...models.adapters.carrying import carry
     from ...models.compression.distilling import DistillingConfig

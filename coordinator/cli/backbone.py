@@ -227,9 +227,9 @@ def backbone_compress(
     """Make a backbone smaller: cut out what counts least, and let the rest learn again what the whole computes.
 
     It learns on public tokens alone: on synthetic records; or, if it reads text, on --texts, or on --public with
-    --study. Never give it a site's records: nothing is charged here. Of records its loss is the share of what pooled
-    states tell, of text nats a word, both on what it did not learn. The new folder is a backbone of its own; adapters
-    follow by `coordinator adapter carry`.
+    --study. Never give it a site's records: it cannot know whose a table is and refuses none, and nothing is charged
+    here. Of records its loss is the share of what pooled states tell, of text nats a word, both on what it did not
+    learn. The new folder is a backbone of its own; adapters follow by `coordinator adapter carry`.
     """
     from ...models.compression.compressing import compress
     from ...models.compression.distilling import DistillingConfig
