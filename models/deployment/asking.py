@@ -6,6 +6,7 @@ Nothing is sent anywhere and nothing is kept; answers are lines of JSON on stand
 import argparse
 import base64
 import csv
+import io
 import json
 import sys
 import time
@@ -125,6 +126,7 @@ class Answering:
 
 def main() -> None:
     """Answers what the command line asks for."""
+    use_utf8()
     folder = Path(sys.argv[0]).resolve().parent
     arguments = parser().parse_args()
     try:
@@ -145,6 +147,13 @@ def main() -> None:
     except (ModelError, OSError) as err:
         sys.exit(f"{err}; nothing more was answered")
     sys.exit(1 if is_wrong else 0)
+
+
+def use_utf8() -> None:
+    """Makes standard input and output UTF-8 in any locale, as files of requests are, with or without a mark of it."""
+    for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=encoding)
 
 
 def _model(folder: Path, deployment: Deployment, threads: int | None) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
-from .asking import parser_of_requests, requests_of
+from .asking import parser_of_requests, requests_of, use_utf8
 from .description import load
 from .triton_model import ANSWER, REQUEST
 
@@ -87,6 +87,7 @@ def _ended(server: "subprocess.Popen[bytes]") -> int:
 
 def ask() -> None:
     """Asks a running server what the command line asks for."""
+    use_utf8()
     given = _addresses(parser_of_requests())
     given.add_argument("--grpc", action="store_true", help="ask over gRPC, not over HTTP")
     given.add_argument("--server", default="127.0.0.1", help="address of the server")

@@ -2,10 +2,12 @@
 
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from confide.models.deployment import triton_server
+from confide.models.deployment import asking, triton_server
 from confide.models.deployment.asking import _lines, _of_file, _told, parser, requests_of
 from confide.models.errors import InvalidPrompt
 from confide.models.records.requests import CellShown, FieldsShown, FieldWords, Request, TextShown
@@ -82,6 +84,44 @@ def test_numbers_that_mean_nothing_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["-", *flags])
     assert "must be" in capsys.readouterr().err
+
+
+def said(monkeypatch, main, given):
+    """What a program prints on streams of another encoding, as bytes."""
+    told, printed = (io.TextIOWrapper(io.BytesIO(each), encoding="cp1252") for each in (given, b""))
+    monkeypatch.setattr(sys, "stdin", told)
+    monkeypatch.setattr(sys, "stdout", printed)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    return printed.buffer.getvalue()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_requests_and_answers_are_utf8_in_any_locale(mark, monkeypatch, tmp_path):
+    request, words = '{"question": "\u5b57 \u0142"}\n'.encode(), "\u5b57 \u0142".encode()
+    (tmp_path / "models" / "it" / "1").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "ask.py"), "-"])
+
+    class Echo:
+        deployment = SimpleNamespace(request=TEXT)
+
+        def __init__(self, folder, threads):
+            pass
+
+        def answer(self, requests, **_):
+            return [{"text": each["question"]} for each in requests]
+
+    monkeypatch.setattr(asking, "Answering", Echo)
+    assert said(monkeypatch, asking.main, mark + request) == b'{"text": "' + words + b'"}\n'
+
+    def answered(client, kind, model, cells):
+        return (json.dumps(json.loads(cell), ensure_ascii=False).encode() for cell in cells)
+
+    monkeypatch.setattr(triton_server, "load", lambda folder: Echo.deployment)
+    monkeypatch.setattr(triton_server, "_client", lambda _: (None, SimpleNamespace(InferenceServerException=OSError)))
+    monkeypatch.setattr(triton_server, "_answered", answered)
+    assert said(monkeypatch, triton_server.ask, mark + request) == request
 
 
 def test_a_triton_server_is_sent_few_requests_and_few_bytes_at_a_time(monkeypatch):
