@@ -14,6 +14,7 @@ ModelError
  ├─ InvalidCompression  a backbone cannot be made smaller so, or an adapter not be carried over
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
  ├─ DeploymentRefused   a trained model cannot be written so that it runs elsewhere
+ ├─ UnsupportedGraph    the ONNX Runtime that is installed cannot load a deployed model
  ├─ InvalidRelease      files of an exported adapter are broken, or differ from what an export writes
  ├─ CombinationRefused  adapters cannot be combined
  ├─ MetricUndefined     a metric is not defined for these labels
@@ -93,6 +94,10 @@ class ExportRefused(ModelError, ValueError):
 
 class DeploymentRefused(ModelError):
     """A trained model that cannot be written so that it runs elsewhere."""
+
+
+class UnsupportedGraph(ModelError):
+    """A graph of a deployed model that the installed ONNX Runtime cannot load."""
 
 
 class InvalidRelease(ModelError, ValueError):

@@ -145,7 +145,11 @@ def adapter_deploy(
     ],
     form: Annotated[
         Format | None,
-        typer.Option("--format", help="How weights are held; int8 unless the target is torch, which has float32."),
+        typer.Option(
+            "--format",
+            help="How weights are held; left out, int8, but float32 for torch and for a head on a model without routed "
+            "experts.",
+        ),
     ] = None,
     override_audit: OverrideOption = None,
     home: HomeOption = DEFAULT_HOME,
@@ -159,9 +163,11 @@ def adapter_deploy(
     from ..federation import opened_store
     from ..results.deployment import deploy_adapter
 
-    weights = form or (Format.FLOAT32 if target is Target.TORCH else Format.INT8)
     with opened_store(home) as store, err.status("Writing the model"):
-        found = deploy_adapter(store, home, run, directory, target.value, weights.value, override_audit=override_audit)
+        found = deploy_adapter(
+            store, home, run, directory, target.value, None if form is None else form.value,
+            override_audit=override_audit,
+        )  # fmt: skip
     show_deployed(directory, found, as_json)
 
 

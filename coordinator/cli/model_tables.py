@@ -260,7 +260,8 @@ def show_deployed(directory: Path, found: "Deployed", as_json: bool) -> None:
     )
     start = "python start.py &\n  " if found.target == "triton" else ""
     out.print(
-        f"Ask it, on any machine:\n  cd {directory}\n  pip install -r requirements.txt\n  {start}python ask.py --help"
+        f"Ask it, also where confide is not installed:\n  cd {directory}\n  pip install -r requirements.txt\n  {start}"
+        "python ask.py --help"
     )
 
 

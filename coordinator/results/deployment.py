@@ -26,14 +26,14 @@ def deploy_adapter(
     run_id: str,
     directory: Path,
     target: Target,
-    weights: Weights,
+    weights: Weights | None,
     *,
     override_audit: str | None = None,
 ) -> Deployed:
     """Writes a folder that runs without confide; other arguments and errors are those of `export_adapter`.
 
     Raises:
-        DeploymentRefused: the target has no such form, or cannot run such a model.
+        DeploymentRefused: the target has no such form, or the graph cannot be made or loaded here.
     """
     found: list[Deployed] = []
 

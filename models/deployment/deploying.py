@@ -4,7 +4,8 @@ The folder has the model with the adapter in its weights, a description of what 
 with what it may tell of a person, and ask.py, which asks it. Its program is this package's own files, copied as they
 are: those of `PROGRAM`, which import nothing of confide but each other.
 
-    onnx    one graph in ONNX; routed experts, or the linear layers of a model without them, in 8 bits
+    onnx    one graph in ONNX; routed experts, or the linear layers of a model without them, in 8 bits; a head on a
+            model without them in float32
     torch   a checkpoint for transformers, in float32
     triton  the same graph in the folder that a Triton server takes, with batches of what waits
 """
@@ -22,13 +23,14 @@ from ..backbones import checkpoints
 from ..backbones.families import family_in
 from ..backbones.family import context_length
 from ..directories import new_directory
-from ..errors import DeploymentRefused
+from ..errors import DeploymentRefused, UnsupportedGraph
 from ..records.requests import Request, TextShown
 from ..records.text import Requests
 from ..structure import inputs
 from ..structure.readers import READERS
 from ..structure.sense import sense_of
 from .description import TOKENIZER, Cache, Deployment, Weights
+from .onnx_model import OnnxModel
 from .torch_model import HEAD, MODEL, STRUCTURE
 
 Target = Literal["onnx", "torch", "triton"]
@@ -79,7 +81,7 @@ def deploy(
     request: Request,
     *,
     target: Target,
-    weights: Weights = "int8",
+    weights: Weights | None = None,
 ) -> Deployed:
     """Writes the folder; `directory` appears in one rename.
 
@@ -87,15 +89,20 @@ def deploy(
         adapted: the model in float32, with its adapter as it was released.
         backbone: the directory that it was loaded from.
         request: what the study shows of a request, and what it answers.
-        weights: of what is written; "int8" goes with onnx and triton.
+        weights: of what is written; "int8" goes with onnx and triton. None takes it there, but for a head on a model
+            without routed experts, whose chances it moves.
 
     Raises:
-        DeploymentRefused: the target has no such form, or cannot run such a model.
+        DeploymentRefused: the target has no such form, or the graph cannot be made or loaded here.
         UnsupportedModule: an adapted weight is quantised.
         InvalidRelease, InvalidBackbone: a file of the backbone cannot be read.
         FileExistsError: `directory` exists already.
     """
     family = family_in(adapted.model)
+    if weights is None:
+        from .exporting import has_banks
+
+        weights = default_weights(target, is_head=request.writing is None, has_experts=has_banks(adapted.model))
     if target != "torch":
         if absent := [name for name in _PACKAGES if find_spec(name) is None]:
             raise DeploymentRefused(f"it takes {' and '.join(absent)}: pip install 'confide[deploy]'")
@@ -129,6 +136,11 @@ def deploy(
         _write(partial / "requirements.txt", _requirements(target, deployment))
         _write(partial / "README.md", _card_text(card, deployment, target, provenance.earlier_studies()))
     return Deployed(deployment, target, size)
+
+
+def default_weights(target: Target, *, is_head: bool, has_experts: bool) -> Weights:
+    """Chooses how weights are held if nobody says: in 8 bits where a graph has them and they move answers little."""
+    return "float32" if target == "torch" or (is_head and not has_experts) else "int8"
 
 
 def _described(
@@ -167,7 +179,7 @@ def _as_graph(deployment: Deployment, folder: Path, weights: Weights, eye: Any) 
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from .exporting import Tables, export_eye, export_head, export_writer, remembered
+    from .exporting import Tables, export_eye, export_head, export_writer, least_runtime, remembered
     from .segments import read_in_segments
 
     with checkpoints.quietly():
@@ -191,7 +203,22 @@ def _as_graph(deployment: Deployment, folder: Path, weights: Weights, eye: Any) 
     shutil.rmtree(folder / MODEL)
     for name in (HEAD, STRUCTURE):
         (folder / name).unlink(missing_ok=True)
-    return replace(deployment, cache=cache)
+    found = replace(deployment, cache=cache, onnxruntime=least_runtime(model, weights))
+    _load_once(folder, found)
+    return found
+
+
+def _load_once(folder: Path, deployment: Deployment) -> None:
+    """Loads what was written, so that no folder stays that cannot run."""
+    try:
+        OnnxModel(folder, deployment, None)
+    except UnsupportedGraph:
+        import onnxruntime
+
+        raise DeploymentRefused(
+            f"the graph cannot be loaded by ONNX Runtime {onnxruntime.__version__}, which is installed here: it takes "
+            f"{deployment.onnxruntime} or newer, pip install --upgrade 'confide[deploy]', or --format float32"
+        ) from None
 
 
 def _copy_program(folder: Path) -> None:
@@ -253,7 +280,8 @@ def _script(name: str, what: str, module: str, function: str, *, before: str = "
 
 def _requirements(target: Target, deployment: Deployment) -> str:
     needed = ["numpy"]
-    needed += ["torch>=2.9", "transformers>=5.24,<6", "safetensors"] if target == "torch" else ["onnxruntime>=1.22"]
+    runtime = [f"onnxruntime>={deployment.onnxruntime}"]
+    needed += ["torch>=2.9", "transformers>=5.24,<6", "safetensors"] if target == "torch" else runtime
     is_text = isinstance(deployment.request.shown, TextShown)
     needed += ["tokenizers"] if is_text and target != "torch" else []
     needed += ["pillow"] if deployment.request.picture is not None else []

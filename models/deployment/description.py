@@ -36,6 +36,7 @@ class Deployment:
     structure: str | None = None  # reader of the text's structure, whose tables the model has
     cache: Cache = ()  # of a graph that writes
     segments: tuple[int, int] | None = None  # (window, top) of attention in segments
+    onnxruntime: str | None = None  # the least version that computes the graph as it was tested
 
     def save(self, folder: Path) -> None:
         """Writes the description."""

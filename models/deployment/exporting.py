@@ -38,6 +38,8 @@ from .torch_model import Embeds, Reads
 
 BLOCK = 32  # inputs that share a scale; without blocks the operator takes a path about as slow as float32
 _OPSET = 21
+# Versions of ONNX Runtime: those before 1.25 cannot load routed experts, those before 1.31 do not round their inputs.
+_PLAIN, _ROUTED = "1.22", "1.31"
 _LARGEST = 1 << 31  # bytes of one file of ONNX; weights of a larger one lie beside it
 
 
@@ -194,6 +196,16 @@ def with_banks(model: Any, kind: Callable[[Tensor, Tensor], nn.Module]) -> Itera
             _put(model, name, bank)
 
 
+def least_runtime(model: Any, weights: Weights) -> str:
+    """Returns the least version of ONNX Runtime that computes a model's graph as it was tested."""
+    return _ROUTED if weights == "int8" and has_banks(model) else _PLAIN
+
+
+def has_banks(model: Any) -> bool:
+    """True if a model has routed experts."""
+    return any(is_bank(module) for module in model.modules())
+
+
 def remembered(model: Any) -> Cache:
     """Finds what each layer remembers of a token, as (heads, numbers) of both parts.
 
@@ -309,7 +321,7 @@ def _write(
 
 def _pack_linear_layers(folder: Path, model: Any, weights: Weights) -> None:
     """Packs the linear layers of a model without routed experts; beside such experts they weigh little."""
-    if weights == "float32" or any(is_bank(module) for module in model.modules()):
+    if weights == "float32" or has_banks(model):
         return
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer

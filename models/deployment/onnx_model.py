@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UnsupportedGraph
 from .description import Deployment
 
 MODEL, EYE = "model.onnx", "eye.onnx"
@@ -15,10 +16,15 @@ class OnnxModel:
     """A graph that reads whole requests, or writes on from what it remembers; before it an eye, if it has one."""
 
     def __init__(self, folder: Path, deployment: Deployment, threads: int | None) -> None:
+        """Loads the graph.
+
+        Raises:
+            UnsupportedGraph: the installed ONNX Runtime cannot.
+        """
         self._cache = deployment.cache
-        self._session, self._eye = _session(folder / MODEL, threads), None
+        self._session, self._eye = _session(folder / MODEL, deployment, threads), None
         if deployment.request.picture is not None:
-            self._eye = _session(folder / EYE, threads)
+            self._eye = _session(folder / EYE, deployment, threads)
             self._width = self._eye.get_outputs()[0].shape[2]
 
     def outputs(self, ids_RT: npt.NDArray[np.int64], places_RTF: npt.NDArray[np.int64] | None) -> Any:
@@ -49,14 +55,32 @@ class OnnxModel:
         return logits, present
 
 
-def _session(path: Path, threads: int | None) -> Any:
+def _session(path: Path, deployment: Deployment, threads: int | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # its errors have no base of their own
+        installed, least = onnxruntime.__version__, deployment.onnxruntime
+        said = f"{path.name} cannot be loaded by ONNX Runtime {installed}, which is installed here"
+        if least is not None and _parts(installed) < _parts(least):
+            raise UnsupportedGraph(
+                f"{said}: it takes {least} or newer, pip install -r requirements.txt; where there is none, deploy the "
+                "run with --format float32 or --target torch"
+            ) from None
+        raise UnsupportedGraph(
+            f"{said} ({type(err).__name__}): it takes {least} or newer and the file as it was written; copy the folder "
+            "anew, or deploy the run with --format float32 or --target torch"
+        ) from None
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """Returns the first two numbers of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def past_names(layer: int) -> tuple[str, str]:

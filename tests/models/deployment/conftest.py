@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from confide.models.adapters.card import ModelCard
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
@@ -24,7 +25,7 @@ from confide.models.records.vocabularies import COMMANDS, character_tokenizer
 from confide.models.structure import inputs
 
 from ..adapters.test_combining import CARD
-from ..tiny import save_text_backbone
+from ..tiny import byte_tokenizer, save_text_backbone
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,21 @@ def document(tmp_path_factory) -> Trained:
     take_moments(folder / "plain", ["a fever", "a cough", "two legs", "nothing"], folder / "backbone", reads=(0, 2))
     terms = DocumentTerms(label="ill", classes=("no", "yes", "who knows"), text="<|start|>Note: {note}")
     return trained(folder / "backbone", Documents(), terms, ("down_proj", "experts"), 24)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory) -> Trained:
+    """Documents that a head reads on a model without routed experts."""
+    folder, tokenizer = tmp_path_factory.mktemp("dense"), byte_tokenizer()
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(tokenizer),
+        max_position_embeddings=64, initializer_range=0.3, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "plain")
+    tokenizer.save_pretrained(folder / "plain", save_jinja_files=False)
+    take_moments(folder / "plain", ["a fever", "a cough", "two legs", "nothing"], folder / "backbone", reads=(0, 2))
+    terms = DocumentTerms(label="ill", classes=("no", "yes", "who knows"), text="Note: {note}")
+    return trained(folder / "backbone", Documents(), terms, ("o_proj", "down_proj"), 24)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -16,8 +18,8 @@ from confide.models.decoding.arithmetic import Arithmetic
 from confide.models.decoding.writing import write
 from confide.models.deployment import deploying
 from confide.models.deployment.asking import Answering
-from confide.models.deployment.deploying import PROGRAM, deploy
-from confide.models.errors import DeploymentRefused, InvalidRelease
+from confide.models.deployment.deploying import PROGRAM, default_weights, deploy
+from confide.models.errors import DeploymentRefused, InvalidRelease, UnsupportedGraph
 from confide.models.structure.inputs import words_of
 
 pytestmark = pytest.mark.slow
@@ -149,7 +151,7 @@ def test_a_folder_says_what_it_is_and_what_it_may_tell(table, tmp_path):
     ids = torch.tensor([[2, 5, 7]])
     with torch.no_grad():
         before = table.adapted.classify(ids)
-        folder = written(table, tmp_path / "it", "onnx", "int8")
+        folder = written(table, tmp_path / "it", "onnx", None)
         assert torch.equal(table.adapted.classify(ids), before)  # nothing is changed in the model
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "ask.py", "confide.json", "deployment.json", "model.onnx", "program", "requirements.txt",
@@ -158,7 +160,7 @@ def test_a_folder_says_what_it_is_and_what_it_may_tell(table, tmp_path):
     assert table.card.table() in card
     assert "answers ill, stage" in card
     assert json.loads((folder / "confide.json").read_text())["sources"][0]["epsilon"] == table.card.epsilon
-    assert (folder / "requirements.txt").read_text().splitlines() == ["numpy", "onnxruntime>=1.22"]
+    assert (folder / "requirements.txt").read_text().splitlines() == ["numpy", "onnxruntime>=1.31"]
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
     assert modes == {0o644, 0o755}
     assert [path for path in tmp_path.iterdir() if path != folder] == []
@@ -196,8 +198,72 @@ def test_a_triton_folder_holds_the_same_graph(table, made, tmp_path):
         "README.md", "ask.py", "confide.json", "models", "requirements.txt", "start.py",
     }  # fmt: skip
     assert f'name: "{table.card.study}"' in (model / "config.pbtxt").read_text()
+    assert "onnxruntime>=1.31" in (folder / "requirements.txt").read_text().splitlines()
     answers = Answering(model / "1").answer(ROWS)
     assert answers == Answering(made(table, "onnx", "int8")).answer(ROWS)
+
+
+def operators(folder):
+    return {node.op_type for node in onnx.load(folder / "model.onnx").graph.node}
+
+
+def test_a_folder_asks_for_the_runtime_that_its_graph_takes(table, made):
+    for weights, is_routed, least in (("int8", True, "1.31"), ("float32", False, "1.22")):
+        folder = made(table, "onnx", weights)
+        assert ("QMoE" in operators(folder)) == is_routed
+        assert f"onnxruntime>={least}" in (folder / "requirements.txt").read_text().splitlines()
+
+
+def test_a_head_without_routed_experts_is_in_float32_unless_somebody_says_otherwise(dense, tmp_path):
+    ids = torch.from_numpy(dense.reader.encode({"note": NOTES}))
+    with torch.no_grad():
+        want = chances(dense.adapted.classify(ids))
+    exact, packed = (written(dense, tmp_path / str(weights), "onnx", weights) for weights in (None, "int8"))
+    for told, each in zip(Answering(exact).answer([{"note": note} for note in NOTES]), want, strict=True):
+        assert [*told["answer"]["ill"].values()] == pytest.approx(each, abs=1e-5)
+    assert "MatMulNBits" in operators(packed) - operators(exact)
+    for folder in (exact, packed):
+        assert "onnxruntime>=1.22" in (folder / "requirements.txt").read_text().splitlines()
+
+
+def test_weights_are_in_bytes_where_a_graph_has_them_and_answers_move_little():
+    assert default_weights("torch", is_head=False, has_experts=True) == "float32"
+    for target in ("onnx", "triton"):
+        assert default_weights(target, is_head=True, has_experts=True) == "int8"
+        assert default_weights(target, is_head=False, has_experts=False) == "int8"
+        assert default_weights(target, is_head=True, has_experts=False) == "float32"
+
+
+@pytest.mark.process
+def test_a_graph_that_is_not_loaded_is_told_of_in_a_sentence(table, made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made(table, "onnx", "int8"), tmp_path / "it")
+    graph = onnx.load(folder / "model.onnx")
+    for node in graph.graph.node:
+        node.op_type = node.op_type.replace("QMoE", "QMoE2")
+    onnx.save(graph, folder / "model.onnx")
+    result = subprocess.run([sys.executable, folder / "ask.py", "x=1"], capture_output=True, text=True)
+    installed = f"model.onnx cannot be loaded by ONNX Runtime {onnxruntime.__version__}"
+    assert result.returncode == 1
+    assert result.stderr.startswith(installed)
+    assert result.stderr.endswith("; nothing more was answered\n")
+    assert "the file as it was written" in result.stderr
+    assert result.stderr.count("\n") == 1
+    monkeypatch.setattr(onnxruntime, "__version__", "1.9.2")
+    with pytest.raises(
+        UnsupportedGraph, match=r"ONNX Runtime 1\.9\.2.*1\.31 or newer, pip install -r requirements.txt"
+    ):
+        Answering(folder)
+
+
+def test_a_graph_that_cannot_be_loaded_here_is_not_left_behind(table, tmp_path, monkeypatch):
+    def session(*_, **__):
+        raise RuntimeError("input size 15 not in range")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(DeploymentRefused, match=r"ONNX Runtime 1\.24\.4.*1\.31 or newer.*confide\[deploy\]"):
+        written(table, tmp_path / "it", "onnx", "int8")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_cannot_be_deployed_is_refused_and_leaves_nothing(table, writer, tmp_path, monkeypatch):
