@@ -387,7 +387,7 @@ def adapter_evaluate(
         Path | None,
         typer.Option(
             help="Instead: folder with tasks of lm-evaluation-harness (YAML and local files), asked over the served "
-            "API. It runs with your rights, as a program does."
+            "API, so without a study's guide of what is written. It runs with your rights, as a program does."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --suite: records of each task.")] = None,

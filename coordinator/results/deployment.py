@@ -8,7 +8,7 @@ from ...models.adapters import ModelCard
 from ...models.backbones.checkpoints import read_config, size
 from ...models.backbones.loading import describe
 from ...models.deployment.choosing import Modality, Option, Use, choose
-from ...models.deployment.deploying import GRAPHS, Deployed, Target, deploy
+from ...models.deployment.deploying import GRAPHS, Deployed, Target, default_weights, deploy
 from ...models.deployment.description import Weights
 from ..store import Store
 from ..studies.catalogue import load_study, study_start
@@ -68,12 +68,16 @@ def options_for(
         idle = found.parameters - found.active_parameters
         in_experts = idle * described.experts // (described.experts - described.top_k)
     family, config = read_config(backbone)
+    is_head = data.kind.objective(data.terms) is not None
+    weights = default_weights("onnx", is_head=is_head, has_experts=described.experts is not None)
+    is_guided = any(getattr(data.terms, name, False) for name in ("engine", "grammar"))
     has_text_task = getattr(data.terms, "written", None) is not None
     return choose(
         Use(
             modality or _OF_KIND.get(data.kind.name, "text"), milliseconds, megabytes, clients,
             parameters=found.parameters, active=found.active_parameters, in_experts=in_experts,
             in_words=config["vocab_size"] * config["hidden_size"],
+            in_float32=weights == "float32", is_guided=is_guided,
             no_graph="" if family.model_type in GRAPHS else f"no graph is made of a {family.name} yet",
             no_folder="takes confide to read its requests" if data.kind.name == "chat" or has_text_task else "",
         )

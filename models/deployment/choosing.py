@@ -24,6 +24,8 @@ class Use:
     active: int = 1_000_000  # of them, those that one token meets
     in_experts: int = 0  # of them, those in routed experts
     in_words: int = 0  # of them, those in the table of embeddings, which is never packed
+    in_float32: bool = False  # the model is a head without routed experts, whose graph is not packed
+    is_guided: bool | None = None  # the study has a guide of what is written; None: as code and mathematics have it
     no_graph: str = ""  # why no graph is made of the model; "" if one is
     no_folder: str = ""  # why the study's requests are not read without confide; "" if they are
 
@@ -47,7 +49,7 @@ class _Runtime:
     own_ms: float  # of a token of a model without size
     ms_per_million: float  # active parameters
     own_mb: float
-    is_packed: bool  # in 8 bits
+    is_packed: bool  # in 8 bits, unless the use is one of float32
 
 
 _RUNTIMES: dict[Way, _Runtime] = {
@@ -56,10 +58,11 @@ _RUNTIMES: dict[Way, _Runtime] = {
     "triton": _Runtime(1.5, 0.13, 250, True),
     "serve": _Runtime(2.0, 0.40, 650, False),
 }
+_GRAPH_MS = 0.23  # of a graph in float32, for a million active parameters
 _SAID: dict[Way, tuple[str, str, str]] = {
     "onnx": (
         "live completion, one record after another",
-        "ONNX Runtime, 8 bits",
+        "ONNX Runtime",
         "coordinator adapter deploy RUN folder --target onnx",
     ),
     "torch": (
@@ -68,8 +71,8 @@ _SAID: dict[Way, tuple[str, str, str]] = {
         "coordinator adapter deploy RUN folder --target torch",
     ),
     "triton": (
-        "many who ask for records at a time",
-        "Triton server, 8 bits",
+        "many who ask at a time, for records or where a guide writes",
+        "Triton server",
         "coordinator adapter deploy RUN folder --target triton",
     ),
     "serve": (
@@ -95,18 +98,26 @@ def choose(use: Use) -> tuple[Option, ...]:
 
 def _preferred(use: Use) -> tuple[Way, ...]:
     """Ways in the order in which they are taken if all suit."""
-    is_written = use.modality in ("text", "code", "mathematics")
+    is_served = use.modality in ("text", "code", "mathematics") and not _is_guided(use)
     if use.clients >= _MANY:
-        return ("serve", "triton", "onnx", "torch") if is_written else ("triton", "onnx", "torch", "serve")
+        return ("serve", "triton", "onnx", "torch") if is_served else ("triton", "onnx", "torch", "serve")
     if use.modality == "mathematics":
         return ("torch", "onnx", "serve", "triton")
     return ("onnx", "torch", "triton", "serve")
 
 
+def _is_guided(use: Use) -> bool:
+    return use.modality in ("code", "mathematics") if use.is_guided is None else use.is_guided
+
+
 def _option(way: Way, use: Use) -> Option:
     runtime, (meant, name, command) = _RUNTIMES[way], _SAID[way]
-    milliseconds = runtime.own_ms + runtime.ms_per_million * use.active / 1e6
-    megabytes = runtime.own_mb + _weights(use, is_packed=runtime.is_packed)
+    is_packed = runtime.is_packed and not use.in_float32
+    if runtime.is_packed:
+        name += ", 8 bits" if is_packed else ", float32"
+    each = _GRAPH_MS if runtime.is_packed and not is_packed else runtime.ms_per_million
+    milliseconds = runtime.own_ms + each * use.active / 1e6
+    megabytes = runtime.own_mb + _weights(use, is_packed=is_packed)
     misfits = []
     if use.milliseconds is not None and milliseconds > use.milliseconds:
         misfits.append(f"takes about {milliseconds:.3g} ms, and {use.milliseconds:g} are given")
@@ -118,6 +129,10 @@ def _option(way: Way, use: Use) -> Option:
         misfits.append(use.no_folder)
     if way == "serve" and use.modality == "table":
         misfits.append("serves only models that read text")
+    if way == "serve" and _is_guided(use):
+        misfits.append(
+            "writes without the study's guide: folders compute values, and keep brackets and blocks in order"
+        )
     if use.modality == "sounds" or (use.modality == "pictures" and way in ("torch", "serve")):
         misfits.append(f"reads no {use.modality}: {_READS[use.modality]}")
     return Option(way, meant, name, command, milliseconds, megabytes, tuple(misfits), _why(way, use))

@@ -47,7 +47,7 @@ def test_nothing_is_deployed_without_an_audit_that_passed(federation):
 def test_a_run_says_what_it_reads_and_how_large_it_is(federation):
     with_run(federation)
     options = options_for(federation.store, federation.home, RUN, None, milliseconds=None, megabytes=None, clients=1)
-    assert options[0].way == "onnx"
+    assert (options[0].way, options[0].runtime) == ("onnx", "ONNX Runtime, 8 bits")  # its head has routed experts
     assert {option.way: option.misfits for option in options}["serve"] == ("serves only models that read text",)
     larger = choose(Use("table"))
     assert options[0].megabytes < larger[0].megabytes  # a million parameters, where nobody says how many

@@ -16,6 +16,9 @@ def ways(**wanted):
         ({"modality": "mathematics", "megabytes": 200}, "onnx"),
         ({"modality": "text", "clients": 8}, "serve"),
         ({"modality": "table", "clients": 8}, "triton"),
+        ({"modality": "code", "clients": 8}, "triton"),
+        ({"modality": "mathematics", "clients": 8}, "triton"),
+        ({"modality": "code", "clients": 8, "is_guided": False}, "serve"),
         ({"modality": "mathematics", "milliseconds": 1}, "onnx"),
     ],
 )
@@ -47,6 +50,25 @@ def test_nobody_claims_to_read_what_it_does_not():
     assert ways(modality="pictures")[:2] == ["onnx", "triton"]
     assert ways(modality="pictures", clients=8)[:2] == ["triton", "onnx"]
     assert {option.way for option in choose(Use("pictures")) if option.misfits} == {"torch", "serve"}
+
+
+def test_the_service_says_that_it_keeps_no_guide():
+    for modality in ("code", "mathematics"):
+        misfits = {option.way: option.misfits for option in choose(Use(modality))}
+        assert ["study's guide" in "".join(misfits[way]) for way in misfits] == [way == "serve" for way in misfits]
+        assert all(not option.misfits for option in choose(Use(modality, is_guided=False)))
+    assert all(not option.misfits for option in choose(Use("text")))
+
+
+def test_a_head_without_experts_is_estimated_in_float32():
+    sizes = {"parameters": 10**8, "active": 10**8}
+    first, *others = choose(Use("text", in_float32=True, **sizes))
+    assert (first.way, first.runtime) == ("onnx", "ONNX Runtime, float32")
+    assert first.megabytes == pytest.approx(75 + 400)
+    assert {option.way: option.runtime for option in others}["triton"] == "Triton server, float32"
+    packed, *_ = choose(Use("text", **sizes))
+    torch = next(option for option in others if option.way == "torch")
+    assert packed.milliseconds < first.milliseconds < torch.milliseconds
 
 
 def test_what_cannot_be_deployed_is_not_advised():
