@@ -24,7 +24,7 @@ def space_build(
     directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     backbone: Annotated[Path, typer.Option(help="Folder of an imported model, which reads names and stays as it is.")],
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of training; by default 2800, some 15 minutes.")
+        int | None, typer.Option(min=1, help="Steps of training; by default 1400, some 10 minutes.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first weights and the order.")] = 1,
     as_json: JsonOption = False,

@@ -67,10 +67,8 @@ def prepare(directory: Path, packages: Path, *, seed: int, held_out: int, few: i
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         rng = random.Random(f"voices {seed}")
-        said = set[tuple[str, str]]()
         for number, thing in enumerate(itertools.chain(*public)):
             table.writerows(rows_of(thing, directory / FILES, f"{number:05}", rng))
-            table.writerows(words_of(thing, directory / FILES, f"{number:05}", rng, said))
     half = directory / "archive-half"  # who stops this half-way must not be left with half an archive
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
@@ -109,24 +107,6 @@ def rows_of(thing: Thing, files: Path, number: str, rng: random.Random) -> Itera
             if wave is not None:
                 (files / f"{number}-{code}-{voice}.wav").write_bytes(as_wav(wave))
                 yield thing.name, name, f"{number}-{code}-{voice}.wav"
-
-
-def words_of(thing: Thing, files: Path, number: str, rng: random.Random, said: set[tuple[str, str]]) -> Iterator[Row]:
-    """Yields a public thing's other words, and has each said once in each language.
-
-    Args:
-        said: languages and words that were said already; these are added.
-    """
-    for code, words in thing.words.items():
-        for place, word in enumerate(words):
-            yield thing.name, word, ""
-            if (code, word) in said or len(word) > LONGEST:
-                continue
-            said.add((code, word))
-            wave = spoken(word, "en-us" if code == "en" else code, rng)
-            if wave is not None:
-                (files / f"{number}-{code}-word{place}.wav").write_bytes(as_wav(wave))
-                yield thing.name, word, f"{number}-{code}-word{place}.wav"
 
 
 def write_held_out(thing: Thing, archive: Path, number: str) -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,6 @@ class Thing:
     names: dict[str, str]  # by language
     picture: Image.Image | Path
     readings: dict[str, Path] = field(default_factory=dict)  # by language
-    words: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by language: what else one calls it
 
     @property
     def bare(self) -> set[tuple[str, str]]:
@@ -56,21 +55,16 @@ def stamps(folder: Path) -> Iterator[Thing]:
 
 def emoji(font: Path, annotations: Path) -> Iterator[Thing]:
     """Yields the emoji of a font that Unicode names in every language."""
-    glyphs = ImageFont.truetype(str(font), _POINTS)
-    names, words = dict[str, dict[str, str]](), dict[str, dict[str, tuple[str, ...]]]()
+    glyphs, names = ImageFont.truetype(str(font), _POINTS), dict[str, dict[str, str]]()
     for code in LANGUAGES:
         for each in ET.parse(annotations / f"{code}.xml").getroot().iter("annotation"):
-            found = tuple(word for text in (each.text or "").split("|") if (word := _tidy(text)))
-            if each.get("type") == "tts" and found:
-                names.setdefault(each.get("cp", ""), {})[code] = found[0]
-            elif found:
-                words.setdefault(each.get("cp", ""), {})[code] = found
+            if each.get("type") == "tts" and (name := _tidy(each.text or "")):
+                names.setdefault(each.get("cp", ""), {})[code] = name
     for sign, told in names.items():
         sheet = Image.new("RGBA", _SHEET)
         ImageDraw.Draw(sheet).text((0, 0), sign, font=glyphs, embedded_color=True)
         if len(told) == len(LANGUAGES) and sheet.getbbox() is not None:
-            name = f"emoji-{'-'.join(f'{ord(each):x}' for each in sign)}"
-            yield Thing(name, told, sheet, words=words.get(sign, {}))
+            yield Thing(f"emoji-{'-'.join(f'{ord(each):x}' for each in sign)}", told, sheet)
 
 
 def shrunk(picture: Image.Image | Path, side: int) -> np.ndarray:
@@ -89,17 +83,9 @@ def shrunk(picture: Image.Image | Path, side: int) -> np.ndarray:
 
 
 def apart(things: Iterable[Thing], held_out: Iterable[Thing]) -> list[Thing]:
-    """Things that share no name with those that are held out, without words that are such names, in whatever language.
-
-    A word of one language may be written as a name in another one: `piña` is a Catalan word for a Spanish name.
-    """
-    theirs = {name for thing in held_out for _, name in thing.bare}
-
-    def without(thing: Thing) -> Thing:
-        kept = {code: tuple(word for word in own if bare(word) not in theirs) for code, own in thing.words.items()}
-        return replace(thing, words=kept)
-
-    return [without(thing) for thing in things if not {name for _, name in thing.bare} & theirs]
+    """Things that share no name in any language with those that are held out."""
+    theirs = set().union(*(thing.bare for thing in held_out))
+    return [thing for thing in things if not thing.bare & theirs]
 
 
 def _tidy(text: str) -> str:

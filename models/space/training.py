@@ -58,7 +58,7 @@ class PublicThings:
 class SpaceTrainingConfig:
     """Settings of the training; equal settings give equal weights on one machine and one torch build."""
 
-    steps: int = 2800
+    steps: int = 1400
     batch: int = 64  # pictures, and as many sounds
     gallery: int = 1024  # names drawn at each step, beside those of the batch; 0: these alone, as CLIP has it
     lr: float = 1.5e-3  # peak of AdamW's, after 100 steps of warm-up and before a cosine

@@ -98,7 +98,6 @@ def test_emoji_are_drawn_by_the_font_and_named_in_all_languages(tmp_path, monkey
     (found,) = things.emoji(tmp_path / "font.ttf", tmp_path)
     assert found.name == "emoji-41"
     assert found.names == {code: f"{code} name" for code in things.LANGUAGES}
-    assert found.words == dict.fromkeys(things.LANGUAGES, ("other", "words"))
     assert things.shrunk(found.picture, 32).shape == (32, 32, 3)
 
 
@@ -142,36 +141,7 @@ def test_a_thing_that_shares_one_name_in_one_language_is_no_public_one():
     one = things.Thing("a", {"en": "A crab", "es": "Un cangrejo"}, Image.new("RGBA", (1, 1)))
     same = things.Thing("b", {"en": "crab", "es": "otro"}, one.picture)
     other = things.Thing("c", {"en": "A lobster", "es": "cangrejo de mar"}, one.picture)
-    abroad = things.Thing("d", {"en": "cangrejo", "es": "algo"}, one.picture)
-    assert things.apart([one, same, other, abroad], [one]) == [other]
-
-
-def test_a_word_that_is_a_held_out_name_in_any_language_is_no_public_one():
-    one = things.Thing("a", {"en": "A crab", "es": "Un cangrejo"}, Image.new("RGBA", (1, 1)))
-    words = {"en": ("sea", "the crab", "cangrejo"), "ca": ("Crab", "mar")}
-    other = things.Thing("b", {"en": "A lobster", "es": "langosta"}, one.picture, words=words)
-    (found,) = things.apart([other], [one])
-    assert found.words == {"en": ("sea",), "ca": ("mar",)}
-
-
-def test_a_word_is_said_once_in_each_language_and_is_a_name_of_every_thing(prepare, tmp_path, monkeypatch):
-    told = []
-
-    def says(text, code, rng):
-        told.append((code, text))
-        return None if text == "dumb" else np.full(800, 0.5)
-
-    monkeypatch.setattr(prepare, "spoken", says)
-    words = {"es": ("mar", "sol"), "ca": ("mar", "dumb", "x" * (prepare.LONGEST + 1))}
-    both = [things.Thing(name, {}, Image.new("RGBA", (1, 1)), words=words) for name in "ab"]
-    said, rows = set(), []
-    for number, thing in enumerate(both):
-        rows += prepare.words_of(thing, tmp_path, str(number), random.Random(1), said)
-    assert told == [("es", "mar"), ("es", "sol"), ("ca", "mar"), ("ca", "dumb")]
-    every = {(thing.name, word, "") for thing in both for own in words.values() for word in own}
-    files = {("a", "mar", "0-es-word0.wav"), ("a", "sol", "0-es-word1.wav"), ("a", "mar", "0-ca-word0.wav")}
-    assert set(rows) == every | files
-    assert {path.name for path in tmp_path.iterdir()} == {file for _, _, file in files}
+    assert things.apart([one, same, other], [one]) == [other]
 
 
 def test_other_seeds_hold_out_other_things_of_different_names(prepare, packages):
