@@ -326,8 +326,14 @@ class Service:
         await self._making.acquire()
         making = asyncio.ensure_future(asyncio.to_thread(_made, self._served.forms, wanted))
         # No thread can be ended: where nobody waits for a form any longer, the next one waits for it all the same.
-        making.add_done_callback(lambda _: self._making.release())
-        return await asyncio.shield(making)
+        making.add_done_callback(self._end_turn)
+        await asyncio.wait({making})
+        return making.result()
+
+    def _end_turn(self, made: "asyncio.Future[Form]") -> None:
+        self._making.release()
+        if not made.cancelled():
+            made.exception()  # looked at, or asyncio logs it, and it may quote what was asked
 
     async def _order(
         self,
