@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,4 +71,7 @@ def _read(plain: Mapping[str, Any]) -> Deployment:
     read = {**plain, "request": Request.from_dict(plain["request"]), "ends": tuple(plain["ends"])}
     read["cache"] = tuple((tuple(first), tuple(second)) for first, second in plain["cache"])
     read["segments"] = None if plain["segments"] is None else tuple(plain["segments"])
+    least = plain.get("onnxruntime")
+    if least is not None and not re.fullmatch(r"\d{1,4}\.\d{1,4}", least):
+        raise ValueError("no version")
     return Deployment(**read)

@@ -1,5 +1,6 @@
 """Runs a deployed model's graph with ONNX Runtime, on the processor."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def _session(path: Path, deployment: Deployment, threads: int | None) -> Any:
 
 
 def _parts(version: str) -> tuple[int, ...]:
-    """Returns the first two numbers of a version."""
-    return tuple(int(part) for part in version.split(".")[:2])
+    """Returns the first two numbers of a version, of which one that is not out yet may have letters behind them."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def past_names(layer: int) -> tuple[str, str]:

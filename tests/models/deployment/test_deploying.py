@@ -291,7 +291,8 @@ def test_a_long_request_is_refused_and_a_long_answer_ends_where_the_model_does(c
 def test_a_hostile_folder_is_refused(table, made, tmp_path):
     folder = shutil.copytree(made(table, "torch"), tmp_path / "it")
     plain = json.loads((folder / "deployment.json").read_text())
-    for change in ({"request": {"shown": {}, "answers": [], "writing": None}}, {"cache": [[1]]}, {"more": 1}):
+    request = {"shown": {}, "answers": [], "writing": None}
+    for change in ({"request": request}, {"cache": [[1]]}, {"more": 1}, {"onnxruntime": "x.y"}, {"onnxruntime": 1.31}):
         (folder / "deployment.json").write_text(json.dumps(plain | change))
         with pytest.raises(InvalidRelease):
             Answering(folder)
