@@ -182,9 +182,8 @@ def _order(columns: Mapping[str, np.ndarray], units: np.ndarray, data: DataTerms
     several = np.flatnonzero((np.bincount(units) > 1)[units[order]])  # places of rows that are not alone in their unit
     if len(several):
         rows = order[several]
-        for name in sorted(
-            columns, key=lambda name: (name in learned, name), reverse=True
-        ):  # one key at a time, by stable sorts: all at once are a second table
+        # From the last key to the first, one at a time by stable sorts: all at once are a second table.
+        for name in sorted(columns, key=lambda name: (name in learned, name), reverse=True):
             rows = rows[np.argsort(_comparable(columns[name][rows]), kind="stable")]
         order[several] = rows[np.argsort(units[rows], kind="stable")]
     return order
