@@ -4,13 +4,16 @@ import gc
 import itertools
 import os
 import re
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_uppercase
 
 import hypothesis
 import pytest
+
+from confide import machine
 
 # The same examples in every run, at their own pace: a busy machine fails no property.
 hypothesis.settings.register_profile(
@@ -69,8 +72,21 @@ def _in_memory(request: pytest.FixtureRequest) -> Iterator[Path | None]:
     if found.f_bavail * found.f_frsize < _ROOM or found.f_flag & os.ST_NOEXEC:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="confide-tests-", dir=_MEMORY, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    folder = _new_folder(_MEMORY)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(place: Path) -> Path:
+    """Makes a folder whose name no chance decides: tests look for words and digits that a path must not have."""
+    for letters in (each for size in itertools.count(1) for each in itertools.product(ascii_uppercase, repeat=size)):
+        folder = place / f"confide-tests-{''.join(letters)}"
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:  # another worker's
+            continue
+        return folder
+    raise AssertionError("letters never end")
 
 
 @pytest.fixture
@@ -79,10 +95,16 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     name = re.sub(r"\W", "_", request.node.name)[:30]
     if _in_memory is None:
         return tmp_path_factory.mktemp(name)
-    # No chance in it: tests look for words that a path must not have.
     folder = next(path for n in itertools.count() if not (path := _in_memory / f"{name}{n}").exists())
     folder.mkdir(mode=0o700)
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each worker ports of its own: a port is free until its server starts, so two could choose the same."""
+    if worker := getattr(config, "workerinput", None):
+        number, workers = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
+        machine._PORTS = machine._PORTS[number::workers]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

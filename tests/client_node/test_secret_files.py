@@ -25,7 +25,12 @@ NODE = {
     "aggregator/run-keys/run-1.json": b'{"private": "00"}',
 }
 OPEN = {"keys/name.json": b"{}", "keys/ledger.head": b"head", "party/party.pem": b"certificate"}
-COORDINATOR = {"pki/ca.key": b"ca", "pki/signing.key": b"signing", "pki/server.key": b"server", "runs/r/secret": b"s"}
+COORDINATOR = {
+    "pki/ca.key": b"authority",
+    "pki/signing.key": b"signing",
+    "pki/server.key": b"server",
+    "runs/r/secret": b"s",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,9 @@ from confide.coordinator.store.tables import DecisionRow, StudyRow
 
 from ..conftest import PARTIES, SITES
 
-TODAY = dt.datetime.now(dt.UTC).date()
+
+def today():
+    return dt.datetime.now(dt.UTC).date()
 
 
 @pytest.fixture
@@ -37,10 +39,10 @@ def test_who_has_not_approved_is_named_with_what_is_known(federation, study):
     store = federation.store
     tell(store, study, "other", "rest", "agg-a", "agg-b")
     tell(store, study, "svi", verdict="revoked", runs_left=0)
-    tell(store, study, "svhc", until=(TODAY - dt.timedelta(days=1)).isoformat())
-    found, ended = look(store, study), TODAY - dt.timedelta(days=1)
+    tell(store, study, "svhc", until=(today() - dt.timedelta(days=1)).isoformat())
+    found, ended = look(store, study), today() - dt.timedelta(days=1)
     assert found.sentence == (
-        f"approved by 4 of 7: svi refuses since {TODAY}; the approval of svhc was until {ended}; agg-c has not said"
+        f"approved by 4 of 7: svi refuses since {today()}; the approval of svhc was until {ended}; agg-c has not said"
     )
     assert found.warning == found.sentence
     assert found.against.startswith("svi refuses since")
@@ -49,7 +51,7 @@ def test_who_has_not_approved_is_named_with_what_is_known(federation, study):
 
 @pytest.mark.parametrize(("until", "runs_left", "says"), [(0, 1, "approved"), (-1, 1, "expired"), (9, 0, "used up")])
 def test_an_approval_holds_to_the_end_of_its_last_day_and_for_so_many_runs(federation, study, until, runs_left, says):
-    tell(federation.store, study, "svi", runs_left=runs_left, until=(TODAY + dt.timedelta(days=until)).isoformat())
+    tell(federation.store, study, "svi", runs_left=runs_left, until=(today() + dt.timedelta(days=until)).isoformat())
     (svi,) = (each for each in look(federation.store, study).parties if each.name == "svi")
     assert svi.says == says
 
