@@ -5,15 +5,15 @@
 Run by tests/test_wheel.py in an environment that holds confide and its dependencies alone, so it imports nothing else.
 """
 
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.machine import free_ports
 from confide.mpc.party import Order, PartyConfig, PartyProcess
 from confide.mpc.party.handle import make_certificate
 from confide.mpc.sharing import Ring, sketch
@@ -30,9 +30,7 @@ PARTIES = range(3)
 
 def configs(folder: Path) -> list[PartyConfig]:
     """Three parties on free ports of 127.0.0.1."""
-    with ExitStack() as stack:
-        held = [stack.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in PARTIES]
-        addresses = tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in held)
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(len(PARTIES)))
     for party in PARTIES:
         (folder / str(party)).mkdir()
     files = [make_certificate(folder / str(party), f"party-{party}") for party in PARTIES]

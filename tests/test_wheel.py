@@ -8,7 +8,6 @@ is imported and not asked for is missing there, as are the repository, CrypTen a
 import importlib.metadata
 import json
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import confide
+from confide.machine import free_ports
 
 pytestmark = pytest.mark.process
 
@@ -154,8 +154,8 @@ def test_a_bare_installation_has_both_commands(bare, program):
 @pytest.mark.slow
 def test_a_bare_installation_founds_a_federation_and_a_node_enrols(bare, tmp_path):
     coordinator, node = (("--home", tmp_path / name) for name in ("coordinator", "north"))
-    with socket.create_server(("127.0.0.1", 0)) as gate, socket.create_server(("127.0.0.1", 0)) as superlink:
-        ports = ("--port", str(gate.getsockname()[1]), "--superlink-port", str(superlink.getsockname()[1]))
+    gate, superlink = free_ports(2)
+    ports = ("--port", str(gate), "--superlink-port", str(superlink))
     bare("coordinator", "init", *coordinator, "--federation", "Wheel", "--host", "127.0.0.1", *ports)
     command = (bare.bin / "coordinator", "serve", *coordinator)
     with subprocess.Popen(command, cwd=bare.folder, env=bare.variables, stderr=subprocess.PIPE, text=True) as serving:

@@ -13,6 +13,7 @@ from confide.coordinator.doctor import examine_coordinator
 from confide.coordinator.federation import Pki, Settings, create_home, members, opened_store
 from confide.coordinator.store.tables import NodeRow, Run
 from confide.coordinator.studies.create import create_study
+from confide.machine import free_ports
 
 from ..client_node.conftest import STUDY_TOML, changed
 from .conftest import enrolled_nodes
@@ -26,8 +27,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def home(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        ports = one.getsockname()[1], two.getsockname()[1]
+    ports = free_ports(2)
     create_home(
         tmp_path / "home",
         Settings(federation="f", address=f"127.0.0.1:{ports[0]}", listen="127.0.0.1", port=ports[0],

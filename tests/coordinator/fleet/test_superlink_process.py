@@ -547,7 +547,7 @@ def test_a_driver_that_dies_while_it_waits_leaves_its_answers_to_the_next_questi
     trusting = outbound.trusting(chain.pki.ca_path.read_text())
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"https://127.0.0.1:{chain.superlink.port}{calls.COLLECT}", content=asks, headers=headers,
-                   verify=trusting, timeout=0.5)  # fmt: skip
+                   verify=trusting, timeout=httpx.Timeout(60, read=0.5))  # fmt: skip
     session.answer(session.receive(question), pack(Packet(b"here")), until=question.until)
     asking.join()
     assert found == {"north": Packet(b"here")}

@@ -1,11 +1,12 @@
 """A worker that forks nothing: it takes orders and tells what the lines of PLAY say, for the tests of `Drivers`.
 
-Its arguments are the home and the port of the SuperLink. `home/orders` gets a line for each order, `home/plays` has for
-each run the exit code of its drivers; without one a driver lives until it is killed.
+Its arguments are the home and the port of the SuperLink. `home/orders` gets a line for each order, and `home/times` the
+moment of each; `home/play-RUN` has the exit code of a run's drivers, and without one a driver lives until it is killed.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 
@@ -22,6 +23,8 @@ for line in sys.stdin:
     order = json.loads(line)
     with (home / "orders").open("a") as orders:
         orders.write(line)
+    with (home / "times").open("a") as times:
+        times.write(f"{time.monotonic()}\n")
     if "kill" in order:
         tell(ended=order["kill"], code=-9)
         continue

@@ -197,17 +197,17 @@ def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(gate: Gate, caplog: pytes
 
 
 def test_a_known_connection_is_not_cut_off_while_its_key_may_be_idle(gate: Gate) -> None:
-    server = gate.open(head_s=0.3)
+    server = gate.open(head_s=3.0)
     caller = gate.call(server)
     assert caller.ask(gate.nodes["north"]) == 200
-    caller.link.settimeout(1.0)
+    caller.link.settimeout(4.0)
     assert not caller.wait_for_end()
     assert caller.ask(gate.nodes["north"]) == 200
 
 
 def test_a_known_connection_s_head_has_its_time_too(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "KEEP_ALIVE_S", 0.2)
-    server = gate.open(head_s=0.3)
+    server = gate.open(head_s=3.0)
     caller = gate.call(server)
     assert caller.ask(gate.nodes["north"]) == 200
     caller.link.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\n")

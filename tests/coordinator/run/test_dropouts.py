@@ -212,11 +212,11 @@ def test_a_round_that_was_left_open_goes_on_with_its_set_when_the_site_is_back(m
 
 def test_waiting_for_top_ups_uses_up_none_of_the_aggregators_patience(make, monkeypatch):
     federation, lost = make(max_dropouts=1), list[str]()
-    monkeypatch.setattr(questions, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 3.0)
 
     def before(kind: str, name: str) -> NodeFailure | None:
         if (kind, name) == ("topup", "south"):
-            time.sleep(1.3)
+            time.sleep(3.5)
         if (kind, name) == ("aggregate", "agg-a") and not lost:
             lost.append(name)
             return NodeFailure(reason="failed", error="PartyLost", message="aggregator 2 is lost")

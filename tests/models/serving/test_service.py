@@ -280,10 +280,10 @@ def test_forms_that_wait_are_bounded_and_those_of_clients_that_left_are_not_made
             except httpx.ReadTimeout:
                 return None
 
-        codes = [each.result() for each in [pool.submit(ask, 3.0) for _ in range(20)]]
+        codes = [each.result() for each in [pool.submit(ask, 8.0) for _ in range(20)]]
         assert (codes.count(None), codes.count(429)) == (16, 4)
         deadline = time.monotonic() + 20
-        while ask(0.5) == 429:  # until it is seen that the others have left
+        while ask(2.0) == 429:  # until it is seen that the others have left
             assert time.monotonic() < deadline
         assert len(made) == 1  # one at a time, though nobody waits for it
         goes_on.set()
@@ -528,8 +528,10 @@ def test_a_request_has_one_time_for_all_that_is_done_for_it(served, monkeypatch,
         time.sleep(0.8 * seconds)
         return result
 
+    words = []
+
     def slow(*args):
-        time.sleep(0.03)  # 200 words take thrice the time
+        words.append(time.sleep(0.03))  # 200 words take thrice the time
         return word_logits(*args)
 
     monkeypatch.setattr(Forms, "regex", lambda self, pattern: late(form))
@@ -539,14 +541,12 @@ def test_a_request_has_one_time_for_all_that_is_done_for_it(served, monkeypatch,
     body = {"model": "backbone", "prompt": "a", "max_tokens": 200, "temperature": 1, "seed": 1}
     with listening(served, bounds=Bounds(rows=1, waiting=4, seconds=seconds)) as port:
         more = {"echo": True, "logprobs": 1} if first == "its prompt" else form_asked
-        began = time.monotonic()
         found = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body | more, timeout=60)
-        took = time.monotonic() - began
     if "streamed" in first:
         assert '"code": "late"' in found.text
     else:
         assert (found.status_code, "not written within 2 s" in found.text) == (504, True)
-    assert seconds - 0.1 < took < 1.5 * seconds  # a clock for each part would give 1.8 times as long
+    assert len(words) <= 0.2 * seconds / 0.03 + 1  # a clock for each part would leave time for five times as many
 
 
 def test_a_token_is_asked_for_and_made_if_there_is_none(served, tmp_path):
@@ -674,7 +674,7 @@ def test_an_epsilon_that_nothing_bounds_is_told_as_such(parts, tmp_path):
 
 
 def test_connections_that_ask_nothing_are_ended_and_others_are_answered(served, monkeypatch):
-    monkeypatch.setattr("confide.listening.HEAD_S", 0.5)
+    monkeypatch.setattr("confide.listening.HEAD_S", 3.0)
     with listening(served) as port:
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
         silent[0].sendall(b"GET /healthz HTTP/1.1\r\n")  # a head that does not end
@@ -687,7 +687,7 @@ def test_connections_that_ask_nothing_are_ended_and_others_are_answered(served, 
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:  # one that is used again is kept
             for _ in range(3):
                 assert client.get("/healthz").is_success
-                time.sleep(0.2)
+                time.sleep(1.2)
 
 
 def test_whoever_waits_is_told_when_the_service_ends(served, capfd):

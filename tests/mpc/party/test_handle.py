@@ -195,10 +195,11 @@ def test_killed_party_ends_the_call_and_a_new_one_takes_the_retry(ask, new_round
 @pytest.mark.parametrize("end", [lambda one: os.kill(one.pid, signal.SIGKILL), PartyProcess.stop], ids=["kill", "stop"])
 def test_process_that_ends_during_a_call_is_party_died(kit, new_round, three, tmp_path, end):
     one = new_round()
+    order, files = one.order(0), kit.lay(tmp_path, one.inbox(0))
     timer = threading.Timer(0.5, end, [three[0]])
     timer.start()
     with pytest.raises(PartyDied):  # it waits for the other two, who have no order
-        three[0].aggregate(one.order(0), kit.lay(tmp_path, one.inbox(0)))
+        three[0].aggregate(order, files)
     timer.join()
 
 
