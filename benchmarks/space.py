@@ -1,6 +1,6 @@
 """Measures how often a name, a picture and a reading of one thing that was held out whole find each other first.
 
-    python benchmarks/space.py [--dir bench-space] [--seeds 1 2 3] [--steps N] [--in-batch] [--plain]
+    python benchmarks/space.py [--dir bench-space] [--seeds 1 2 3] [--steps N] [--imported] [--in-batch] [--plain]
     python benchmarks/space.py --svg FILE        # recall@k of spaces that are there, drawn
     python benchmarks/space.py --quick           # does it run? Few things, few steps
 
@@ -9,7 +9,8 @@ and @10 are measured both ways among the held-out things: means over all seeds' 
 things again. Beside it: chance; and with --plain a way without any training, by which a picture or a sound takes the
 names of the public one that is nearest by pixels or by spectrum, compared by the backbone's own states. With --in-batch
 spaces are built once more whose wrong names are those of the batch alone (CLIP). What is there is measured again, not
-built. Figures: docs/search.md.
+built. With --imported the eye and the ear are those that were trained before (`space.encoders`). Figures:
+docs/search.md.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from confide.client_node.data import archive
 from confide.models.backbones.importing import import_recipe
+from confide.models.space import encoders
 from confide.models.space.contrast import recall
 from confide.models.space.embedding import Embedder
 from confide.models.space.public import FILES, build_space, read_table, things_of
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("bench-space"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=SpaceTrainingConfig().steps)
+    parser.add_argument("--imported", action="store_true", help="by an eye and an ear that were trained before")
     parser.add_argument("--in-batch", action="store_true", help="spaces whose wrong names are the batch's, too")
     parser.add_argument("--plain", action="store_true", help="also by the nearest public picture or sound")
     parser.add_argument("--svg", type=Path, help="draws recall@1 to recall@20 into this file")
@@ -58,8 +61,9 @@ def main() -> None:
     found: dict[str, dict[str, list[Tensor]]] = {}
     drawn: list[dict[str, Tensor]] = []
     for seed in [1] if args.quick else args.seeds:
-        things = folder / f"seed-{seed}" / "things"
+        things = folder / f"seed-{seed}{'-imported' if args.imported else ''}" / "things"
         options = ["--few"] if args.quick else ["--packages", str(folder / "packages")]
+        options += ["--imported"] if args.imported else []
         prepared(things, "--seed", str(seed), *options)
         for way, settings in ways.items():
             space = things.parent / (way if args.quick else f"{way}-{args.steps}")
@@ -67,7 +71,9 @@ def main() -> None:
                 start = time.process_time()
                 config = {"steps": args.steps, "seed": seed} | settings
                 few = {"steps": SMOKE.steps, "batch": SMOKE.batch} if args.quick else {}
-                build_space(things / "public.csv", space, backbone, config=SpaceTrainingConfig(**config | few))
+                eye, ear = (encoders.EFFICIENTNET, encoders.WHISPER) if args.imported else (None, None)
+                config = SpaceTrainingConfig(**config | few)
+                build_space(things / "public.csv", space, backbone, config=config, eye=eye, ear=ear)
                 print(f"{way}, seed {seed}: {(time.process_time() - start) / 60:.1f} minutes of one core", flush=True)
             index = archive.indexed(things / "archive", Embedder(space, backbone), None).index
             points = points_of(index)

@@ -23,6 +23,12 @@ def space_build(
     ],
     directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     backbone: Annotated[Path, typer.Option(help="Folder of an imported model, which reads names and stays as it is.")],
+    eye: Annotated[
+        str | None, typer.Option(help="efficientnet-lite0: sees pictures of 224 x 224 as ImageNet taught it.")
+    ] = None,
+    ear: Annotated[
+        str | None, typer.Option(help="whisper-base, or the folder of a Whisper checkpoint; without, one is trained.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of training; by default 1400, some 10 minutes.")
     ] = None,
@@ -38,7 +44,7 @@ def space_build(
 
     config = SpaceTrainingConfig(seed=seed) if steps is None else SpaceTrainingConfig(steps=steps, seed=seed)
     with bar("Training on public things") as progress:
-        built = build_space(table, directory, backbone, config=config, progress=progress)
+        built = build_space(table, directory, backbone, config=config, eye=eye, ear=ear, progress=progress)
     sentence = (
         f"Space of {built.names:,} names, {built.pictures:,} pictures and {built.sounds:,} sounds written to "
         f"{directory}. Give it to every site, and the backbone with it."

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from confide.client_node.data import archive
 from confide.models.backbones.importing import import_recipe
+from confide.models.space import encoders
 from confide.models.space.contrast import recall
 from confide.models.space.embedding import Embedder
 from confide.models.space.public import build_space
@@ -43,15 +44,18 @@ def demonstrate(
 ) -> dict[str, Any]:
     """Prepares data, builds a space, indexes the archive and writes the page `search.html`; returns the figures."""
     directory.mkdir(parents=True, exist_ok=True)
-    end = "-few" if is_smoke else ""  # so that a whole run takes nothing over from one that was none
+    # Without their packages, or to see that it runs, the space trains an eye and an ear of its own.
+    is_imported = not is_smoke and all(map(encoders.is_installed, (encoders.EFFICIENTNET, encoders.WHISPER)))
+    end = "-few" if is_smoke else "-imported" if is_imported else ""  # so that no run takes over from one of another
     things, space, kept = (directory / f"{name}{end}" for name in ("things", "space", "archive.index"))
-    prepared(things, *(["--few"] if is_smoke else []))
+    prepared(things, *(["--few"] if is_smoke else ["--imported"] if is_imported else []))
     backbone = directory / "smollm2"
     if not backbone.exists():
         import_recipe("smollm2", backbone)
     if not space.exists():
         config = SMOKE if is_smoke else SpaceTrainingConfig()
-        build_space(things / "public.csv", space, backbone, config=config, progress=progress)
+        eye, ear = (encoders.EFFICIENTNET, encoders.WHISPER) if is_imported else (None, None)
+        build_space(things / "public.csv", space, backbone, config=config, eye=eye, ear=ear, progress=progress)
     folder = things / "archive"
     embedder = Embedder(space, backbone)
     index = archive.indexed(folder, embedder, archive.read_index(kept)).index
@@ -61,6 +65,7 @@ def demonstrate(
     page = directory / "search.html"
     page.write_text(page_of(folder, index, points, found), encoding="utf-8")
     return {
+        "eye_and_ear": "imported" if is_imported else "trained with the space",
         "held_out_things": len(points["picture"]), "chance_at_1": round(1 / len(points["picture"]), 3), **found,
         "space": embedder.hash, "page": str(page),
         "try": f"client-node search {folder} 'a small bird' --space {space} --backbone {backbone} --index {kept}",

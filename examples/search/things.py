@@ -19,6 +19,7 @@ from readings import things_of
 LANGUAGES = ("en", "es", "fr", "ca")  # of names
 SPOKEN = ("es", "fr", "ca")  # that the stamps are read aloud in
 _ARTICLE = re.compile(r"((an?|the|un[ae]?|el|la|los|las|les?|els|des|du|de la)\s+|(de l|l|d)['’]\s*)(?=\S)")
+_IMAGENET = Path(__file__).parent / "imagenet.txt"  # where each class's nouns stand in WordNet
 _SHEET, _POINTS = (136, 128), 109  # pixels of a glyph, and the one size that the font has
 
 
@@ -65,6 +66,16 @@ def emoji(font: Path, annotations: Path) -> Iterator[Thing]:
         ImageDraw.Draw(sheet).text((0, 0), sign, font=glyphs, embedded_color=True)
         if len(told) == len(LANGUAGES) and sheet.getbbox() is not None:
             yield Thing(f"emoji-{'-'.join(f'{ord(each):x}' for each in sign)}", told, sheet)
+
+
+def classes(wordnet: Path) -> list[list[str]]:
+    """English names of ImageNet's classes, in their order: those of their places in WordNet 3.0's file of nouns."""
+    names = dict[str, list[str]]()
+    for line in wordnet.read_text(encoding="latin-1").splitlines():
+        place, _, _, count, *rest = line.split(" ")
+        if place:  # what begins with blanks is the licence
+            names[place] = [rest[2 * n].replace("_", " ") for n in range(int(count, 16))]
+    return [names[place] for place in _IMAGENET.read_text(encoding="ascii").split()]
 
 
 def shrunk(picture: Image.Image | Path, side: int) -> np.ndarray:

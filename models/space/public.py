@@ -2,30 +2,35 @@
 
 The table is a CSV file of the columns `thing`, `name` and `file`: a row with a name alone gives the thing a name; one
 with a file alone, a PNG, a picture; one with a name and a file, a WAV, says that the sound says this name. Files lie in
-the folder `files` beside the table. A row that stands twice is drawn twice as often.
+the folder `files` beside the table. A row that stands twice is drawn twice as often. A row with `N.class` for a file,
+which lies nowhere, says that the thing is what class N of an imported eye shows; other eyes pass it over.
 
 Legend: `K` all pictures or sounds, `H`, `W` pixels, `C` colours, `S` samples.
 """
 
 import csv
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..backbones import checkpoints
 from ..errors import InvalidPicture, InvalidSound, InvalidSpace
 from ..structure import pictures, sounds
+from . import encoders
 from .space import SpaceSizes, read_file, save_space
 from .states import FrozenReader
-from .training import PublicThings, SpaceTrainingConfig, train_space
+from .training import Encoders, PublicThings, SpaceTrainingConfig, train_space
 
 COLUMNS = ("thing", "name", "file")
 FILES = "files"
 MOST_ROWS, MOST_NAME = 200_000, 500  # rows of a table, letters of a name
 _STATES = 6  # of the backbone, that a name is read by: the embedding's, the last, and some between
 _AXES = 512
+_CLASS = re.compile(r"[0-9]{1,3}\.class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class PublicTable:
     things: dict[str, list[int]] = field(default_factory=dict)  # each thing's names
     pictures: list[tuple[str, str]] = field(default_factory=list)  # thing and file
     sounds: list[tuple[str, str]] = field(default_factory=list)  # name and file
+    classes: list[tuple[int, str]] = field(default_factory=list)  # class of an imported eye, and thing
 
 
 def build_space(
@@ -55,6 +61,8 @@ def build_space(
     *,
     config: SpaceTrainingConfig | None = None,
     sizes: dict[str, int] | None = None,
+    eye: str | None = None,
+    ear: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Built:
     """Trains a space on a table of public things and writes it into a folder.
@@ -65,13 +73,16 @@ def build_space(
         backbone: folder of an imported model, which reads names and stays as it is.
         config: of the training; None: its defaults.
         sizes: of `SpaceSizes`, where they are to be others.
+        eye: `efficientnet-lite0`, an eye that was trained before; None trains one.
+        ear: `whisper-base`, or the folder of a Whisper checkpoint; None trains an ear.
         progress: called with steps of training done and in all.
 
     Raises:
         FileExistsError: the folder exists.
         InvalidBackbone: the backbone is broken.
         InvalidPretraining: there is too little to train on.
-        InvalidSpace: the table or a file of it cannot be read.
+        InvalidSpace: the table or a file of it cannot be read, or the folder of the ear.
+        SourceMissing: the weights of an eye or an ear are not installed.
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")
@@ -80,10 +91,18 @@ def build_space(
     reads = tuple(sorted({round(part * layers / (_STATES - 1)) for part in range(_STATES)}))
     digest = checkpoints.content_hash(backbone)
     reader = FrozenReader(backbone, reads, expected_hash=digest)
-    own = {"axes": min(_AXES, reader.width)} | (sizes or {})
+    own: dict[str, Any] = {"axes": min(_AXES, reader.width)} | (sizes or {})
+    wanted = SpaceSizes(backbone=digest, reads=reads, states=reader.width, **own)
+    imported = Encoders()
+    if eye is not None:
+        imported = replace(imported, eye=encoders.read_eye(eye))
+        own |= {"imported_eye": eye, "side": encoders.SIDE}
+    if ear is not None:
+        heard, heard_by = encoders.read_ear(ear, wanted.rate, wanted.seconds)
+        imported, own = replace(imported, ear=heard), own | {"imported_ear": heard_by}
     wanted = SpaceSizes(backbone=digest, reads=reads, states=reader.width, **own)
     public = things_of(read, table.parent / FILES, wanted, reader)
-    space = train_space(public, wanted, config or SpaceTrainingConfig(), progress)
+    space = train_space(public, wanted, config or SpaceTrainingConfig(), progress, encoders=imported)
     found = save_space(space, directory)
     return Built(found, len(read.names), len({file for _, file in read.pictures}), len({f for _, f in read.sounds}))
 
@@ -127,6 +146,7 @@ def things_of(table: PublicTable, folder: Path, sizes: SpaceSizes, reader: Froze
         shown=_pairs(seen, [(file, number[thing]) for thing, file in table.pictures]),
         sounds_KS=_decoded(folder, said, lambda files: sounds.decode(files, heard)),
         said=_pairs(said, [(file, table.names[name]) for name, file in table.sounds]),
+        classes=np.array([(own, number[thing]) for own, thing in table.classes], dtype=np.int64).reshape(-1, 2),
     )
 
 
@@ -160,8 +180,10 @@ def _added(found: PublicTable, row: list[str]) -> str:
     if file and (Path(file).name != file or file.startswith(".")):
         return "has a file that is no plain name"
     kind = Path(file).suffix.lower() if file else ""
-    if (bool(name), kind) not in ((True, ""), (True, ".wav"), (False, ".png")):
-        return "has neither a name alone, nor a PNG alone, nor a name and a WAV"
+    if (bool(name), kind) not in ((True, ""), (True, ".wav"), (False, ".png"), (False, ".class")):
+        return "has neither a name alone, nor a PNG or a class alone, nor a name and a WAV"
+    if kind == ".class" and not (_CLASS.fullmatch(file) and int(Path(file).stem) < encoders.CLASSES):
+        return f"has a class that is no number below {encoders.CLASSES}"
     own = found.things.setdefault(thing, [])
     if name:
         number = found.names.setdefault(name, len(found.names))
@@ -171,4 +193,6 @@ def _added(found: PublicTable, row: list[str]) -> str:
         found.pictures.append((thing, file))
     if kind == ".wav":
         found.sounds.append((name, file))
+    if kind == ".class":
+        found.classes.append((int(Path(file).stem), thing))
     return ""

@@ -2,17 +2,20 @@
 
 Three towers, each of which gives points of unit length. Names are read by an imported model that stays as it is
 (`states`); of its states, scaled by what public names have, a small network makes the point. A picture is seen by an
-eye and, in colour, as a small thumbnail; a sound is heard by an ear. Numbers for centring and scaling are those of
-public names alone: a site's own mean would say something about its records.
+eye and, in colour, as a small thumbnail; a sound is heard by an ear. Both are trained with the space, or imported and
+stay as they are (`encoders`). Numbers for centring and scaling are those of public things alone: a site's own mean
+would say something about its records.
+
+Each tower first makes states of what it is given, of which nothing is learned, and then points of these.
 
 Legend: `R` rows, `E` numbers of a text's states, `A` axes kept of them, `D` width of the space, `H`, `W` pixels,
-`C` colours, `S` samples, `N` tokens of a picture or a sound, `V` views of a sound.
+`C` colours, `S` samples, `N` tokens of a picture or a sound, `V` views of a sound, `P` numbers of an imported eye.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -29,12 +32,15 @@ from ..structure.ear import Ear, EarConfig
 from ..structure.eye import Eye, EyeConfig, scaled
 from ..structure.pictures import PictureLayout
 from ..structure.sounds import SoundLayout
+from .encoders import PICTURE_STATES, EfficientNetLite0, WhisperEar, WhisperSizes
 
 SETTINGS, WEIGHTS = "space.json", "space.safetensors"
 _MOST_SETTINGS, _MOST_WEIGHTS = 2**14, 2**28  # bytes of the files
 _THUMBNAIL = 8  # pixels on each side
 _VIEWS = 4  # of a sound, each a mean of its states by weights of its own
+_IMPORTED_VIEWS = 8  # the same, of an imported ear
 _DROPOUT = 0.1
+_PICTURE_DROPOUT, _SOUND_DROPOUT = 0.3, 0.2  # of the states of an imported eye, and ear
 _GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as in ITU-R BT.601
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
@@ -53,6 +59,8 @@ class SpaceSizes(StrictModel):
     rate: int = 8000  # samples a second
     seconds: Annotated[int, Field(ge=1, le=10)] = 2
     ear: Annotated[int, Field(ge=8, le=512)] = 64  # width of the ear
+    imported_eye: Literal["efficientnet-lite0"] | None = None  # in place of an eye of our own
+    imported_ear: WhisperSizes | None = None
 
     @property
     def pictures(self) -> PictureLayout:
@@ -93,6 +101,9 @@ class _Pictures(nn.Module):
         self.colours = nn.Sequential(nn.Linear(3 * _THUMBNAIL**2, sizes.width), nn.GELU())
         self.last = nn.Linear(layout.tokens * (sizes.width // 2) + sizes.width, sizes.width)
 
+    def states(self, pictures_RHWC: Tensor) -> Tensor:
+        return scaled(pictures_RHWC, torch.float32).permute(0, 3, 1, 2)
+
     def forward(self, scaled_RCHW: Tensor) -> Tensor:
         grey_RHW = torch.einsum("rchw,c->rhw", scaled_RCHW, scaled_RCHW.new_tensor(_GREY))
         seen_RND = self.eye.to_words(self.eye.squares(grey_RHW)) + self.eye.where
@@ -108,11 +119,76 @@ class _Sounds(nn.Module):
         self.weights = nn.Linear(sizes.width, _VIEWS)
         self.last = nn.Linear(sizes.width * (_VIEWS + 1), sizes.width)
 
+    def states(self, sounds_RS: Tensor) -> Tensor:
+        return self.ear.spectra(sounds_RS)
+
     def forward(self, spectra_RMF: Tensor) -> Tensor:
         heard_RND = self.ear.to_words(self.ear.pieces(spectra_RMF)) + self.ear.where
         views_RVD = self.weights(heard_RND).softmax(1).transpose(1, 2) @ heard_RND
         both = torch.cat([views_RVD.flatten(1), heard_RND.mean(1)], dim=1)
         return F.normalize(self.last(F.dropout(both, _DROPOUT, self.training)), dim=-1)
+
+
+class SeenPictures(nn.Module):
+    """The tower of pictures behind an imported eye."""
+
+    def __init__(self, sizes: SpaceSizes) -> None:
+        super().__init__()
+        self.eye = EfficientNetLite0().requires_grad_(False).eval()
+        for name in ("center", "spread"):
+            self.register_buffer(name, torch.ones(PICTURE_STATES))
+        self.center: Tensor
+        self.spread: Tensor
+        self.last = nn.Linear(PICTURE_STATES, sizes.width)
+
+    def train(self, mode: bool = True) -> "SeenPictures":
+        """Sets the mode of all but the eye."""
+        super().train(mode)
+        self.eye.eval()  # its norms keep what ImageNet's photographs have
+        return self
+
+    @torch.no_grad()
+    def states(self, pictures_RHWC: Tensor) -> Tensor:
+        """[R, P] of pictures; nothing of this is learned."""
+        found: Tensor = self.eye(pictures_RHWC)
+        return found
+
+    def forward(self, states_RP: Tensor) -> Tensor:
+        """[R, D], points of unit length."""
+        even_RP = (states_RP - self.center) / self.spread
+        return F.normalize(self.last(F.dropout(even_RP, _PICTURE_DROPOUT, self.training)), dim=-1)
+
+
+class HeardSounds(nn.Module):
+    """The tower of sounds behind an imported ear."""
+
+    def __init__(self, sizes: SpaceSizes, ear: WhisperSizes) -> None:
+        super().__init__()
+        self.ear = WhisperEar(ear, sizes.rate, sizes.seconds).requires_grad_(False).eval()
+        self.where = nn.Parameter(torch.zeros(self.ear.moments, sizes.width))
+        self.first, self.other = (nn.Linear(ear.width, sizes.width) for _ in range(2))
+        self.weights = nn.Linear(sizes.width, _IMPORTED_VIEWS)
+        self.last = nn.Linear(sizes.width * (_IMPORTED_VIEWS + 1), sizes.width)
+
+    def train(self, mode: bool = True) -> "HeardSounds":
+        """Sets the mode of all but the ear."""
+        super().train(mode)
+        self.ear.eval()
+        return self
+
+    @torch.no_grad()
+    def states(self, sounds_RS: Tensor) -> Tensor:
+        """[R, N, E] of sounds; nothing of this is learned."""
+        found: Tensor = self.ear(sounds_RS)
+        return found
+
+    def forward(self, states_RNE: Tensor) -> Tensor:
+        """[R, D], points of unit length."""
+        kept_RNE = F.dropout(states_RNE, _SOUND_DROPOUT, self.training)
+        weights_RNV = self.weights(F.gelu(self.first(kept_RNE) + self.where)).softmax(1)
+        heard_RND = F.gelu(self.other(kept_RNE) + self.where)
+        both = torch.cat([(weights_RNV.transpose(1, 2) @ heard_RND).flatten(1), heard_RND.mean(1)], dim=1)
+        return F.normalize(self.last(F.dropout(both, _SOUND_DROPOUT, self.training)), dim=-1)
 
 
 class Space(nn.Module):
@@ -121,7 +197,9 @@ class Space(nn.Module):
     def __init__(self, sizes: SpaceSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.of_names, self.of_pictures, self.of_sounds = _Names(sizes), _Pictures(sizes), _Sounds(sizes)
+        self.of_names = _Names(sizes)
+        self.of_pictures = SeenPictures(sizes) if sizes.imported_eye else _Pictures(sizes)
+        self.of_sounds = HeardSounds(sizes, sizes.imported_ear) if sizes.imported_ear else _Sounds(sizes)
 
     def names(self, states_RE: Tensor) -> Tensor:
         """Points of names, by their states; see `states.FrozenReader`."""
@@ -130,12 +208,12 @@ class Space(nn.Module):
 
     def pictures(self, pictures_RHWC: Tensor) -> Tensor:
         """Points of pictures in red, green and blue, from 0 to 255."""
-        found: Tensor = self.of_pictures(scaled(pictures_RHWC, torch.float32).permute(0, 3, 1, 2))
+        found: Tensor = self.of_pictures(self.of_pictures.states(pictures_RHWC))
         return found
 
     def sounds(self, sounds_RS: Tensor) -> Tensor:
         """Points of sounds, int16."""
-        found: Tensor = self.of_sounds(self.of_sounds.ear.spectra(sounds_RS))
+        found: Tensor = self.of_sounds(self.of_sounds.states(sounds_RS))
         return found
 
 
@@ -172,7 +250,11 @@ def load_space(directory: Path) -> tuple[Space, str]:
         raise InvalidSpace(f"{directory}/{WEIGHTS} cannot be read ({str(err)[:100]})") from None
     if {name: tensor.shape for name, tensor in tensors.items()} != wanted:
         raise InvalidSpace(f"{directory}/{WEIGHTS} has other weights than {SETTINGS} says")
-    if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
+    counts = {name for name in wanted if name.endswith("num_batches_tracked")}  # of norms; nothing computes with them
+    if not all(
+        tensor.dtype == (torch.int64 if name in counts else torch.float32) and bool(tensor.isfinite().all())
+        for name, tensor in tensors.items()
+    ):
         raise InvalidSpace(f"{directory}/{WEIGHTS} has weights that are no finite numbers of 32 bits")
     with torch.random.fork_rng(devices=[]):
         space = Space(sizes)

@@ -5,14 +5,18 @@ no row meets another one (`contrast`). So a picture and a sound, which never sta
 other names of a thing are no wrong answers, in whatever language: else sounds would push apart what pictures bring
 together. What is kept is an average of the weights over the last steps.
 
+What an imported eye sees and an imported ear hears is computed once, before the first step. The classes that such an
+eye was trained on are things as well: the direction of a class stands for a picture of it.
+
 Legend: `R` rows of a batch, `G` names of the gallery, `E` numbers of a text's states, `H`, `W` pixels, `C` colours,
-`S` samples, `K` all pictures or sounds.
+`S` samples, `K` all pictures or sounds, `P` numbers of an imported eye.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +26,9 @@ from torch.nn import functional as F
 
 from ..errors import InvalidPretraining
 from ..structure.ear import changed
-from ..structure.eye import scaled
 from .contrast import locked_losses
-from .space import Space, SpaceSizes
+from .encoders import PICTURE_STATES, EfficientNetLite0, WhisperEar
+from .space import HeardSounds, SeenPictures, Space, SpaceSizes
 
 _WARM_UP = 100  # steps
 _SCALE, _MOST_SCALE = 15.0, 60.0  # of cosines, at the start and at most
@@ -33,7 +37,10 @@ _FLATTEN = 0.3  # of the mean deviation of axes: how much what hardly differs am
 _TURNED, _MOVED, _LARGER = 0.25, 0.15, 0.12  # radians, of half the side, and times, at most, of a picture
 _CONTRAST, _BRIGHTNESS = 0.1, 0.075  # of each colour, at most
 _SHIFT_S = (-0.05, 0.1)  # of a sound
+_CLASS = 0.7  # length of a class's direction, over that of what a picture is seen as
+_SEEN_AT_ONCE = 32  # pictures or sounds
 _Ints = npt.NDArray[np.int64]
+_Parts = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +53,21 @@ class PublicThings:
     shown: _Ints  # [rows, 2]: a picture, and the thing that it shows
     sounds_KS: npt.NDArray[np.int16]
     said: _Ints  # [rows, 2]: a sound, and the name that it says
+    classes: _Ints = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))  # of an imported eye, and things
 
     def __post_init__(self) -> None:
         if len(self.states_GE) < 2 or not (len(self.shown) or len(self.said)):
             raise InvalidPretraining("a space needs two public names or more, and pictures or sounds")
-        if not all(self.names_of[thing] for thing in np.unique(self.shown[:, 1])):
+        if not all(self.names_of[thing] for thing in np.unique([*self.shown[:, 1], *self.classes[:, 1]])):
             raise InvalidPretraining("a thing with a picture has no name")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoders:
+    """An imported eye and an imported ear, where the sizes of a space name them."""
+
+    eye: EfficientNetLite0 | None = None
+    ear: WhisperEar | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,21 +90,27 @@ def train_space(
     sizes: SpaceSizes,
     config: SpaceTrainingConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    encoders: Encoders | None = None,
 ) -> Space:
     """Builds and trains a space.
 
     Args:
-        progress: called with (steps done, steps in total) after every step.
+        progress: called with (steps done, steps in total) after every step; what imported encoders see or hear at once
+            is a step, too.
+        encoders: those that `sizes` names.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         space = Space(sizes)
         set_axes(space, public.states_GE)
+        _take(space, encoders or Encoders())
+        lesson = _Lesson(space, public, config, progress)
         average = copy.deepcopy(space)
         scales = nn.Parameter(torch.full((2,), math.log(_SCALE)))
-        parameters = [*space.parameters(), scales]
+        parameters = [*(own for own in space.parameters() if own.requires_grad), scales]
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.05)
-        lesson = _Lesson(space.train(), public, config)
+        space.train()
         for step in range(config.steps):
             rate = min(1.0, (step + 1) / _WARM_UP) * (0.01 + 0.5 * (1 + math.cos(math.pi * step / config.steps)))
             for group in optimizer.param_groups:
@@ -99,7 +121,7 @@ def train_space(
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             _blend(average, space, min(_AVERAGED, (1 + step) / (10 + step)))
-            progress(step + 1, config.steps)
+            progress(lesson.looks + step + 1, lesson.looks + config.steps)
     return average.requires_grad_(False).eval()
 
 
@@ -121,8 +143,33 @@ def set_axes(space: Space, states_GE: Tensor) -> None:
 class _Lesson:
     """Draws batches and galleries, and gives their loss."""
 
-    def __init__(self, space: Space, public: PublicThings, config: SpaceTrainingConfig) -> None:
+    def __init__(
+        self,
+        space: Space,
+        public: PublicThings,
+        config: SpaceTrainingConfig,
+        progress: Callable[[int, int], None],
+    ) -> None:
         self._space, self._public, self._config = space, public, config
+        eye = space.of_pictures if isinstance(space.of_pictures, SeenPictures) else None
+        ear = space.of_sounds if isinstance(space.of_sounds, HeardSounds) else None
+        pictures, sounds = _parts(public.pictures_KHWC) if eye else [], _parts(public.sounds_KS) if ear else []
+        self.looks, done = len(pictures) + len(sounds), itertools.count(1)
+
+        def looked(parts: _Parts, states: Callable[[Tensor], Tensor]) -> Tensor:
+            found = []
+            for part in parts:
+                found.append(states(torch.from_numpy(part)).half())
+                progress(next(done), self.looks + config.steps)
+            return torch.cat(found) if found else torch.empty(0)
+
+        self._shown = public.shown
+        if eye is not None:
+            seen = eye.states
+            seen_K2P = looked(pictures, lambda some: torch.stack([seen(some), seen(some.flip(2))], 1))
+            self._seen_K2P, self._shown = _with_classes(eye, seen_K2P, public)
+        if ear is not None:
+            self._heard = looked(sounds, ear.states)
         self._rng = np.random.default_rng(config.seed)
         with torch.no_grad():
             self._names_GA = space.of_names.coordinates(public.states_GE)
@@ -135,22 +182,35 @@ class _Lesson:
 
     def loss(self, scales: Tensor) -> Tensor:
         """Mean loss of new pictures, plus that of new sounds."""
-        parts, public = [], self._public
-        if len(public.shown):
-            chosen, things = self._drawn(public.shown)
+        parts = []
+        if len(self._shown):
+            chosen, things = self._drawn(self._shown)
             own = np.array([self._rng.choice(self._names_of[thing]) for thing in things])
-            pixels = scaled(torch.from_numpy(public.pictures_KHWC[chosen]), torch.float32).permute(0, 3, 1, 2)
             right = [self._names_of[thing] for thing in things]
-            parts.append(self._missed(self._space.of_pictures(bent(pixels, self._rng)), own, right, scales[0]))
-        if len(public.said):
-            chosen, names = self._drawn(public.said)
-            earlier, later = (round(second * self._space.sizes.rate) for second in _SHIFT_S)
-            shifts = self._rng.integers(earlier, later, len(chosen))
-            moved = np.stack([np.roll(public.sounds_KS[k], shift) for k, shift in zip(chosen, shifts, strict=True)])
-            spectra = changed(self._space.of_sounds.ear.spectra(torch.from_numpy(moved)), self._rng)
+            parts.append(self._missed(self._space.of_pictures(self._pictures(chosen)), own, right, scales[0]))
+        if len(self._public.said):
+            chosen, names = self._drawn(self._public.said)
             right = [self._beside[name] for name in names]
-            parts.append(self._missed(self._space.of_sounds(spectra), names, right, scales[1]))
+            parts.append(self._missed(self._space.of_sounds(self._sounds(chosen)), names, right, scales[1]))
         return torch.stack(parts).sum()
+
+    def _pictures(self, chosen: _Ints) -> Tensor:
+        """States of pictures, each changed at random."""
+        if self._space.sizes.imported_eye:
+            return self._seen_K2P[chosen, self._rng.integers(0, 2, len(chosen))].float()
+        return bent(self._space.of_pictures.states(torch.from_numpy(self._public.pictures_KHWC[chosen])), self._rng)
+
+    def _sounds(self, chosen: _Ints) -> Tensor:
+        """States of sounds, each changed at random."""
+        if self._space.sizes.imported_ear:
+            shifts = self._rng.integers(-1, 2, len(chosen))
+            moved = [self._heard[k].roll(int(shift), 0) for k, shift in zip(chosen, shifts, strict=True)]
+            return torch.stack(moved).float()
+        earlier, later = (round(second * self._space.sizes.rate) for second in _SHIFT_S)
+        shifts = self._rng.integers(earlier, later, len(chosen))
+        sounds = self._public.sounds_KS
+        rolled = np.stack([np.roll(sounds[k], shift) for k, shift in zip(chosen, shifts, strict=True)])
+        return changed(self._space.of_sounds.states(torch.from_numpy(rolled)), self._rng)
 
     def _drawn(self, rows: _Ints) -> tuple[_Ints, _Ints]:
         drawn = rows[self._rng.integers(0, len(rows), self._config.batch)]
@@ -188,6 +248,41 @@ def bent(pictures_RCHW: Tensor, rng: np.random.Generator) -> Tensor:
     drawn = 1 - F.grid_sample(1 - pictures_RCHW, grid, align_corners=False)
     contrast = 1 + between(-_CONTRAST, _CONTRAST, 3, 1, 1)
     return (drawn * contrast + between(-_BRIGHTNESS, _BRIGHTNESS, 3, 1, 1)).clamp(-1, 1)
+
+
+def _take(space: Space, encoders: Encoders) -> None:
+    """Puts imported encoders into a space."""
+    eye, ear = encoders.eye, encoders.ear
+    if (eye is None, ear is None) != (space.sizes.imported_eye is None, space.sizes.imported_ear is None):
+        raise InvalidPretraining("the encoders are not those that the sizes of the space name")
+    if eye is not None and isinstance(space.of_pictures, SeenPictures):
+        space.of_pictures.eye.load_state_dict(eye.state_dict())
+    if ear is not None and isinstance(space.of_sounds, HeardSounds):
+        space.of_sounds.ear.load_state_dict(ear.state_dict())
+
+
+@torch.no_grad()
+def _with_classes(tower: SeenPictures, seen_K2P: Tensor, public: PublicThings) -> tuple[Tensor, _Ints]:
+    """Sets how what is seen is centred and scaled, by public pictures, and adds the classes of things to these.
+
+    Returns:
+        What is seen, and rows of it with the thing of each.
+    """
+    if len(seen_K2P):
+        all_KP = seen_K2P.float().flatten(0, 1)
+        tower.center.copy_(all_KP.mean(0))
+        tower.spread.copy_(all_KP.std(0, correction=0).clamp_min(1e-6))
+    if not len(public.classes):
+        return seen_K2P, public.shown
+    directions_KP = F.normalize(tower.eye.classes[public.classes[:, 0]], dim=-1)
+    as_seen_KP = tower.center + tower.spread * directions_KP * _CLASS * PICTURE_STATES**0.5
+    rows = np.stack([len(seen_K2P) + np.arange(len(public.classes)), public.classes[:, 1]], 1)
+    both_K2P = as_seen_KP[:, None].expand(-1, 2, -1).half()
+    return torch.cat([seen_K2P.view(-1, 2, PICTURE_STATES), both_K2P]), np.concatenate([public.shown, rows])
+
+
+def _parts(rows: np.ndarray) -> _Parts:
+    return [rows[start : start + _SEEN_AT_ONCE] for start in range(0, len(rows), _SEEN_AT_ONCE)]
 
 
 @torch.no_grad()

@@ -137,6 +137,41 @@ def test_no_public_thing_has_a_name_that_is_held_out(prepared):
     assert not held_out & {things.bare(name) for name in read_table(prepared / "public.csv").names}
 
 
+@pytest.fixture
+def wordnet(tmp_path):
+    """Nouns in WordNet's form, one for each class: `noun N`, also called `thing N`; some stand between them."""
+    lines = ["  1 This is the licence", "00000001 03 n 01 entity 0 000 | all that is"]
+    for number, place in enumerate((EXAMPLES / "search" / "imagenet.txt").read_text().split()):
+        lines.append(f"{place} 05 n 02 noun_{number} 0 thing_{number} 0 000 | no more")
+    (tmp_path / "data.noun").write_text("\n".join(lines) + "\n", encoding="latin-1")
+    return tmp_path / "data.noun"
+
+
+def test_classes_are_named_as_wordnet_names_their_places(wordnet):
+    found = things.classes(wordnet)
+    assert len(found) == 1000
+    assert (found[0], found[999]) == (["noun 0", "thing 0"], ["noun 999", "thing 999"])
+
+
+def test_for_an_imported_eye_pictures_are_larger_and_its_classes_are_things(
+    prepare, packages, without_emoji, wordnet, tmp_path, monkeypatch
+):
+    found = prepare.found
+    monkeypatch.setattr(prepare, "found", lambda place, at: wordnet if place in prepare.WORDNET else found(place, at))
+    prepare.prepare(tmp_path / "things", packages, seed=1, held_out=4, imported=True)
+    table = read_table(tmp_path / "things" / "public.csv")
+    held_out = {
+        path.read_text().strip().removeprefix("A ") for path in (tmp_path / "things" / "archive").glob("*-en.txt")
+    }
+    assert len(table.classes) == 1000
+    assert len(held_out) == 4
+    assert not held_out & set(table.names)  # `thing N`: the class keeps its other name
+    assert {f"noun {name.removeprefix('thing ')}" for name in held_out} <= set(table.names)
+    files = [(tmp_path / "things" / "files" / file).read_bytes() for _, file in table.pictures]
+    assert decode_colours(files, (224, 224)).shape[1:] == (224, 224, 3)
+    assert len({file for _, file in table.sounds if file.count("-") == 2}) == 4 * (STAMPS - 4)  # one voice a name
+
+
 def test_a_thing_that_shares_one_name_in_one_language_is_no_public_one():
     one = things.Thing("a", {"en": "A crab", "es": "Un cangrejo"}, Image.new("RGBA", (1, 1)))
     same = things.Thing("b", {"en": "crab", "es": "otro"}, one.picture)
