@@ -284,6 +284,7 @@ def built(tmp_path, installed, checkpoint, backbone):
     return tmp_path / "space", made, done
 
 
+@pytest.mark.slow
 def test_a_space_with_imported_encoders_needs_no_package_once_it_is_built(built, backbone, monkeypatch):
     folder, made, done = built
     monkeypatch.setattr(encoders, "_bytes_of", None)
@@ -299,6 +300,7 @@ def test_a_space_with_imported_encoders_needs_no_package_once_it_is_built(built,
         assert (points @ names.T).argmax(1).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_what_stays_as_it_is_is_not_trained(built, tmp_path, checkpoint):
     space, _ = load_space(built[0])
     eye, (ear, _) = encoders.read_eye("efficientnet-lite0"), encoders.read_ear(str(checkpoint), 8000, 1)
