@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, help="draws recall@1 to recall@20 into this file")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
+    if args.imported and args.plain:
+        parser.error("--plain compares pixels and spectra of a space's own eye and ear")
     torch.set_num_threads(1)
     folder = args.dir / "quick" if args.quick else args.dir
     backbone = folder / "smollm2"

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -79,14 +80,12 @@ def _in_memory(request: pytest.FixtureRequest) -> Iterator[Path | None]:
 
 def _new_folder(place: Path) -> Path:
     """Makes a folder whose name no chance decides: tests look for words and digits that a path must not have."""
-    for letters in (each for size in itertools.count(1) for each in itertools.product(ascii_uppercase, repeat=size)):
-        folder = place / f"confide-tests-{''.join(letters)}"
-        try:
+    names = (letters for size in itertools.count(1) for letters in itertools.product(ascii_uppercase, repeat=size))
+    while True:
+        folder = place / f"confide-tests-{''.join(next(names))}"
+        with suppress(FileExistsError):  # another worker's
             folder.mkdir(mode=0o700)
-        except FileExistsError:  # another worker's
-            continue
-        return folder
-    raise AssertionError("letters never end")
+            return folder
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ SIDE = 224  # pixels of the pictures that the eye was trained on
 RATE = 16_000  # samples a second that the ear takes; sounds of a lower rate are brought to it
 MOMENTS_A_SECOND = 10
 _FRAMES_A_SECOND = 50  # of Whisper's encoder; five become a moment
-_READ = 2 / 3  # of Whisper's layers: those above turn towards its decoder
+_READ = 2 / 3  # of Whisper's layers
 _MOST_JSON, _MOST_WEIGHTS = 2**16, 2**31  # bytes of a Whisper folder's files
 # Blocks, kernel, stride, expansion and channels of each stage: EfficientNet-B0 (arXiv:1905.11946, table 1). The lite
 # variant has ReLU6 and no squeeze-and-excitation.
@@ -112,7 +112,7 @@ class WhisperEar(nn.Module):
     """An ear: the lower layers of a Whisper encoder, whose states are averaged to ten moments a second.
 
     Whisper was trained on thirty seconds at a time. Here it is given as many of its positions as a sound has, which
-    tells words apart as well and takes a fraction of the time.
+    takes a fraction of the time.
 
     Args:
         sizes: of its layers.
@@ -184,11 +184,16 @@ def read_ear(source: str, rate: int, seconds: int) -> tuple[WhisperEar, WhisperS
         heads = 8
     else:
         weights, heads = _published(Path(source))
-    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
-    read = max(1, round(_READ * layers))
-    width, mels, _ = weights["conv1.weight"].shape
-    sizes = WhisperSizes(width=width, layers=read, heads=heads, inner=len(weights["layers.0.fc1.bias"]), mels=mels)
-    ear = WhisperEar(sizes, rate, seconds)
+    try:
+        layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
+        read = max(1, round(_READ * layers))
+        width, mels, _ = weights["conv1.weight"].shape
+        sizes = WhisperSizes(width=width, layers=read, heads=heads, inner=len(weights["layers.0.fc1.bias"]), mels=mels)
+        ear = WhisperEar(sizes, rate, seconds)
+    except InvalidSpace:
+        raise
+    except (ValueError, TypeError):  # sizes that no Whisper has, or that do not fit each other
+        raise InvalidSpace(f"{source} states other sizes than a Whisper encoder has") from None
     wanted = ear.encoder.state_dict()
     places = weights["embed_positions.weight"]
     if len(places) < len(wanted["embed_positions.weight"]):

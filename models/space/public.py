@@ -96,11 +96,10 @@ def build_space(
     imported = Encoders()
     if eye is not None:
         imported = replace(imported, eye=encoders.read_eye(eye))
-        own |= {"imported_eye": eye, "side": encoders.SIDE}
+        wanted = wanted.model_copy(update={"imported_eye": eye, "side": encoders.SIDE})
     if ear is not None:
         heard, heard_by = encoders.read_ear(ear, wanted.rate, wanted.seconds)
-        imported, own = replace(imported, ear=heard), own | {"imported_ear": heard_by}
-    wanted = SpaceSizes(backbone=digest, reads=reads, states=reader.width, **own)
+        imported, wanted = replace(imported, ear=heard), wanted.model_copy(update={"imported_ear": heard_by})
     public = things_of(read, table.parent / FILES, wanted, reader)
     space = train_space(public, wanted, config or SpaceTrainingConfig(), progress, encoders=imported)
     found = save_space(space, directory)

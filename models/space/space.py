@@ -136,7 +136,7 @@ class SeenPictures(nn.Module):
         super().__init__()
         self.eye = EfficientNetLite0().requires_grad_(False).eval()
         for name in ("center", "spread"):
-            self.register_buffer(name, torch.ones(PICTURE_STATES))
+            self.register_buffer(name, torch.full((PICTURE_STATES,), float(name == "spread")))
         self.center: Tensor
         self.spread: Tensor
         self.last = nn.Linear(PICTURE_STATES, sizes.width)
@@ -222,10 +222,13 @@ def save_space(space: Space, directory: Path) -> str:
 
     Raises:
         FileExistsError: it exists.
+        InvalidSpace: its weights take more than is read again.
     """
     with new_directory(directory) as partial:
         stated = json.dumps(space.sizes.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
         weights = save({name: tensor.detach().contiguous() for name, tensor in space.state_dict().items()})
+        if len(weights) > _MOST_WEIGHTS:
+            raise InvalidSpace(f"a space of more than {_MOST_WEIGHTS >> 20} MiB is not read again: take a smaller ear")
         (partial / SETTINGS).write_text(stated, encoding="utf-8")
         (partial / WEIGHTS).write_bytes(weights)
     return _hash_of(stated.encode(), weights)

@@ -167,6 +167,7 @@ class _Lesson:
         if eye is not None:
             seen = eye.states
             seen_K2P = looked(pictures, lambda some: torch.stack([seen(some), seen(some.flip(2))], 1))
+            seen_K2P = seen_K2P.reshape(len(public.pictures_KHWC), 2, PICTURE_STATES)  # of none, too
             self._seen_K2P, self._shown = _with_classes(eye, seen_K2P, public)
         if ear is not None:
             self._heard = looked(sounds, ear.states)
@@ -278,7 +279,7 @@ def _with_classes(tower: SeenPictures, seen_K2P: Tensor, public: PublicThings) -
     as_seen_KP = tower.center + tower.spread * directions_KP * _CLASS * PICTURE_STATES**0.5
     rows = np.stack([len(seen_K2P) + np.arange(len(public.classes)), public.classes[:, 1]], 1)
     both_K2P = as_seen_KP[:, None].expand(-1, 2, -1).half()
-    return torch.cat([seen_K2P.view(-1, 2, PICTURE_STATES), both_K2P]), np.concatenate([public.shown, rows])
+    return torch.cat([seen_K2P, both_K2P]), np.concatenate([public.shown, rows])
 
 
 def _parts(rows: np.ndarray) -> _Parts:

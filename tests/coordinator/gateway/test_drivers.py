@@ -113,7 +113,7 @@ def test_drivers_are_started_once_a_database_that_was_away_answers_again(drivers
 def test_a_driver_that_ends_too_early_is_replaced_after_growing_pauses(drivers, until, orders, store, tmp_path):
     put_in_state(store, "run-2", "done")
     (tmp_path / "play-run-1").write_text("75")
-    until(lambda: len(orders()) >= 4)
+    until(orders)
     until(lambda: len((tmp_path / "times").read_text().splitlines()) >= 4)
     begins = [float(line) for line in (tmp_path / "times").read_text().splitlines()[:4]]
     pauses = [later - earlier for earlier, later in itertools.pairwise(begins)]

@@ -15,8 +15,9 @@ from confide.models.errors import InvalidPretraining, InvalidSpace, SourceMissin
 from confide.models.space import encoders
 from confide.models.space.embedding import Embedder
 from confide.models.space.public import build_space, read_table
-from confide.models.space.space import SpaceSizes, load_space
+from confide.models.space.space import Space, SpaceSizes, load_space, save_space
 from confide.models.space.training import Encoders, PublicThings, SpaceTrainingConfig, train_space
+from confide.models.structure.sounds import decode
 
 from .conftest import COLOURS, SMALL, TONES, png, wav, write_public
 
@@ -247,6 +248,8 @@ def without(name):
         (changed(lambda stated: stated.update(model_type="llama")), "describes no Whisper model"),
         (changed(lambda stated: stated.pop("encoder_attention_heads")), "cannot be read as a Whisper checkpoint"),
         (lambda folder: (folder / "config.json").write_text(" " * 2**17), "larger files"),
+        (changed(lambda stated: stated.update(encoder_attention_heads=7)), "other sizes than a Whisper encoder has"),
+        (changed(lambda stated: stated.update(encoder_attention_heads=0)), "other sizes than a Whisper encoder has"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "cannot be read as a Whisper checkpoint"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read as a Whisper checkpoint"),
         (without("encoder.conv1.weight"), "holds no encoder"),
@@ -318,6 +321,28 @@ def test_encoders_that_the_sizes_do_not_name_are_refused(checkpoint):
     ear, _ = encoders.read_ear(str(checkpoint), 8000, 1)
     with pytest.raises(InvalidPretraining, match="not those that the sizes of the space name"):
         train_space(public, sizes, SpaceTrainingConfig(steps=1), encoders=Encoders(ear=ear))
+
+
+def test_classes_alone_are_seen_where_there_is_no_picture(tmp_path, installed):
+    installed(encoders.EFFICIENTNET, eye_file(tmp_path, published_eye()))
+    sizes = SpaceSizes(backbone="0" * 64, reads=(0,), states=4, imported_eye="efficientnet-lite0", **SMALL)
+    public = PublicThings(
+        states_GE=torch.eye(4), names_of=[[0], [1]], pictures_KHWC=np.zeros((0, 32, 32, 3), np.uint8),
+        shown=np.empty((0, 2), np.int64), classes=np.array([[5, 0], [6, 1]]),
+        sounds_KS=decode([wav(440)], sizes.sounds), said=np.array([[0, 1]]),
+    )  # fmt: skip
+    eye = Encoders(eye=encoders.read_eye("efficientnet-lite0"))
+    space = train_space(public, sizes, SpaceTrainingConfig(steps=2, batch=2), encoders=eye)
+    assert not space.of_pictures.center.any()
+    assert bool(space.of_pictures.last.weight.isfinite().all())
+
+
+def test_a_space_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("confide.models.space.space._MOST_WEIGHTS", 1000)
+    sizes = SpaceSizes(backbone="0" * 64, reads=(0,), states=4, **SMALL)
+    with pytest.raises(InvalidSpace, match="is not read again: take a smaller ear"):
+        save_space(Space(sizes), tmp_path / "space")
+    assert not (tmp_path / "space").exists()
 
 
 @pytest.mark.parametrize("row", ["moss,,1000.class", "moss,,-1.class", "moss,,one.class", "moss,moss,1.class"])
