@@ -99,7 +99,8 @@ def build_space(
         wanted = wanted.model_copy(update={"imported_eye": eye, "side": encoders.SIDE})
     if ear is not None:
         heard, heard_by = encoders.read_ear(ear, wanted.rate, wanted.seconds)
-        imported, wanted = replace(imported, ear=heard), wanted.model_copy(update={"imported_ear": heard_by})
+        imported = replace(imported, ear=heard)
+        wanted = wanted.model_copy(update={"imported_ear": heard_by, "kept_names": len(read.names)})
     public = things_of(read, table.parent / FILES, wanted, reader)
     space = train_space(public, wanted, config or SpaceTrainingConfig(), progress, encoders=imported)
     found = save_space(space, directory)

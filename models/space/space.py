@@ -6,10 +6,13 @@ eye and, in colour, as a small thumbnail; a sound is heard by an ear. Both are t
 stay as they are (`encoders`). Numbers for centring and scaling are those of public things alone: a site's own mean
 would say something about its records.
 
-Each tower first makes states of what it is given, of which nothing is learned, and then points of these.
+Each tower first makes states of what it is given, of which nothing is learned, and then points of these. A space with
+an imported ear keeps the points of the public names that it was trained on, and brings pictures and sounds nearer to
+those that they are most like: as a picture and a sound never met, they are compared by the names that both suggest.
 
 Legend: `R` rows, `E` numbers of a text's states, `A` axes kept of them, `D` width of the space, `H`, `W` pixels,
-`C` colours, `S` samples, `N` tokens of a picture or a sound, `V` views of a sound, `P` numbers of an imported eye.
+`C` colours, `S` samples, `N` tokens of a picture or a sound, `V` views of a sound, `P` numbers of an imported eye,
+`G` names that are kept.
 """
 
 import hashlib
@@ -41,6 +44,7 @@ _VIEWS = 4  # of a sound, each a mean of its states by weights of its own
 _IMPORTED_VIEWS = 8  # the same, of an imported ear
 _DROPOUT = 0.1
 _PICTURE_DROPOUT, _SOUND_DROPOUT = 0.3, 0.2  # of the states of an imported eye, and ear
+_SHARPNESS = 25.0  # of the weights of names that a picture or a sound is brought nearer to
 _GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as in ITU-R BT.601
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
@@ -61,6 +65,7 @@ class SpaceSizes(StrictModel):
     ear: Annotated[int, Field(ge=8, le=512)] = 64  # width of the ear
     imported_eye: Literal["efficientnet-lite0"] | None = None  # in place of an eye of our own
     imported_ear: WhisperSizes | None = None
+    kept_names: Annotated[int, Field(ge=0, le=200_000)] = 0  # G
 
     @property
     def pictures(self) -> PictureLayout:
@@ -200,6 +205,8 @@ class Space(nn.Module):
         self.of_names = _Names(sizes)
         self.of_pictures = SeenPictures(sizes) if sizes.imported_eye else _Pictures(sizes)
         self.of_sounds = HeardSounds(sizes, sizes.imported_ear) if sizes.imported_ear else _Sounds(sizes)
+        self.kept_names_GD: Tensor | None
+        self.register_buffer("kept_names_GD", torch.zeros(sizes.kept_names, sizes.width) if sizes.kept_names else None)
 
     def names(self, states_RE: Tensor) -> Tensor:
         """Points of names, by their states; see `states.FrozenReader`."""
@@ -208,13 +215,18 @@ class Space(nn.Module):
 
     def pictures(self, pictures_RHWC: Tensor) -> Tensor:
         """Points of pictures in red, green and blue, from 0 to 255."""
-        found: Tensor = self.of_pictures(self.of_pictures.states(pictures_RHWC))
-        return found
+        return self._nearer_to_names(self.of_pictures(self.of_pictures.states(pictures_RHWC)))
 
     def sounds(self, sounds_RS: Tensor) -> Tensor:
         """Points of sounds, int16."""
-        found: Tensor = self.of_sounds(self.of_sounds.states(sounds_RS))
-        return found
+        return self._nearer_to_names(self.of_sounds(self.of_sounds.states(sounds_RS)))
+
+    def _nearer_to_names(self, points_RD: Tensor) -> Tensor:
+        """Means of points and of what a Hopfield network of the kept names gives of them (arXiv:2008.02217, eq. 3)."""
+        if self.kept_names_GD is None:
+            return points_RD
+        recalled_RD = (_SHARPNESS * points_RD @ self.kept_names_GD.T).softmax(-1) @ self.kept_names_GD
+        return F.normalize(points_RD + F.normalize(recalled_RD, dim=-1), dim=-1)
 
 
 def save_space(space: Space, directory: Path) -> str:

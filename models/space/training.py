@@ -6,7 +6,8 @@ other names of a thing are no wrong answers, in whatever language: else sounds w
 together. What is kept is an average of the weights over the last steps.
 
 What an imported eye sees and an imported ear hears is computed once, before the first step. The classes that such an
-eye was trained on are things as well: the direction of a class stands for a picture of it.
+eye was trained on are things as well: the direction of a class stands for a picture of it. As sounds cost little then,
+a picture is also to be nearest to a sound that says a name of its thing, in a gallery of public sounds.
 
 Legend: `R` rows of a batch, `G` names of the gallery, `E` numbers of a text's states, `H`, `W` pixels, `C` colours,
 `S` samples, `K` all pictures or sounds, `P` numbers of an imported eye.
@@ -41,6 +42,7 @@ _CLASS = 0.7  # length of a class's direction, over that of what a picture is se
 _SEEN_AT_ONCE = 32  # pictures or sounds
 _Ints = npt.NDArray[np.int64]
 _Parts = Sequence[np.ndarray]
+_Gallery = tuple[_Ints, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +79,13 @@ class SpaceTrainingConfig:
     steps: int = 1400
     batch: int = 64  # pictures, and as many sounds
     gallery: int = 1024  # names drawn at each step, beside those of the batch; 0: these alone, as CLIP has it
+    sounds: int = 384  # drawn at each step to be a gallery of pictures, if the ear is an imported one; 0: none
     lr: float = 1.5e-3  # peak of AdamW's, after 100 steps of warm-up and before a cosine
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch) < 1 or self.gallery < 0 or not self.lr > 0:
-            raise InvalidPretraining(f"need steps, batch >= 1, gallery >= 0 and lr > 0, got {self}")
+        if min(self.steps, self.batch) < 1 or min(self.gallery, self.sounds) < 0 or not self.lr > 0:
+            raise InvalidPretraining(f"need steps, batch >= 1, gallery, sounds >= 0 and lr > 0, got {self}")
 
 
 def train_space(
@@ -102,12 +105,14 @@ def train_space(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        if sizes.kept_names not in (0, len(public.states_GE)):
+            raise InvalidPretraining(f"keeps {sizes.kept_names} names; there are {len(public.states_GE)} public ones")
         space = Space(sizes)
         set_axes(space, public.states_GE)
         _take(space, encoders or Encoders())
         lesson = _Lesson(space, public, config, progress)
         average = copy.deepcopy(space)
-        scales = nn.Parameter(torch.full((2,), math.log(_SCALE)))
+        scales = nn.Parameter(torch.full((3,), math.log(_SCALE)))
         parameters = [*(own for own in space.parameters() if own.requires_grad), scales]
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.05)
         space.train()
@@ -122,7 +127,10 @@ def train_space(
             optimizer.step()
             _blend(average, space, min(_AVERAGED, (1 + step) / (10 + step)))
             progress(lesson.looks + step + 1, lesson.looks + config.steps)
-    return average.requires_grad_(False).eval()
+        average.requires_grad_(False).eval()
+        if average.kept_names_GD is not None:
+            average.kept_names_GD.copy_(average.names(public.states_GE))
+    return average
 
 
 def set_axes(space: Space, states_GE: Tensor) -> None:
@@ -180,19 +188,33 @@ class _Lesson:
             for name in names:
                 beside.setdefault(name, set()).update(names)
         self._beside = {name: np.array(sorted(others), dtype=np.int64) for name, others in beside.items()}
+        saying: dict[int, set[int]] = {}
+        for sound, name in public.said if ear is not None and config.sounds else ():
+            saying.setdefault(name, set()).update([sound])
+        sounds_of = [sorted(set().union(*(saying.get(name, ()) for name in names))) for names in public.names_of]
+        self._sounds_of = [np.array(sounds, dtype=np.int64) for sounds in sounds_of]
+        self._shown_and_said = self._shown[[bool(sounds_of[thing]) for _, thing in self._shown]]
 
     def loss(self, scales: Tensor) -> Tensor:
-        """Mean loss of new pictures, plus that of new sounds."""
+        """Mean loss of new pictures, plus that of new sounds, plus that of pictures among sounds."""
         parts = []
         if len(self._shown):
             chosen, things = self._drawn(self._shown)
             own = np.array([self._rng.choice(self._names_of[thing]) for thing in things])
             right = [self._names_of[thing] for thing in things]
-            parts.append(self._missed(self._space.of_pictures(self._pictures(chosen)), own, right, scales[0]))
+            points_RD = self._space.of_pictures(self._pictures(chosen))
+            parts.append(self._missed(points_RD, own, right, scales[0], self._names_drawn))
         if len(self._public.said):
             chosen, names = self._drawn(self._public.said)
             right = [self._beside[name] for name in names]
-            parts.append(self._missed(self._space.of_sounds(self._sounds(chosen)), names, right, scales[1]))
+            points_RD = self._space.of_sounds(self._sounds(chosen))
+            parts.append(self._missed(points_RD, names, right, scales[1], self._names_drawn))
+        if len(self._shown_and_said):
+            chosen, things = self._drawn(self._shown_and_said)
+            right = [self._sounds_of[thing] for thing in things]
+            own = np.array([self._rng.choice(sounds) for sounds in right])
+            points_RD = self._space.of_pictures(self._pictures(chosen))
+            parts.append(self._missed(points_RD, own, right, scales[2], self._sounds_drawn))
         return torch.stack(parts).sum()
 
     def _pictures(self, chosen: _Ints) -> Tensor:
@@ -217,15 +239,27 @@ class _Lesson:
         drawn = rows[self._rng.integers(0, len(rows), self._config.batch)]
         return drawn[:, 0], drawn[:, 1]
 
-    def _missed(self, points_RD: Tensor, own: _Ints, right: Sequence[_Ints], scale: Tensor) -> Tensor:
-        """Mean loss of rows, of which each has its own name, and others that are right for it as well."""
-        count = len(self._names_GA)
-        drawn = self._rng.choice(count, min(self._config.gallery, count), replace=False)
-        gallery = np.unique(np.concatenate([own, drawn]))
-        twins = torch.from_numpy(np.stack([np.isin(gallery, names) for names in right]))
-        points_GD = self._space.of_names(self._names_GA[gallery])
+    def _missed(
+        self, points_RD: Tensor, own: _Ints, right: Sequence[_Ints], scale: Tensor, drawn: Callable[[_Ints], _Gallery]
+    ) -> Tensor:
+        """Mean loss of rows, of which each has its own in a gallery, and others that are right for it as well."""
+        gallery, points_GD = drawn(own)
+        twins = torch.from_numpy(np.stack([np.isin(gallery, others) for others in right]))
         places = torch.from_numpy(np.searchsorted(gallery, own))
         return locked_losses(points_RD, points_GD, places, scale=scale, twins_RG=twins).mean()
+
+    def _names_drawn(self, own: _Ints) -> _Gallery:
+        """Public names, those of the rows among them: their numbers, rising, and their points."""
+        gallery = self._beside_own(own, len(self._names_GA), self._config.gallery)
+        return gallery, self._space.of_names(self._names_GA[gallery])
+
+    def _sounds_drawn(self, own: _Ints) -> _Gallery:
+        """The same of public sounds, by what an imported ear has heard of each."""
+        gallery = self._beside_own(own, len(self._heard), self._config.sounds)
+        return gallery, self._space.of_sounds(self._heard[gallery].float())
+
+    def _beside_own(self, own: _Ints, count: int, most: int) -> _Ints:
+        return np.unique(np.concatenate([own, self._rng.choice(count, min(most, count), replace=False)]))
 
 
 def bent(pictures_RCHW: Tensor, rng: np.random.Generator) -> Tensor:

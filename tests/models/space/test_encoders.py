@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from confide.models.errors import InvalidPretraining, InvalidSpace, SourceMissing
-from confide.models.space import encoders
+from confide.models.space import encoders, training
 from confide.models.space.embedding import Embedder
-from confide.models.space.public import build_space, read_table
+from confide.models.space.public import build_space, read_table, things_of
 from confide.models.space.space import Space, SpaceSizes, load_space, save_space
+from confide.models.space.states import FrozenReader
 from confide.models.space.training import Encoders, PublicThings, SpaceTrainingConfig, train_space
 from confide.models.structure.sounds import decode
 
@@ -350,3 +351,83 @@ def test_a_class_that_no_eye_has_is_refused(tmp_path, row):
     (tmp_path / "public.csv").write_text(f"thing,name,file\n{row}\n")
     with pytest.raises(InvalidSpace, match=r"line 2 has (a class that is no number below 1000|neither)"):
         read_table(tmp_path / "public.csv")
+
+
+@pytest.fixture(scope="module")
+def heard(checkpoint, backbone, tmp_path_factory):
+    """Public things, sizes of a space and encoders, of an imported ear and an eye of the space's own."""
+    table = write_public(tmp_path_factory.mktemp("heard"))
+    ear, sizes_of_ear = encoders.read_ear(str(checkpoint), 8000, 1)
+    reader = FrozenReader(backbone, (0, 2))
+    sizes = SpaceSizes(
+        backbone="0" * 64, reads=reader.reads, states=reader.width, imported_ear=sizes_of_ear, **SMALL
+    )  # fmt: skip
+    return things_of(read_table(table), table.parent / "files", sizes, reader), sizes, Encoders(ear=ear)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sounds", [0, 3])
+def test_pictures_learn_from_sounds_of_their_things(heard, sounds):
+    things, sizes, imported = heard
+    # All names of things read the same, so nothing brings pictures and sounds together but the sounds.
+    others = torch.randn(40, sizes.states, generator=torch.Generator().manual_seed(1))
+    things = dataclasses.replace(things, states_GE=torch.cat([others[:1].expand(8, -1), others]))
+    config = SpaceTrainingConfig(steps=300, batch=8, gallery=0, sounds=sounds, lr=3e-3)
+    space = train_space(things, sizes, config, encoders=imported)
+    pictures = space.pictures(torch.from_numpy(things.pictures_KHWC))
+    alike = pictures @ space.sounds(torch.from_numpy(things.sounds_KS)).T
+    own, all_others = alike.diag().mean(), alike[~torch.eye(4, dtype=torch.bool)].mean()
+    assert (own > all_others + 0.3) == bool(sounds)
+
+
+def test_a_sound_that_says_another_name_of_a_thing_is_no_wrong_answer(heard):
+    things, sizes, _ = heard
+    # Every sound says a name of the one thing that is shown, so there is nothing that a picture could be taken for.
+    one = dataclasses.replace(things, names_of=[list(range(8))], shown=np.array([[0, 0]]))
+    space = Space(sizes).requires_grad_(False).eval()
+    lesson = training._Lesson(
+        space, one, SpaceTrainingConfig(batch=2, gallery=0, sounds=4), lambda done, total: None
+    )  # fmt: skip
+    assert len(lesson._sounds_of[0]) == 4
+    own = lesson._sounds_of[0][:2]
+    points = F.normalize(torch.randn(2, sizes.width), dim=-1)
+    assert lesson._missed(points, own, [lesson._sounds_of[0]] * 2, torch.tensor(9.0), lesson._sounds_drawn) == 0
+    wrong = lesson._missed(points, own, [own[:1], own[1:]], torch.tensor(9.0), lesson._sounds_drawn)
+    gallery = lesson._space.of_sounds(lesson._heard.float()).double()
+    want = [
+        (9 * points[k].double() @ gallery.T).logsumexp(0) - 9 * points[k].double() @ gallery[own[k]] for k in (0, 1)
+    ]
+    assert float(wrong) == pytest.approx(float(sum(want)) / 2, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_pictures_and_sounds_are_brought_nearer_to_the_names_that_they_are_like(built, backbone):
+    folder, _, _ = built
+    space, _ = load_space(folder)
+    names = [name for colour in COLOURS for name in (f"a {colour} thing", colour)]
+    kept = Embedder(folder, backbone).names([*names, "moss"])
+    torch.testing.assert_close(space.kept_names_GD, kept, rtol=0, atol=1e-5)
+    seen = torch.randint(0, 256, (3, encoders.SIDE, encoders.SIDE, 3), dtype=torch.uint8)
+    plain = space.of_pictures(space.of_pictures.states(seen)).double().numpy()
+    for row, point in zip(space.pictures(seen).double().numpy(), plain, strict=True):
+        weights = np.array([np.exp(25 * np.dot(point, name)) for name in kept.double().numpy()])
+        recalled = sum(w * name for w, name in zip(weights / weights.sum(), kept.double().numpy(), strict=True))
+        want = point + recalled / np.linalg.norm(recalled)
+        np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-5)
+    sound = torch.from_numpy(decode([wav(500)], space.sizes.sounds))
+    assert not torch.allclose(space.sounds(sound), space.of_sounds(space.of_sounds.states(sound)), atol=1e-3)
+
+
+def test_a_space_that_keeps_other_names_than_the_public_ones_is_refused(heard):
+    things, sizes, imported = heard
+    with pytest.raises(InvalidPretraining, match="keeps 7 names; there are 8 public ones"):
+        train_space(things, sizes.model_copy(update={"kept_names": 7}), SpaceTrainingConfig(), encoders=imported)
+
+
+def test_a_space_that_was_written_before_names_were_kept_is_read(tmp_path, heard):
+    _, sizes, _ = heard
+    save_space(Space(sizes), tmp_path / "space")
+    stated = json.loads((tmp_path / "space" / "space.json").read_text())
+    del stated["kept_names"]
+    (tmp_path / "space" / "space.json").write_text(json.dumps(stated))
+    assert load_space(tmp_path / "space")[0].kept_names_GD is None
