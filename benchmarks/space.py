@@ -1,6 +1,7 @@
 """Measures how often a name, a picture and a reading of one thing that was held out whole find each other first.
 
-    python benchmarks/space.py [--dir bench-space] [--seeds 1 2 3] [--steps N] [--imported] [--in-batch] [--plain]
+    python benchmarks/space.py [--dir bench-space] [--seeds 1 2 3] [--steps N] [--imported] [--reader e5] [--in-batch]
+                               [--plain]
     python benchmarks/space.py --svg FILE        # recall@k of spaces that are there, drawn
     python benchmarks/space.py --quick           # does it run? Few things, few steps
 
@@ -9,8 +10,8 @@ and @10 are measured both ways among the held-out things: means over all seeds' 
 things again. Beside it: chance; and with --plain a way without any training, by which a picture or a sound takes the
 names of the public one that is nearest by pixels or by spectrum, compared by the backbone's own states. With --in-batch
 spaces are built once more whose wrong names are those of the batch alone (CLIP). What is there is measured again, not
-built. With --imported the eye and the ear are those that were trained before (`space.encoders`). Figures:
-docs/search.md.
+built. With --imported the eye and the ear are those that were trained before (`space.encoders`), and with --reader
+e5 names are read by multilingual E5 in place of SmolLM2. Figures: docs/search.md.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from confide.models.structure import pictures, sounds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "search"))
 from demonstrate import SMOKE, points_of, prepared, recalls
+from reader import write_reader
 
 DRAWS, MOST_K = 10_000, 20
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=SpaceTrainingConfig().steps)
     parser.add_argument("--imported", action="store_true", help="by an eye and an ear that were trained before")
+    parser.add_argument("--reader", choices=("smollm2", "e5"), default="smollm2", help="of names")
     parser.add_argument("--in-batch", action="store_true", help="spaces whose wrong names are the batch's, too")
     parser.add_argument("--plain", action="store_true", help="also by the nearest public picture or sound")
     parser.add_argument("--svg", type=Path, help="draws recall@1 to recall@20 into this file")
@@ -55,10 +58,10 @@ def main() -> None:
         parser.error("--plain compares pixels and spectra of a space's own eye and ear")
     torch.set_num_threads(1)
     folder = args.dir / "quick" if args.quick else args.dir
-    backbone = folder / "smollm2"
+    backbone = folder / args.reader
     if not backbone.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        import_recipe("smollm2", backbone)
+        write_reader(backbone) if args.reader == "e5" else import_recipe("smollm2", backbone)
     ways = {"space": {}} | ({"in-batch": {"gallery": 0}} if args.in_batch else {})
     found: dict[str, dict[str, list[Tensor]]] = {}
     drawn: list[dict[str, Tensor]] = []
@@ -68,7 +71,8 @@ def main() -> None:
         options += ["--imported"] if args.imported else []
         prepared(things, "--seed", str(seed), *options)
         for way, settings in ways.items():
-            space = things.parent / (way if args.quick else f"{way}-{args.steps}")
+            own = "" if args.reader == "smollm2" else f"-{args.reader}"
+            space = things.parent / (f"{way}{own}" if args.quick else f"{way}{own}-{args.steps}")
             if not space.exists():
                 start = time.process_time()
                 config = {"steps": args.steps, "seed": seed} | settings

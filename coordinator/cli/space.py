@@ -22,7 +22,10 @@ def space_build(
         Path, typer.Argument(help="CSV of thing, name, file: public things; their PNG and WAV files lie in `files`.")
     ],
     directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
-    backbone: Annotated[Path, typer.Option(help="Folder of an imported model, which reads names and stays as it is.")],
+    backbone: Annotated[
+        Path,
+        typer.Option(help="Folder of an imported model or of a text encoder, which reads names and stays as it is."),
+    ],
     eye: Annotated[
         str | None, typer.Option(help="efficientnet-lite0: sees pictures of 224 x 224 as ImageNet taught it.")
     ] = None,

@@ -1,9 +1,9 @@
 """One space for names, pictures and sounds: what belongs to one thing lies near each other, to search by.
 
-`space` has the towers and their folder on disk, `states` lets an imported model read names, `encoders` has an eye and
-an ear that others trained, `contrast` has the loss against a public gallery and recall, `training` trains on public
-things, `public` reads a table of them and builds a space. `embedding` gives the points of names and files. A space is
-public: no record has taught it.
+`space` has the towers and their folder on disk, `states` lets an imported model read names, `text_encoders` has those
+readers that are no backbone, `encoders` an eye and an ear that others trained, `contrast` the loss against a public
+gallery and recall, `training` trains on public things, `public` reads a table of them and builds a space. `embedding`
+gives the points of names and files. A space is public: no record has taught it.
 
 Of three things two are found first by their own point; the last one lies nearer to the first:
 
@@ -15,4 +15,4 @@ Of three things two are found first by their own point; the last one lies nearer
 [1, 1, 2]
 """
 
-__all__ = ["contrast", "embedding", "encoders", "public", "space", "states", "training"]
+__all__ = ["contrast", "embedding", "encoders", "public", "space", "states", "text_encoders", "training"]

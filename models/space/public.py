@@ -22,7 +22,7 @@ from ..errors import InvalidPicture, InvalidSound, InvalidSpace
 from ..structure import pictures, sounds
 from . import encoders
 from .space import SpaceSizes, read_file, save_space
-from .states import FrozenReader
+from .states import FrozenReader, layers_of
 from .training import Encoders, PublicThings, SpaceTrainingConfig, train_space
 
 COLUMNS = ("thing", "name", "file")
@@ -87,7 +87,7 @@ def build_space(
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")
     read = read_table(table)
-    layers = int(checkpoints.read_config(backbone)[1]["num_hidden_layers"])
+    layers = layers_of(backbone)
     reads = tuple(sorted({round(part * layers / (_STATES - 1)) for part in range(_STATES)}))
     digest = checkpoints.content_hash(backbone)
     reader = FrozenReader(backbone, reads, expected_hash=digest)

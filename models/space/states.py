@@ -1,7 +1,9 @@
 """States of names: how an imported model that stays as it is reads a text.
 
 The mean of a text's states over its tokens, of the embedding and of some layers, side by side: what the tokens are, and
-what the model makes of them. Legend: `R` rows (texts), `E` numbers of a text's states.
+what the model makes of them. The model is a backbone, or a text encoder.
+
+Legend: `R` rows (texts), `E` numbers of a text's states.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +16,29 @@ from ..backbones import checkpoints
 from ..errors import BackboneMismatch
 from ..heads import pooled
 from ..records import documents
+from . import text_encoders
 
 MOST_TOKENS = 32  # of a text: it is a name, and a longer one is cut
 _TOKENS = 2048  # at a time, padding included
+_TEXTS = _TOKENS // MOST_TOKENS  # at a time
+
+
+def layers_of(backbone: Path) -> int:
+    """Counts the layers of the model that reads names.
+
+    Raises:
+        InvalidBackbone: the folder's `config.json` is broken.
+    """
+    if text_encoders.is_encoder(backbone):
+        return text_encoders.layers_of(backbone)
+    return int(checkpoints.read_config(backbone)[1]["num_hidden_layers"])
 
 
 class FrozenReader:
     """Reads texts by the model of a backbone's folder.
 
     Args:
-        backbone: an imported checkpoint.
+        backbone: an imported checkpoint, or the folder of a text encoder; see `text_encoders`.
         reads: states to read; 0 is what the embedding gives, n what layer n gives.
         expected_hash: refuse any other content; None: take what is there.
 
@@ -35,7 +50,8 @@ class FrozenReader:
     def __init__(self, backbone: Path, reads: Sequence[int], *, expected_hash: str | None = None) -> None:
         self.reads = tuple(reads)
         self._tokenizer = checkpoints.load_tokenizer(backbone, expected_hash=expected_hash)
-        self._model = checkpoints.load_model(backbone)
+        self._is_encoder = text_encoders.is_encoder(backbone)
+        self._model = (text_encoders.read_encoder if self._is_encoder else checkpoints.load_model)(backbone)
         layers = int(self._model.config.num_hidden_layers)
         if not self.reads or min(self.reads) < 0 or max(self.reads) > layers:
             raise BackboneMismatch(f"has {layers} layers; states {', '.join(map(str, self.reads))} are to be read")
@@ -46,6 +62,13 @@ class FrozenReader:
         """float32 [R, E] of texts; of a text without a token, zeros."""
         found = torch.zeros(len(texts), self.width)
         if not texts:
+            return found
+        if self._is_encoder:
+            for start in range(0, len(texts), _TEXTS):
+                part = list(texts[start : start + _TEXTS])
+                states = text_encoders.encoded(self._model, self._tokenizer, part, self.reads, MOST_TOKENS)
+                found[start : start + len(part)] = states
+                progress(start + len(part), len(texts))
             return found
         ids_RT = torch.from_numpy(documents.encoded("{text}", texts, self._tokenizer, MOST_TOKENS))
         lengths = torch.where(ids_RT > 0, torch.arange(1, ids_RT.shape[1] + 1), 0).amax(1)
