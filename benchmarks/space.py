@@ -62,7 +62,7 @@ def main() -> None:
     if not backbone.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_reader(backbone) if args.reader == "e5" else import_recipe("smollm2", backbone)
-    ways = {"space": {}} | ({"in-batch": {"gallery": 0}} if args.in_batch else {})
+    ways = {"space": {}} | ({"in-batch": {"gallery": 0, "sounds": 0}} if args.in_batch else {})
     found: dict[str, dict[str, list[Tensor]]] = {}
     drawn: list[dict[str, Tensor]] = []
     for seed in [1] if args.quick else args.seeds:

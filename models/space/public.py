@@ -87,9 +87,9 @@ def build_space(
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")
     read = read_table(table)
+    digest = checkpoints.content_hash(backbone)
     layers = layers_of(backbone)
     reads = tuple(sorted({round(part * layers / (_STATES - 1)) for part in range(_STATES)}))
-    digest = checkpoints.content_hash(backbone)
     reader = FrozenReader(backbone, reads, expected_hash=digest)
     own: dict[str, Any] = {"axes": min(_AXES, reader.width)} | (sizes or {})
     wanted = SpaceSizes(backbone=digest, reads=reads, states=reader.width, **own)

@@ -50,12 +50,16 @@ class FrozenReader:
     def __init__(self, backbone: Path, reads: Sequence[int], *, expected_hash: str | None = None) -> None:
         self.reads = tuple(reads)
         self._tokenizer = checkpoints.load_tokenizer(backbone, expected_hash=expected_hash)
-        self._is_encoder = text_encoders.is_encoder(backbone)
-        self._model = (text_encoders.read_encoder if self._is_encoder else checkpoints.load_model)(backbone)
-        layers = int(self._model.config.num_hidden_layers)
+        self._encoder: text_encoders.TextEncoder | None = None
+        if text_encoders.is_encoder(backbone):
+            self._encoder = text_encoders.TextEncoder(backbone, self._tokenizer, MOST_TOKENS)
+            layers, width = self._encoder.layers, self._encoder.width
+        else:
+            self._model = checkpoints.load_model(backbone)
+            layers, width = int(self._model.config.num_hidden_layers), int(self._model.config.hidden_size)
         if not self.reads or min(self.reads) < 0 or max(self.reads) > layers:
             raise BackboneMismatch(f"has {layers} layers; states {', '.join(map(str, self.reads))} are to be read")
-        self.width = len(self.reads) * int(self._model.config.hidden_size)
+        self.width = len(self.reads) * width
 
     @torch.no_grad()
     def states(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None) -> Tensor:
@@ -63,11 +67,10 @@ class FrozenReader:
         found = torch.zeros(len(texts), self.width)
         if not texts:
             return found
-        if self._is_encoder:
+        if self._encoder is not None:
             for start in range(0, len(texts), _TEXTS):
-                part = list(texts[start : start + _TEXTS])
-                states = text_encoders.encoded(self._model, self._tokenizer, part, self.reads, MOST_TOKENS)
-                found[start : start + len(part)] = states
+                part = texts[start : start + _TEXTS]
+                found[start : start + len(part)] = self._encoder.states(part, self.reads)
                 progress(start + len(part), len(texts))
             return found
         ids_RT = torch.from_numpy(documents.encoded("{text}", texts, self._tokenizer, MOST_TOKENS))

@@ -5,6 +5,8 @@ of many languages together, which no small model that writes one language does. 
 sizes, and weights are read by safetensors alone. Legend: `R` rows, `T` tokens, `D` width.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ _KINDS: dict[str, tuple[Any, Any]] = {
     "bert": (BertConfig, BertModel),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel),
 }
-_BEFORE = ("bert.", "roberta.")  # a name in a checkpoint that has a head as well
+_PADS = {"bert": 0, "xlm-roberta": 1}  # where `config.json` says nothing
+_HEADED = re.compile(r"^(bert|roberta)\.")  # begins a name in a checkpoint that has a head as well
+_OLD = {".gamma": ".weight", ".beta": ".bias"}  # of norms, in the first checkpoints of BERT
+_TYPES = ("F32", "F16", "BF16")
 
 
 class _Sizes(BaseModel):
@@ -33,10 +38,10 @@ class _Sizes(BaseModel):
     num_hidden_layers: int = Field(ge=1, le=200)
     num_attention_heads: int = Field(ge=1, le=256)
     intermediate_size: int = Field(ge=1, le=65_536)
-    max_position_embeddings: int = Field(default=512, ge=34, le=100_000)
+    max_position_embeddings: int = Field(default=512, ge=1, le=100_000)
     type_vocab_size: int = Field(default=2, ge=1, le=1000)
     layer_norm_eps: float = Field(default=1e-12, gt=0, le=1e-2)
-    pad_token_id: int = Field(default=0, ge=0)
+    pad_token_id: int = Field(ge=0)
     hidden_act: str = Field(default="gelu", pattern="^gelu$")
     position_embedding_type: str = Field(default="absolute", pattern="^absolute$")
 
@@ -47,44 +52,11 @@ def is_encoder(directory: Path) -> bool:
     Raises:
         InvalidBackbone: the file is missing or broken.
     """
-    try:
-        return checkpoints.read_json(directory / checkpoints.CONFIG).get("model_type") in _KINDS
-    except OSError as err:
-        raise InvalidBackbone(f"{directory / checkpoints.CONFIG} cannot be read ({err.strerror})") from None
-
-
-def read_encoder(directory: Path) -> PreTrainedModel:
-    """Reads an encoder in float32, frozen and in evaluation mode.
-
-    Raises:
-        InvalidBackbone: a setting is none of such an encoder, or weights are missing or do not fit.
-    """
-    (settings, kind), sizes = _read_config(directory)
-    with torch.device("meta"):
-        model: PreTrainedModel = kind(settings(**sizes.model_dump()), add_pooling_layer=False)
-    wanted = {name: weight.shape for name, weight in model.named_parameters()}
-    found: dict[str, Tensor] = {}
-    try:
-        for path in checkpoints.weight_files(directory):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    own = _own(name)
-                    if own in wanted and tuple(file.get_slice(name).get_shape()) == wanted[own]:
-                        found[own] = file.get_tensor(name).float()
-    except (OSError, SafetensorError) as err:
-        raise checkpoints.as_invalid(directory, err) from err
-    if absent := sorted(wanted.keys() - found):
-        raise InvalidBackbone(f"{directory}: no weights of the right form for {absent[0]}")
-    if not all(bool(weight.isfinite().all()) for weight in found.values()):
-        raise InvalidBackbone(f"{directory}: weights that are no finite numbers")
-    whole: PreTrainedModel = kind(settings(**sizes.model_dump()), add_pooling_layer=False)
-    whole.load_state_dict(found, strict=False, assign=True)  # but for buffers, such as the numbers of positions
-    whole.train(False)
-    return whole.requires_grad_(False)
+    return _kind(_stated(directory)) in _KINDS
 
 
 def layers_of(directory: Path) -> int:
-    """Layers of an encoder.
+    """Counts the layers of an encoder.
 
     Raises:
         InvalidBackbone: a setting is none of such an encoder.
@@ -92,39 +64,131 @@ def layers_of(directory: Path) -> int:
     return _read_config(directory)[1].num_hidden_layers
 
 
-@torch.no_grad()
-def encoded(model: PreTrainedModel, tokenizer: Any, texts: list[str], reads: tuple[int, ...], longest: int) -> Tensor:
-    """[R, len(reads) D]: means of a text's states over its tokens, side by side; 0 of a text without tokens.
+class TextEncoder:
+    """An encoder in float32, which stays as it is, and its tokenizer.
 
     Args:
-        reads: states to read; 0 is what the embedding gives, n what layer n gives.
-        longest: tokens of a text, the two at its ends included; what is longer is cut.
+        directory: its checkpoint; the caller has checked which files lie in it.
+        tokenizer: of the same checkpoint.
+        longest: tokens of a text, those at its two ends included; what is longer is cut.
+
+    Raises:
+        InvalidBackbone: a setting is none of such an encoder, weights are missing or do not fit, or the tokenizer does
+            not fit the encoder.
     """
-    rows = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
-    pad, width = model.config.pad_token_id, max(map(len, rows))
-    ids_RT = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    is_token_RT1 = torch.tensor([[place < len(row) for place in range(width)] for row in rows])[..., None]
-    states = model(ids_RT, attention_mask=is_token_RT1[..., 0].long(), output_hidden_states=True).hidden_states
-    side_by_side = torch.cat([states[read] for read in reads], -1).masked_fill(~is_token_RT1, 0)
-    has_own_R1 = torch.tensor([len(row) > 2 for row in rows])[:, None]
-    mean: Tensor = side_by_side.sum(1) / is_token_RT1.sum(1)
-    return mean.masked_fill(~has_own_R1, 0)
+
+    def __init__(self, directory: Path, tokenizer: Any, longest: int) -> None:
+        kind, sizes = _read_config(directory)
+        positions = sizes.max_position_embeddings - (sizes.pad_token_id + 1 if kind == "xlm-roberta" else 0)
+        if positions < longest:
+            raise InvalidBackbone(f"{directory}: has {positions} positions; {longest} are needed")
+        self._directory, self._longest, self._pad = directory, longest, sizes.pad_token_id
+        self.layers, self.width = sizes.num_hidden_layers, sizes.hidden_size
+        self._tokenizer: Any = tokenizer.backend_tokenizer
+        try:
+            self._ends = self._tokenizer.encode("").ids
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            words = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        except Exception as err:  # the Rust library raises bare ones
+            raise checkpoints.as_invalid(directory, err) from err
+        if len(self._ends) != 2:
+            raise InvalidBackbone(f"{directory}: the tokenizer adds no two tokens to a text, one at each end")
+        if words > sizes.vocab_size:
+            raise InvalidBackbone(f"{directory}: the tokenizer knows {words} tokens, the encoder {sizes.vocab_size}")
+        self._model = _read_model(directory, kind, sizes)
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[str], reads: Sequence[int]) -> Tensor:
+        """float32 [R, len(reads) D]: means of texts' states over their tokens, side by side; 0 of one without tokens.
+
+        Args:
+            texts: at least one.
+            reads: states to read; 0 is what the embedding gives, n what layer n gives.
+
+        Raises:
+            InvalidBackbone: a text cannot be read, or states are no finite numbers.
+        """
+        try:
+            read = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as err:  # the Rust library raises bare ones, of a tokenizer without an unknown word
+            raise checkpoints.as_invalid(self._directory, err) from err
+        begin, end = self._ends
+        control = {begin, end, self._pad}  # a text that says </s> ends nothing, and says nothing by it
+        own = [[word for word in each.ids if word not in control][: self._longest - 2] for each in read]
+        width = 2 + max(map(len, own))
+        ids_RT = torch.tensor([[begin, *ids, end, *[self._pad] * (width - 2 - len(ids))] for ids in own])
+        lengths_R = torch.tensor([2 + len(ids) for ids in own])
+        is_token_RT = torch.arange(width) < lengths_R[:, None]
+        states = self._model(ids_RT, attention_mask=is_token_RT.long(), output_hidden_states=True).hidden_states
+        side_by_side = torch.cat([states[read] for read in reads], -1).masked_fill(~is_token_RT[..., None], 0)
+        mean: Tensor = side_by_side.sum(1) / lengths_R[:, None]
+        if not bool(mean.isfinite().all()):
+            raise InvalidBackbone(f"{self._directory}: gives states that are no finite numbers")
+        return mean.masked_fill(lengths_R[:, None] == 2, 0)
 
 
-def _read_config(directory: Path) -> tuple[tuple[Any, Any], _Sizes]:
-    """Reads the classes and the sizes that `config.json` states."""
-    stated = checkpoints.read_json(directory / checkpoints.CONFIG)
+def _stated(directory: Path) -> dict[str, Any]:
     try:
-        sizes = _Sizes.model_validate(stated)
+        return checkpoints.read_json(directory / checkpoints.CONFIG)
+    except OSError as err:
+        raise InvalidBackbone(f"{directory / checkpoints.CONFIG} cannot be read ({err.strerror})") from None
+
+
+def _kind(stated: dict[str, Any]) -> str:
+    return str(stated.get("model_type"))
+
+
+def _read_config(directory: Path) -> tuple[str, _Sizes]:
+    """Reads the kind and the sizes that `config.json` states."""
+    stated = _stated(directory)
+    kind = _kind(stated)
+    if kind not in _KINDS:
+        raise InvalidBackbone(f"{directory}: config.json names none of {', '.join(_KINDS)}")
+    try:
+        sizes = _Sizes.model_validate({"pad_token_id": _PADS[kind]} | stated)
     except ValidationError as err:
         wrong = err.errors()[0]
         raise InvalidBackbone(f"{directory}: config.json has a {wrong['loc'][0]} that does not fit") from None
     if sizes.hidden_size % sizes.num_attention_heads or sizes.pad_token_id >= sizes.vocab_size:
         raise InvalidBackbone(f"{directory}: config.json states sizes that do not fit each other")
-    return _KINDS[stated["model_type"]], sizes
+    return kind, sizes
+
+
+def _read_model(directory: Path, kind: str, sizes: _Sizes) -> PreTrainedModel:
+    """Reads the weights; nothing is allocated before their sizes are known to fit."""
+    settings, kind_of_model = _KINDS[kind]
+    with torch.device("meta"):
+        model: PreTrainedModel = kind_of_model(settings(**sizes.model_dump()), add_pooling_layer=False)
+    wanted = {name: weight.shape for name, weight in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    try:
+        for path in checkpoints.weight_files(directory):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    own, part = _own(name), file.get_slice(name)
+                    if own in found:
+                        raise InvalidBackbone(f"{directory}: has weights of {own} twice")
+                    if own in wanted and tuple(part.get_shape()) == wanted[own] and part.get_dtype() in _TYPES:
+                        found[own] = file.get_tensor(name).float()
+    except (OSError, SafetensorError) as err:
+        raise checkpoints.as_invalid(directory, err) from err
+    if absent := sorted(wanted.keys() - found):
+        raise InvalidBackbone(f"{directory}: no weights of the right form for {absent[0]}")
+    if not all(bool(weight.isfinite().all()) for weight in found.values()):
+        raise InvalidBackbone(f"{directory}: weights that are no finite numbers")
+    model.load_state_dict(found, strict=False, assign=True)
+    embeddings: Any = model.get_submodule("embeddings")  # its two buffers are no weights, and still without numbers
+    embeddings.position_ids = torch.arange(sizes.max_position_embeddings)[None]
+    embeddings.token_type_ids = torch.zeros(1, sizes.max_position_embeddings, dtype=torch.long)
+    model.train(False)
+    return model.requires_grad_(False)
 
 
 def _own(name: str) -> str:
-    for before in _BEFORE:
-        name = name.removeprefix(before)
+    """Name of a weight as transformers has it today."""
+    name = _HEADED.sub("", name)
+    for old, new in _OLD.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
     return name

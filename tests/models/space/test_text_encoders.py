@@ -106,10 +106,33 @@ def test_a_space_of_names_that_an_encoder_reads(bert, tmp_path):
     build_space(table, tmp_path / "space", bert, config=config, sizes=SMALL)
     embedder = Embedder(tmp_path / "space", bert)
     assert embedder.names(["red", "a blue thing"]).norm(dim=1).tolist() == pytest.approx([1, 1])
-    (bert / "generation_config.json").write_text("{}")
+    other = copied(bert, tmp_path / "other")
+    (other / "generation_config.json").write_text("{}")
     with pytest.raises(BackboneMismatch):
-        Embedder(tmp_path / "space", bert).names(["red"])
-    (bert / "generation_config.json").unlink()
+        Embedder(tmp_path / "space", other).names(["red"])
+
+
+def test_a_text_that_says_a_control_word_ends_nothing(bert):
+    places = [PIECES.index(piece) for piece in ("▁", "a", "▁", "▁", "b")]
+    with torch.no_grad():
+        model = AutoModel.from_pretrained(bert).eval()
+        last = model(torch.tensor([[0, *places, 2]])).last_hidden_state[0].mean(0)
+    found = FrozenReader(bert, (3,)).states(["a </s> b<pad>", "<s>"])
+    torch.testing.assert_close(found[0], last, rtol=0, atol=1e-5)
+
+
+def test_a_sign_that_the_tokenizer_cannot_read_is_refused(bert, tmp_path):
+    folder = copied(bert, tmp_path / "encoder")
+    tokens(lambda held: held["model"].update(unk_id=None))(folder)
+    with pytest.raises(InvalidBackbone, match="encoder: "):
+        FrozenReader(folder, (3,)).states(["ж"])
+
+
+def copied(folder, place):
+    place.mkdir()
+    for file in folder.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    return place
 
 
 def stated(**changes):
@@ -129,6 +152,23 @@ def weights(change):
     return damage
 
 
+def tokens(change):
+    def damage(folder):
+        held = json.loads((folder / "tokenizer.json").read_text())
+        change(held)
+        (folder / "tokenizer.json").write_text(json.dumps(held))
+
+    return damage
+
+
+def twice(held):
+    held[f"bert.{NORM}"] = held[NORM].clone()
+
+
+def eight_bits(held):
+    held[NORM] = held[NORM].to(torch.int8)
+
+
 NORM = "embeddings.LayerNorm.weight"
 
 
@@ -145,9 +185,17 @@ NORM = "embeddings.LayerNorm.weight"
         (stated(num_hidden_layers=4), r"no weights of the right form for encoder\.layer\.3\."),
         (stated(intermediate_size=4096), "no weights of the right form"),
         (stated(model_type="gpt2"), "gpt2"),
+        (stated(model_type=[]), "config.json"),
+        (stated(max_position_embeddings=31), "has 31 positions; 32 are needed"),
+        (stated(max_position_embeddings=32, model_type="xlm-roberta"), "has 30 positions; 32 are needed"),
+        (tokens(lambda held: held.update(post_processor=None)), "adds no two tokens to a text"),
+        (tokens(lambda held: held["model"]["vocab"].extend([["zz", -1.0]])), "the tokenizer knows 36 tokens"),
+        (weights(twice), "has weights of embeddings.LayerNorm.weight twice"),
+        (weights(eight_bits), "no weights of the right form for embeddings.LayerNorm.weight"),
+        (weights(lambda held: held["encoder.layer.0.output.dense.weight"].fill_(3e38)), "states that are no finite"),
         (weights(lambda held: held.pop(NORM)), "no weights of the right form for embeddings.LayerNorm.weight"),
         (weights(lambda held: held[NORM].fill_(float("nan"))), "no finite numbers"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "model|encoder"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "header"),
         (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / "modeling.py").write_text("raise SystemExit"), "does not belong"),
@@ -155,23 +203,45 @@ NORM = "embeddings.LayerNorm.weight"
     ],
 )
 def test_damaged_folders_are_refused(bert, tmp_path, damage, told):
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    for file in bert.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = copied(bert, tmp_path / "encoder")
     damage(folder)
     with pytest.raises(InvalidBackbone, match=told):
         build_space(write_public(tmp_path), tmp_path / "space", folder, sizes=SMALL)
     assert not (tmp_path / "space").exists()
 
 
-def test_weights_of_sixteen_bits_are_read(bert, tmp_path):
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    for file in bert.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    held = load_file(folder / "model.safetensors")
-    save_file({name: weight.to(torch.bfloat16) for name, weight in held.items()}, folder / "model.safetensors")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_sixteen_bits_are_read(bert, tmp_path, dtype):
+    folder = copied(bert, tmp_path / "encoder")
+    weights(lambda held: held.update({name: weight.to(dtype) for name, weight in held.items()}))(folder)
     found = FrozenReader(folder, (3,)).states(TEXTS)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, FrozenReader(bert, (3,)).states(TEXTS), rtol=0, atol=0.2)
+
+
+def test_weights_in_shards_and_under_the_first_names_are_read(bert, tmp_path):
+    folder = copied(bert, tmp_path / "encoder")
+    held = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): weight
+        for name, weight in held.items()
+    }
+    names, index = sorted(old), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        save_file({name: old[name] for name in part}, folder / f"model-{number}.safetensors")
+        index |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    found = FrozenReader(folder, (3,)).states(TEXTS)
+    torch.testing.assert_close(found, FrozenReader(bert, (3,)).states(TEXTS), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "pad"), [("bert", 0), ("xlm-roberta", 1)])
+def test_the_number_of_padding_is_that_of_the_kind_where_none_is_stated(tmp_path, kind, pad):
+    stated(pad_token_id=pad)(save_encoder(tmp_path / "said", kind))
+    folder = copied(tmp_path / "said", tmp_path / "unsaid")
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    found = [FrozenReader(tmp_path / name, (3,)).states(TEXTS) for name in ("said", "unsaid")]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
