@@ -37,7 +37,10 @@ from confide.models.structure import pictures, sounds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "search"))
 from demonstrate import SMOKE, points_of, prepared, recalls
+from prepare import WORDNET
+from prepare import found as package_file
 from reader import write_reader
+from things import bare, classes
 
 DRAWS, MOST_K = 10_000, 20
 
@@ -83,7 +86,11 @@ def main() -> None:
                 print(f"{way}, seed {seed}: {(time.process_time() - start) / 60:.1f} minutes of one core", flush=True)
             index = archive.indexed(things / "archive", Embedder(space, backbone), None).index
             points = points_of(index)
-            add(found.setdefault(way, {}), recalls(points))
+            figures = recalls(points)
+            if args.imported and not args.quick:
+                seen = figures["picture and name, recall@1"]
+                figures["picture and name, recall@1, of no class"] = seen[of_no_class(things, folder / "packages")]
+            add(found.setdefault(way, {}), figures)
             drawn += [points] if way == "space" else []
         if args.plain:
             add(found.setdefault("plain", {}), plainly(things, things.parent / space.name, backbone))
@@ -104,11 +111,18 @@ def show(found: dict[str, dict[str, list[Tensor]]], things: int) -> None:
             rows = torch.cat(seeds).numpy()
             means = rows[rng.integers(0, len(rows), (DRAWS, len(rows)))].mean(1)
             low, high = np.quantile(means, [0.025, 0.975])
-            chance = int(name.rpartition("@")[2]) / things
+            chance = int(name.partition("@")[2].partition(",")[0]) / things
             each = " ".join(f"{float(seed.mean()):.3f}" for seed in seeds)
             print(
                 f"| {way} | {name} | {rows.mean():.3f} | {low:.3f} to {high:.3f} | {each} | {chance:.3f} |", flush=True
             )
+
+
+def of_no_class(things: Path, packages: Path) -> list[bool]:
+    """Says of each held-out thing whether no class that the imported eye was taught has its English name."""
+    taught = {bare(name) for names in classes(package_file(*WORDNET, packages)) for name in names}
+    texts = sorted((things / "archive").glob("*-en.txt"))
+    return [bare(text.read_text(encoding="utf-8").strip()) not in taught for text in texts]
 
 
 def plainly(things: Path, space_folder: Path, backbone: Path) -> dict[str, Tensor]:

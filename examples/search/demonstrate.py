@@ -8,6 +8,7 @@ archive, which stands for a hospital's own.
 """
 
 import html
+import importlib.util
 import json
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from confide.models.space.contrast import recall
 from confide.models.space.embedding import Embedder
 from confide.models.space.public import build_space
 from confide.models.space.training import SpaceTrainingConfig
+
+sys.path.append(str(Path(__file__).resolve().parent))
+import reader
 
 PREPARE = Path(__file__).resolve().parent / "prepare.py"
 LANGUAGES, SPOKEN = ("en", "es", "fr", "ca"), ("es", "fr", "ca")
@@ -46,12 +50,14 @@ def demonstrate(
     directory.mkdir(parents=True, exist_ok=True)
     # Without their packages, or to see that it runs, the space trains an eye and an ear of its own.
     is_imported = not is_smoke and all(map(encoders.is_installed, (encoders.EFFICIENTNET, encoders.WHISPER)))
+    reads_all = is_imported and importlib.util.find_spec(reader.PACKAGE) is not None
     end = "-few" if is_smoke else "-imported" if is_imported else ""  # so that no run takes over from one of another
-    things, space, kept = (directory / f"{name}{end}" for name in ("things", "space", "archive.index"))
+    things = directory / f"things{end}"
+    space, kept = (directory / f"{name}{end}{'-e5' if reads_all else ''}" for name in ("space", "archive.index"))
     prepared(things, *(["--few"] if is_smoke else ["--imported"] if is_imported else []))
-    backbone = directory / "smollm2"
+    backbone = directory / ("e5" if reads_all else "smollm2")
     if not backbone.exists():
-        import_recipe("smollm2", backbone)
+        reader.write_reader(backbone) if reads_all else import_recipe("smollm2", backbone)
     if not space.exists():
         config = SMOKE if is_smoke else SpaceTrainingConfig()
         eye, ear = (encoders.EFFICIENTNET, encoders.WHISPER) if is_imported else (None, None)
@@ -65,7 +71,7 @@ def demonstrate(
     page = directory / "search.html"
     page.write_text(page_of(folder, index, points, found), encoding="utf-8")
     return {
-        "eye_and_ear": "imported" if is_imported else "trained with the space",
+        "eye_and_ear": "imported" if is_imported else "trained with the space", "names_read_by": backbone.name,
         "held_out_things": len(points["picture"]), "chance_at_1": round(1 / len(points["picture"]), 3), **found,
         "space": embedder.hash, "page": str(page),
         "try": f"client-node search {folder} 'a small bird' --space {space} --backbone {backbone} --index {kept}",
