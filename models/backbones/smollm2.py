@@ -5,7 +5,6 @@ dequantised to float32. As an example of upcycling they are also rewritten as a 
 computes the same function. The package is only located, never run.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..directories import new_directory
 from ..errors import InvalidBackbone, SourceMissing
+from ..packaged import packaged_file
 from .checkpoints import Origin, content_hash, load_model, write_parts
 from .upcycling import MoeShape, Upcycled, write_upcycled
 
@@ -100,15 +100,7 @@ def source_file() -> Path:
     """
     if importlib.util.find_spec("gguf") is None:
         raise SourceMissing(f"reading {FILE} needs the package gguf; install: {INSTALL}")
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    found = [Path(folder) / FILE for folder in (spec and spec.submodule_search_locations) or ()]
-    if not (found and found[0].is_file()):
-        raise SourceMissing(f"the package {PACKAGE}, which holds {FILE}, is not installed; install: {INSTALL}")
-    with found[0].open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != FILE_SHA256:
-        raise SourceMissing(f"{found[0]} has SHA-256 {digest}, expected {FILE_SHA256}; install: {INSTALL}")
-    return found[0]
+    return packaged_file(PACKAGE, FILE, sha256=FILE_SHA256, install=INSTALL)
 
 
 def read_source(file: Path) -> tuple[LlamaConfig, dict[str, Tensor], PreTrainedTokenizerFast]:

@@ -31,6 +31,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ..errors import InvalidSpace, SourceMissing
+from ..packaged import located
 from ..strict import StrictModel
 
 EFFICIENTNET, WHISPER = "efficientnet-lite0", "whisper-base"
@@ -330,11 +331,10 @@ def _bytes_of(name: str) -> bytes:
     """Reads the file of an encoder, whose packages are located and not run."""
     source, parts = SOURCES[name], []
     for module, file in source.parts:
-        spec = importlib.util.find_spec(module)
-        found = [Path(folder) / file for folder in (spec and spec.submodule_search_locations) or ()]
-        if not (found and found[0].is_file()):
+        path = located(module, file)
+        if path is None:
             raise SourceMissing(f"the weights of {name} are not installed; install: {source.install}")
-        parts.append(found[0].read_bytes())
+        parts.append(path.read_bytes())
     whole = b"".join(parts)
     digest = hashlib.sha256(whole).hexdigest()
     if digest != source.sha256:

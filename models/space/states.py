@@ -63,7 +63,11 @@ class FrozenReader:
 
     @torch.no_grad()
     def states(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None) -> Tensor:
-        """float32 [R, E] of texts; of a text without a token, zeros."""
+        """float32 [R, E] of texts; of a text without a token, zeros.
+
+        Raises:
+            InvalidBackbone: a text encoder cannot read a text, or gives no finite numbers.
+        """
         found = torch.zeros(len(texts), self.width)
         if not texts:
             return found

@@ -1,8 +1,9 @@
 """Reads a text encoder, a BERT (arXiv:1810.04805) or an XLM-RoBERTa (arXiv:1911.02116), from a checkpoint's folder.
 
-Such encoders are no backbone, as they write nothing; but some, such as multilingual E5 (arXiv:2402.05672), bring names
-of many languages together, which no small model that writes one language does. Of `config.json` nothing is used but
-sizes, and weights are read by safetensors alone. Legend: `R` rows, `T` tokens, `D` width.
+Such an encoder is no backbone, as it writes nothing. Some, such as multilingual E5 (arXiv:2402.05672), bring names of
+many languages together. Of `config.json` nothing but sizes is used, and weights are read by safetensors alone.
+
+Legend: `R` rows, `T` tokens, `D` width.
 """
 
 import re

@@ -190,7 +190,7 @@ class _Lesson:
         self._beside = {name: np.array(sorted(others), dtype=np.int64) for name, others in beside.items()}
         saying: dict[int, set[int]] = {}
         for sound, name in public.said if ear is not None and config.sounds else ():
-            saying.setdefault(name, set()).update([sound])
+            saying.setdefault(name, set()).add(sound)
         sounds_of = [sorted(set().union(*(saying.get(name, ()) for name in names))) for names in public.names_of]
         self._sounds_of = [np.array(sounds, dtype=np.int64) for sounds in sounds_of]
         self._shown_and_said = self._shown[[bool(sounds_of[thing]) for _, thing in self._shown]]
