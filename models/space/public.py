@@ -30,6 +30,7 @@ FILES = "files"
 MOST_ROWS, MOST_NAME = 200_000, 500  # rows of a table, letters of a name
 _STATES = 6  # of the backbone, that a name is read by: the embedding's, the last, and some between
 _AXES = 512
+_WHITENING = 0.25
 _CLASS = re.compile(r"[0-9]{1,3}\.class")
 
 
@@ -100,7 +101,8 @@ def build_space(
     if ear is not None:
         heard, heard_by = encoders.read_ear(ear, wanted.rate, wanted.seconds)
         imported = replace(imported, ear=heard)
-        wanted = wanted.model_copy(update={"imported_ear": heard_by, "kept_names": len(read.names)})
+        compared = {"kept_names": len(read.names), "whitening": _WHITENING}
+        wanted = wanted.model_copy(update={"imported_ear": heard_by} | compared)
     public = things_of(read, table.parent / FILES, wanted, reader)
     space = train_space(public, wanted, config or SpaceTrainingConfig(), progress, encoders=imported)
     found = save_space(space, directory)

@@ -9,6 +9,7 @@ would say something about its records.
 Each tower first makes states of what it is given, of which nothing is learned, and then points of these. A space with
 an imported ear keeps the points of the public names that it was trained on, and brings pictures and sounds nearer to
 those that they are most like: as a picture and a sound never met, they are compared by the names that both suggest.
+At last all points are whitened a little, by what public names have: axes along which most names lie say less of each.
 
 Legend: `R` rows, `E` numbers of a text's states, `A` axes kept of them, `D` width of the space, `H`, `W` pixels,
 `C` colours, `S` samples, `N` tokens of a picture or a sound, `V` views of a sound, `P` numbers of an imported eye,
@@ -45,6 +46,7 @@ _IMPORTED_VIEWS = 8  # the same, of an imported ear
 _DROPOUT = 0.1
 _PICTURE_DROPOUT, _SOUND_DROPOUT = 0.3, 0.2  # of the states of an imported eye, and ear
 _SHARPNESS = 25.0  # of the weights of names that a picture or a sound is brought nearer to
+_LEAST_VARIANCE = 0.01  # of kept names along an axis, over the mean of all axes
 _GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as in ITU-R BT.601
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
@@ -66,6 +68,7 @@ class SpaceSizes(StrictModel):
     imported_eye: Literal["efficientnet-lite0"] | None = None  # in place of an eye of our own
     imported_ear: WhisperSizes | None = None
     kept_names: Annotated[int, Field(ge=0, le=200_000)] = 0  # G
+    whitening: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # power of the kept names' variances; 0: none, 0.5: all
 
     @property
     def pictures(self) -> PictureLayout:
@@ -207,19 +210,37 @@ class Space(nn.Module):
         self.of_sounds = HeardSounds(sizes, sizes.imported_ear) if sizes.imported_ear else _Sounds(sizes)
         self.kept_names_GD: Tensor | None
         self.register_buffer("kept_names_GD", torch.zeros(sizes.kept_names, sizes.width) if sizes.kept_names else None)
+        self.center_D: Tensor | None
+        self.whitening_DD: Tensor | None
+        is_whitened = bool(sizes.kept_names) and sizes.whitening > 0
+        self.register_buffer("center_D", torch.zeros(sizes.width) if is_whitened else None)
+        self.register_buffer("whitening_DD", torch.eye(sizes.width) if is_whitened else None)
+
+    def keep_names(self, states_GE: Tensor) -> None:
+        """Keeps the points of public names, by their states, where the sizes say so, and whitens by them."""
+        if self.kept_names_GD is None:
+            return
+        self.kept_names_GD.copy_(self.of_names(self.of_names.coordinates(states_GE)))
+        if self.center_D is None or self.whitening_DD is None:
+            return
+        kept_GD = self.kept_names_GD.double()
+        variances_D, axes_DD = torch.linalg.eigh(torch.cov(kept_GD.T, correction=0))
+        least = max(_LEAST_VARIANCE * float(variances_D.mean()), 1e-12)  # of names that are all alike, too
+        larger_D = variances_D.clamp_min(least) ** -self.sizes.whitening
+        self.center_D.copy_(kept_GD.mean(0))
+        self.whitening_DD.copy_(axes_DD * larger_D @ axes_DD.T)
 
     def names(self, states_RE: Tensor) -> Tensor:
         """Points of names, by their states; see `states.FrozenReader`."""
-        found: Tensor = self.of_names(self.of_names.coordinates(states_RE))
-        return found
+        return self._whitened(self.of_names(self.of_names.coordinates(states_RE)))
 
     def pictures(self, pictures_RHWC: Tensor) -> Tensor:
         """Points of pictures in red, green and blue, from 0 to 255."""
-        return self._nearer_to_names(self.of_pictures(self.of_pictures.states(pictures_RHWC)))
+        return self._whitened(self._nearer_to_names(self.of_pictures(self.of_pictures.states(pictures_RHWC))))
 
     def sounds(self, sounds_RS: Tensor) -> Tensor:
         """Points of sounds, int16."""
-        return self._nearer_to_names(self.of_sounds(self.of_sounds.states(sounds_RS)))
+        return self._whitened(self._nearer_to_names(self.of_sounds(self.of_sounds.states(sounds_RS))))
 
     def _nearer_to_names(self, points_RD: Tensor) -> Tensor:
         """Means of points and of what a Hopfield network of the kept names gives of them (arXiv:2008.02217, eq. 3)."""
@@ -227,6 +248,11 @@ class Space(nn.Module):
             return points_RD
         recalled_RD = (_SHARPNESS * points_RD @ self.kept_names_GD.T).softmax(-1) @ self.kept_names_GD
         return F.normalize(points_RD + F.normalize(recalled_RD, dim=-1), dim=-1)
+
+    def _whitened(self, points_RD: Tensor) -> Tensor:
+        if self.center_D is None or self.whitening_DD is None:
+            return points_RD
+        return F.normalize((points_RD - self.center_D) @ self.whitening_DD, dim=-1)
 
 
 def save_space(space: Space, directory: Path) -> str:

@@ -128,8 +128,7 @@ def train_space(
             _blend(average, space, min(_AVERAGED, (1 + step) / (10 + step)))
             progress(lesson.looks + step + 1, lesson.looks + config.steps)
         average.requires_grad_(False).eval()
-        if average.kept_names_GD is not None:
-            average.kept_names_GD.copy_(average.names(public.states_GE))
+        average.keep_names(public.states_GE)
     return average
 
 

@@ -405,17 +405,48 @@ def test_pictures_and_sounds_are_brought_nearer_to_the_names_that_they_are_like(
     folder, _, _ = built
     space, _ = load_space(folder)
     names = [name for colour in COLOURS for name in (f"a {colour} thing", colour)]
-    kept = Embedder(folder, backbone).names([*names, "moss"])
+    read = FrozenReader(backbone, space.sizes.reads).states([*names, "moss"])
+    kept = space.of_names(space.of_names.coordinates(read))
     torch.testing.assert_close(space.kept_names_GD, kept, rtol=0, atol=1e-5)
+    whitened = whitening_of(kept, space.sizes.whitening)
+    np.testing.assert_allclose(Embedder(folder, backbone).names([*names, "moss"]), whitened(kept), atol=1e-4)
     seen = torch.randint(0, 256, (3, encoders.SIDE, encoders.SIDE, 3), dtype=torch.uint8)
     plain = space.of_pictures(space.of_pictures.states(seen)).double().numpy()
     for row, point in zip(space.pictures(seen).double().numpy(), plain, strict=True):
         weights = np.array([np.exp(25 * np.dot(point, name)) for name in kept.double().numpy()])
         recalled = sum(w * name for w, name in zip(weights / weights.sum(), kept.double().numpy(), strict=True))
         want = point + recalled / np.linalg.norm(recalled)
-        np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-5)
+        np.testing.assert_allclose(row, whitened(want[None] / np.linalg.norm(want))[0], atol=1e-4)
     sound = torch.from_numpy(decode([wav(500)], space.sizes.sounds))
     assert not torch.allclose(space.sounds(sound), space.of_sounds(space.of_sounds.states(sound)), atol=1e-3)
+
+
+def whitening_of(kept, power):
+    """The same by singular vectors of the centred names in place of the eigenvectors of their covariance."""
+    names = kept.double().numpy()
+    center = names.mean(0)
+    _, singular, axes = np.linalg.svd(names - center, full_matrices=True)
+    variances = np.zeros(names.shape[1])
+    variances[: len(singular)] = singular**2 / len(names)
+    larger = np.maximum(variances, 0.01 * variances.mean()) ** -power
+
+    def whitened(points):
+        turned = (np.asarray(points, dtype=np.float64) - center) @ axes.T * larger @ axes
+        return turned / np.linalg.norm(turned, axis=1, keepdims=True)
+
+    return whitened
+
+
+def test_all_of_whitening_leaves_names_alike_along_all_axes(heard):
+    _, sizes, _ = heard
+    space = Space(sizes.model_copy(update={"kept_names": 400, "whitening": 0.5, "width": 8})).requires_grad_(False)
+    names = torch.randn(400, sizes.states, generator=torch.Generator().manual_seed(1))
+    training.set_axes(space, names)
+    space.eval().keep_names(names)
+    even_GD = (space.kept_names_GD - space.center_D) @ space.whitening_DD
+    torch.testing.assert_close(torch.cov(even_GD.T, correction=0), torch.eye(8), rtol=0, atol=1e-3)
+    space.keep_names(names[:1].expand(400, -1))
+    assert space.names(names).isfinite().all()
 
 
 def test_a_space_that_keeps_other_names_than_the_public_ones_is_refused(heard):
@@ -428,6 +459,8 @@ def test_a_space_that_was_written_before_names_were_kept_is_read(tmp_path, heard
     _, sizes, _ = heard
     save_space(Space(sizes), tmp_path / "space")
     stated = json.loads((tmp_path / "space" / "space.json").read_text())
-    del stated["kept_names"]
+    del stated["kept_names"], stated["whitening"]
     (tmp_path / "space" / "space.json").write_text(json.dumps(stated))
-    assert load_space(tmp_path / "space")[0].kept_names_GD is None
+    space, _ = load_space(tmp_path / "space")
+    assert space.kept_names_GD is None
+    assert space.whitening_DD is None
