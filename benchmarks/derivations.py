@@ -1,13 +1,15 @@
 """Measures what three hospitals' private adapters add to a model of public mathematics, beside what each has alone.
 
     python benchmarks/derivations.py [--dir bench-derivations] [--seeds 1 2 3] [--targets attention structure]
+    python benchmarks/derivations.py --backbone-seed 2 --dir bench-derivations-2 --arm three
     python benchmarks/derivations.py --quick           # does it run? A backbone of little, two rounds, few patients
 
 Prepares the example's records and backbone in the folder, trains in one process by the study's own steps, and judges
 on all hospitals' held-out patients together, and on those of drugs that a hospital does not give. Beside it: the
 backbone as it is, each hospital alone at the same epsilon with its own whole noise, each alone without privacy, and two
 ways without training: another patient's answer as it stands (the nearest question in a hospital's own records), and its
-protocol's numbers with the engine behind them. A finished run is read from the results. Figures: docs/mathematics.md.
+protocol's numbers with the engine behind them. A finished run is read from the results. A backbone of another seed
+needs a folder of its own. Figures: docs/mathematics.md.
 """
 
 import itertools
@@ -110,9 +112,10 @@ def table(rows: Sequence[dict]) -> str:
 def main() -> None:
     """Prints the table; rows go to the results as they come."""
     parser = parser_of(__doc__, "bench-derivations", TARGETS)
+    parser.add_argument("--backbone-seed", type=int, default=1, help="of its pretraining")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    bench = prepared(EXAMPLE, options.dir, is_quick=options.quick)
+    bench = prepared(EXAMPLE, options.dir, is_quick=options.quick, backbone_seed=options.backbone_seed)
     drugs = runpy.run_path(str(EXAMPLE / "prepare.py"))["SITES"]
     task, sites = bench.task, bench.draft.participants.sites
     keep_without_training(

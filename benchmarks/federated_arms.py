@@ -36,10 +36,11 @@ class Bench:
     results: Path
 
 
-def prepared(example: Path, folder: Path, *, is_quick: bool) -> Bench:
+def prepared(example: Path, folder: Path, *, is_quick: bool, backbone_seed: int = 1) -> Bench:
     """Prepares an example's records and its backbone of public ones in a folder, or finds them prepared.
 
     Args:
+        backbone_seed: of the backbone's pretraining.
         is_quick: two rounds of few records on a backbone of little, in a folder of its own: figures mean nothing.
     """
     draft = load_draft(example / "study.toml")
@@ -52,7 +53,7 @@ def prepared(example: Path, folder: Path, *, is_quick: bool) -> Bench:
         for path in records.rglob("*.csv"):
             keep_first(path, 1000 if path.name == "public.csv" else 40)
     if not backbone.exists():
-        config, kind = TextPretrainingConfig(), draft.data.kind.name
+        config, kind = TextPretrainingConfig(seed=backbone_seed), draft.data.kind.name
         if is_quick:
             few = {"eye": replace(config.eye, cells=1280), "ear": replace(config.ear, sounds=256)}
             config = replace(config, tokens=20_000, **few)
