@@ -1,15 +1,15 @@
 """Measures what three hospitals' private adapters add to a model of public mathematics, beside what each has alone.
 
     python benchmarks/derivations.py [--dir bench-derivations] [--seeds 1 2 3] [--targets attention structure]
-    python benchmarks/derivations.py --backbone-seed 2 --dir bench-derivations-2 --arm three
+    python benchmarks/derivations.py --backbone-seed 2 --seeds 1 --arm three   # on another backbone
     python benchmarks/derivations.py --quick           # does it run? A backbone of little, two rounds, few patients
 
 Prepares the example's records and backbone in the folder, trains in one process by the study's own steps, and judges
 on all hospitals' held-out patients together, and on those of drugs that a hospital does not give. Beside it: the
 backbone as it is, each hospital alone at the same epsilon with its own whole noise, each alone without privacy, and two
 ways without training: another patient's answer as it stands (the nearest question in a hospital's own records), and its
-protocol's numbers with the engine behind them. A finished run is read from the results. A backbone of another seed
-needs a folder of its own. Figures: docs/mathematics.md.
+protocol's numbers with the engine behind them. A finished run is read from the results, of which each backbone has its
+own. Figures: docs/mathematics.md.
 """
 
 import itertools

@@ -40,12 +40,13 @@ def prepared(example: Path, folder: Path, *, is_quick: bool, backbone_seed: int 
     """Prepares an example's records and its backbone of public ones in a folder, or finds them prepared.
 
     Args:
-        backbone_seed: of the backbone's pretraining.
+        backbone_seed: of the backbone's pretraining; each has a backbone and results of its own.
         is_quick: two rounds of few records on a backbone of little, in a folder of its own: figures mean nothing.
     """
     draft = load_draft(example / "study.toml")
     folder = folder / "quick" if is_quick else folder
-    records, backbone = folder / "records", folder / "backbone"
+    own = "" if backbone_seed == 1 else f"-{backbone_seed}"
+    records, backbone = folder / "records", folder / f"backbone{own}"
     if not records.exists():
         runpy.run_path(str(example / "prepare.py"))["prepare"](records)
     if is_quick:
@@ -59,7 +60,7 @@ def prepared(example: Path, folder: Path, *, is_quick: bool, backbone_seed: int 
             config = replace(config, tokens=20_000, **few)
         structure = kind if kind in READERS else None
         build_text_backbone(draft, records / "public.csv", backbone, structure=structure, config=config)
-    return Bench(draft, backbone, read_task(draft, records), folder / "results.jsonl")
+    return Bench(draft, backbone, read_task(draft, records), folder / f"results{own}.jsonl")
 
 
 def keep_first(table: Path, records: int) -> None:

@@ -9,7 +9,7 @@ would say something about its records.
 Each tower first makes states of what it is given, of which nothing is learned, and then points of these. A space with
 an imported ear keeps the points of the public names that it was trained on, and brings pictures and sounds nearer to
 those that they are most like: as a picture and a sound never met, they are compared by the names that both suggest.
-At last all points are whitened a little, by what public names have: axes along which most names lie say less of each.
+At last all points are whitened a little: an axis along which the kept names differ much counts for less.
 
 Legend: `R` rows, `E` numbers of a text's states, `A` axes kept of them, `D` width of the space, `H`, `W` pixels,
 `C` colours, `S` samples, `N` tokens of a picture or a sound, `V` views of a sound, `P` numbers of an imported eye,
@@ -216,11 +216,12 @@ class Space(nn.Module):
         self.register_buffer("center_D", torch.zeros(sizes.width) if is_whitened else None)
         self.register_buffer("whitening_DD", torch.eye(sizes.width) if is_whitened else None)
 
+    @torch.no_grad()
     def keep_names(self, states_GE: Tensor) -> None:
         """Keeps the points of public names, by their states, where the sizes say so, and whitens by them."""
         if self.kept_names_GD is None:
             return
-        self.kept_names_GD.copy_(self.of_names(self.of_names.coordinates(states_GE)))
+        self.kept_names_GD.copy_(self._read(states_GE))
         if self.center_D is None or self.whitening_DD is None:
             return
         kept_GD = self.kept_names_GD.double()
@@ -232,7 +233,7 @@ class Space(nn.Module):
 
     def names(self, states_RE: Tensor) -> Tensor:
         """Points of names, by their states; see `states.FrozenReader`."""
-        return self._whitened(self.of_names(self.of_names.coordinates(states_RE)))
+        return self._whitened(self._read(states_RE))
 
     def pictures(self, pictures_RHWC: Tensor) -> Tensor:
         """Points of pictures in red, green and blue, from 0 to 255."""
@@ -241,6 +242,10 @@ class Space(nn.Module):
     def sounds(self, sounds_RS: Tensor) -> Tensor:
         """Points of sounds, int16."""
         return self._whitened(self._nearer_to_names(self.of_sounds(self.of_sounds.states(sounds_RS))))
+
+    def _read(self, states_RE: Tensor) -> Tensor:
+        found: Tensor = self.of_names(self.of_names.coordinates(states_RE))
+        return found
 
     def _nearer_to_names(self, points_RD: Tensor) -> Tensor:
         """Means of points and of what a Hopfield network of the kept names gives of them (arXiv:2008.02217, eq. 3)."""
