@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -293,21 +294,21 @@ def _lines(file: TextIO, longest: int = _LONGEST_LINE) -> Iterator[Any]:
 
 
 def _rows(file: TextIO, by: str | None, request: Request) -> Iterator[Any]:
-    csv.field_size_limit(_LONGEST_LINE)
     table = csv.DictReader(file)
-    names = [name.strip() for name in table.fieldnames or ()]
+    with _long_cells():
+        names = [name.strip() for name in table.fieldnames or ()]
     table.fieldnames = names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidPrompt(f"the table has several columns {', '.join(twice)}")
     if not (isinstance(request.shown, FieldsShown) and request.shown.order is not None):
-        yield from (row if _is_whole(row) else InvalidPrompt(_TORN) for row in table)
+        yield from (row if _is_whole(row) else InvalidPrompt(_TORN) for row in _each_of(table))
         return
     if by is None or by not in names:
         raise InvalidPrompt(
             "a record is all visits of a person: say with --by which column of the table names the person"
         )
     visits: dict[str, list[Any]] = {}
-    for row in table:
+    for row in _each_of(table):
         if not _is_whole(row):
             raise InvalidPrompt(_TORN)
         person = row[by].strip()
@@ -315,6 +316,25 @@ def _rows(file: TextIO, by: str | None, request: Request) -> Iterator[Any]:
             raise InvalidPrompt(f"a row has nothing in {by}, so it is nobody's visit")
         visits.setdefault(person, []).append(row)
     yield from visits.values()
+
+
+def _each_of(table: "csv.DictReader[str]") -> Iterator[Any]:
+    while True:
+        with _long_cells():
+            row = next(table, None)
+        if row is None:
+            return
+        yield row
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Lets a cell be as long as a line while a row is read: the limit holds for all tables of the process."""
+    before = csv.field_size_limit(_LONGEST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _is_whole(row: Mapping[str | None, Any]) -> bool:

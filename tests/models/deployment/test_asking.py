@@ -1,5 +1,6 @@
 """Requests from files and command lines, as they are and as they should not be."""
 
+import csv
 import io
 import json
 import sys
@@ -47,6 +48,17 @@ def test_visits_of_a_person_are_one_request(tmp_path):
 def test_a_table_that_is_none_is_refused_in_a_sentence(tmp_path, text, flags, message):
     with pytest.raises(InvalidPrompt, match=message):
         told(HISTORY, table(tmp_path, text), *flags)
+
+
+def test_long_cells_of_a_table_leave_the_limit_of_others_as_it_was(tmp_path):
+    before, cell = csv.field_size_limit(), "x" * 2**18
+    rows = _of_file(table(tmp_path, f"question\n{cell}\n{cell}\n"), None, TEXT)
+    assert next(rows) == {"question": cell}
+    assert csv.field_size_limit() == before
+    assert list(rows) == [{"question": cell}]
+    with pytest.raises(InvalidPrompt, match="the table is no CSV"):
+        told(TEXT, table(tmp_path, "question\n" + "x" * 2**21))
+    assert csv.field_size_limit() == before
 
 
 def test_a_row_that_is_torn_is_refused_in_its_place(tmp_path):
