@@ -5,6 +5,7 @@ What benchmarks of examples share. A site alone has its own batches and its own 
 
 import argparse
 import csv
+import hashlib
 import itertools
 import runpy
 import time
@@ -39,6 +40,8 @@ class Bench:
 def prepared(example: Path, folder: Path, *, is_quick: bool, backbone_seed: int = 1) -> Bench:
     """Prepares an example's records and its backbone of public ones in a folder, or finds them prepared.
 
+    Results are named after the study's terms: those of former terms are of no use to new ones.
+
     Args:
         backbone_seed: of the backbone's pretraining; each has a backbone and results of its own.
         is_quick: two rounds of few records on a backbone of little, in a folder of its own: figures mean nothing.
@@ -60,7 +63,9 @@ def prepared(example: Path, folder: Path, *, is_quick: bool, backbone_seed: int 
             config = replace(config, tokens=20_000, **few)
         structure = kind if kind in READERS else None
         build_text_backbone(draft, records / "public.csv", backbone, structure=structure, config=config)
-    return Bench(draft, backbone, read_task(draft, records), folder / f"results{own}.jsonl")
+    terms = draft.model_dump_json(exclude_defaults=True).encode()
+    results = folder / f"results{own}-{hashlib.sha256(terms).hexdigest()[:8]}.jsonl"
+    return Bench(draft, backbone, read_task(draft, records), results)
 
 
 def keep_first(table: Path, records: int) -> None:

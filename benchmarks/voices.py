@@ -137,7 +137,8 @@ def main() -> None:
     together = "three hospitals"
     untouched = load_study_model(bench.draft, bench.backbone)
     if options.strangers:
-        return print_strangers(replace(bench, results=bench.results.with_name("strangers.jsonl")), options)
+        results = bench.results.with_stem(bench.results.stem.replace("results", "strangers"))
+        return print_strangers(replace(bench, results=results), options)
     keep_without_training(bench, "the backbone", lambda: judge(untouched, task))
     keep_without_training(bench, "the passport alone", lambda: by_passport(task))
     chosen, seeds = arms_asked(options, sites, together, TARGETS)
