@@ -73,7 +73,7 @@ def study_check(
 
     with opened_store(home) as store:
         found = examine(store, draft, units=units, accept_unused_experts=accept_unused_experts)
-    show_examination(draft, found, as_json)
+    show_examination(draft, found.with_choices(), as_json)
     raise typer.Exit(PROBLEMS if found.problems or found.questions else 0)
 
 
@@ -107,6 +107,10 @@ def examination_facts(found: "Examination") -> dict[str, object]:
         "trained_numbers_are_assumed": found.is_dim_assumed,
         "noise_over_signal": found.expected and found.expected.whole,
         "noise_over_signal_of_the_head": found.expected and found.expected.head,
+        "noise_over_signal_at_epsilon": {f"{epsilon:g}": each.whole for epsilon, each in found.choices.items()},
+        "noise_over_signal_of_the_head_at_epsilon": {
+            f"{epsilon:g}": each.head for epsilon, each in found.choices.items()
+        },
     }
 
 

@@ -28,6 +28,7 @@ from ...models.records.kind import SHARE
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
 from ..studies.examine import ASSUMED_DIM
+from ..studies.expectation import EPSILONS
 from ..studies.learning_rates import adapter_rate, head_rate
 from .federated import Ready, federate, head_inputs, made_ready
 from .linear import Inputs, hashed_inputs, private_linear, word_ids, word_inputs
@@ -43,7 +44,7 @@ RUNGS = {
     "adapters": "adapters",
 }
 OWN, NONE = "study", "none"  # settings beside an epsilon: the study's own noise, and none
-DEFAULT_EPSILONS = (OWN, "1", "2", "3", "8", NONE)
+DEFAULT_EPSILONS = (OWN, *(f"{epsilon:g}" for epsilon in EPSILONS), NONE)
 _METHOD = 2  # raised when a rung is computed in another way, so that nothing old is taken for new
 
 Watch = Callable[[int, int, str], None]  # runs done, runs in all, the run that comes

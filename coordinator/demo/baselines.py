@@ -21,9 +21,8 @@ from ...models.adapters import AdaptedModel
 from ...models.evaluation.metrics import auc
 from ...models.records.kind import Examples
 from ..comparison.federated import SiteArrays, federate, head_inputs, logits, untrained
+from ..comparison.ladder import linear_rate
 from ..comparison.linear import private_linear, word_ids, word_inputs
-
-WORDS_LR = 10.0  # rate of the regression on words; its inputs have unit length like the head's
 
 
 def references(
@@ -55,7 +54,7 @@ def references(
 
     before = [logits(adapted, ids) for ids, _, _ in tested_on]
     head_only = linear(lambda ids: head_inputs(adapted, ids), draft.optimizer.rates[1])
-    control = linear(lambda ids: word_inputs(draft, ids), WORDS_LR)
+    control = linear(lambda ids: word_inputs(draft, ids), linear_rate(draft))
     sites = dict(zip(study.site_names(), trained_on, strict=True))
     federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0, max_rows=max_rows)
     on_nonprivate(adapted)

@@ -2,9 +2,10 @@
 
 import os
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from ..errors import StudyRefused
 from ..store import Store
 from ..store.tables import NodeRow
 from .catalogue import study_start
-from .expectation import Expectation, expectation
+from .expectation import Expectation, bought, expectation
 from .learning_rates import with_rates
 from .questions import Facts, questions
 
@@ -56,6 +57,14 @@ class Examination:
     is_dim_assumed: bool
     parts: StudyParts | None
     expected: Expectation | None = None  # None without privacy, or while problems are left
+    choices: Mapping[float, Expectation] = field(default_factory=dict)  # at other epsilons; only if it was asked for
+
+    def with_choices(self) -> Self:
+        """Adds what other epsilons would buy: seconds of computation, for who is still choosing."""
+        if self.draft is None or self.parts is None or self.expected is None:
+            return self
+        head = self.parts.head_size
+        return replace(self, choices=bought(self.draft, trained=self.expected.adapters + head, head=head))
 
     def require(self) -> tuple[StudyDraft, StudyParts]:
         """Returns draft and parts; raises the one problem that there is, or `StudyRefused` with all of them."""
@@ -83,6 +92,9 @@ class Examination:
         said.append(f"It assumes {self.implied_units:,} {self.draft.data.unit} units in all.")
         if self.expected is not None:
             said.append(self.expected.sentence())
+        if self.choices:
+            listed = "; ".join(f"{epsilon:g}: {each.figures}" for epsilon, each in self.choices.items())
+            said.append(f"That ratio if all rounds together were to cost an epsilon of {listed}.")
         return tuple(said)
 
     @property

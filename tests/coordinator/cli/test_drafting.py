@@ -35,6 +35,11 @@ def test_a_study_is_made_from_a_dictionary_without_an_editor(call, tmp_path, mon
     found = json.loads(call("study", "check", draft, "--units", 6870, "--json").stdout)
     assert (found["problems"], found["questions"], found["implied_units"]) == ([], [], 6870)
     assert found["epsilon"] <= 3.0
+    bought = found["noise_over_signal_at_epsilon"]
+    assert list(bought) == ["1", "2", "3", "8"]
+    assert bought["1"] > bought["2"] > bought["3"] > bought["8"]
+    said = lined(call("study", "check", draft, "--units", 6870).stdout)
+    assert "That ratio if all rounds together were to cost an epsilon of 1: " in said
     assert json.loads(call("study", "list", "--json").stdout) == []
     made = json.loads(call("study", "create", draft, "--units", 6870, "--json").stdout)
     assert made["name"] == "thyroid"
