@@ -31,8 +31,8 @@ from sklearn.linear_model import LogisticRegression
 from confide.client_node.study import StudyDraft, load_draft
 from confide.client_node.study.cost import releases_of_draft, solve_noise, with_noise
 from confide.coordinator.comparison.federated import federate, head_inputs, logits, untrained
+from confide.coordinator.comparison.ladder import linear_rate
 from confide.coordinator.comparison.linear import private_linear, word_inputs
-from confide.coordinator.demo.baselines import WORDS_LR
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.backbones import loading as backbones
 from confide.models.backbones.pretraining import pretrain
@@ -94,7 +94,7 @@ def epsilon(draft: StudyDraft, mode: Mode, dim: int) -> float:
 
 def private_logistic_regression(bench: Bench, draft: StudyDraft) -> np.ndarray:
     """The control: the same rounds, noise and momentum on a linear model of the words, without any backbone."""
-    return linear(bench, draft, *words_of(bench), lr=WORDS_LR)
+    return linear(bench, draft, *words_of(bench), lr=linear_rate(draft))
 
 
 def linear(bench: Bench, draft: StudyDraft, inputs: list[np.ndarray], test: np.ndarray, *, lr: float) -> np.ndarray:

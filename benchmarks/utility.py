@@ -2,11 +2,13 @@
 
     python benchmarks/utility.py --task thyroid [--epsilon study 1 2 3 8 none] [--seeds N] [--rung words head ...]
     python benchmarks/utility.py --task diagnoses --rung constant site words ngrams
+    python benchmarks/utility.py --task histories --rung words --head-lr 10    # not the study's rate
     python benchmarks/utility.py --quick               # does it run? An untrained backbone, two rounds, few records
 
 Prepares the example's public records and its backbone in the folder that `--dir` names, and compares there as
 `coordinator study compare` does, with the same functions: an interrupted run goes on, and what was tried on the
-held-out records is counted. Method and figures: docs/utility.md.
+held-out records is counted. Examples whose answer no classifier says have a benchmark of their own. Method and
+figures: docs/utility.md.
 """
 
 import argparse
@@ -29,7 +31,8 @@ from confide.models.backbones.pretraining import pretrain
 from confide.models.backbones.smollm2 import import_smollm2
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-TASKS = sorted(path.parent.name for path in EXAMPLES.glob("*/study.toml"))
+OWN_BENCHMARK = {"code", "derivations", "scans", "voices"}
+TASKS = sorted({path.parent.name for path in EXAMPLES.glob("*/study.toml")} - OWN_BENCHMARK)
 QUICK_ROUNDS, QUICK_RECORDS = 2, 30  # of a site
 
 
@@ -40,14 +43,18 @@ def measure(
     asked: Sequence[str],
     rungs: Sequence[str],
     seeds: tuple[int, int | None],
+    head_lr: float | None = None,
     is_quick: bool,
 ) -> Comparison:
     """Prepares the example below `folder`, if that was not done, and compares.
 
     Args:
+        head_lr: rate of the head and of linear rungs; None: the study's.
         seeds: runs of each rung, and those of the adapters if they are to be fewer.
     """
     draft = load_draft(EXAMPLES / task / "study.toml")
+    if head_lr is not None:
+        draft = draft.model_copy(update={"optimizer": draft.optimizer.model_copy(update={"head_lr": head_lr})})
     records, backbone = folder / "records", folder / "backbone"
     if not records.exists():
         example = runpy.run_path(str(EXAMPLES / task / "prepare.py"))
@@ -118,6 +125,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="runs of each rung at each epsilon")
     parser.add_argument("--adapter-seeds", type=int, help="runs of the adapters, which take minutes; default --seeds")
     parser.add_argument("--rung", nargs="+", choices=RUNGS, default=[], help="instead of all")
+    parser.add_argument("--head-lr", type=float, help="rate of head and linear rungs; default the study's")
     parser.add_argument("--dir", type=Path, help="where everything is kept; by default confide-utility/TASK")
     parser.add_argument("--quick", action="store_true", help="only show that it runs; its figures mean nothing")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
@@ -125,7 +133,10 @@ def main(words: Sequence[str] | None = None) -> None:
     folder = options.dir or Path("confide-utility", options.task + ("-quick" if options.quick else ""))
     asked = ["study", "none"] if options.quick else options.epsilon
     seeds = (1, 1) if options.quick else (options.seeds, options.adapter_seeds)
-    found = measure(options.task, folder, asked=asked, rungs=options.rung, seeds=seeds, is_quick=options.quick)
+    found = measure(
+        options.task, folder, asked=asked, rungs=options.rung, seeds=seeds, head_lr=options.head_lr,
+        is_quick=options.quick,
+    )  # fmt: skip
     if options.json:
         print(json.dumps(found.to_dict()))
     else:
