@@ -1,7 +1,7 @@
 """Writes reports around the figures of real rows, checks each, and measures what keeping a form costs.
 
-    python benchmarks/forms.py [--reports 500] [--backbone DIR]
-    python benchmarks/forms.py --quick                # does it run? 4 reports of each kind, by the untrained model
+    python benchmarks/reports.py [--reports 500] [--backbone DIR]
+    python benchmarks/reports.py --quick                # does it run? 4 reports of each kind, by the untrained model
 
 A discharge summary for each of so many patients of the thyroid example, and a risk report for each of so many states
 and loan purposes of the first quarter of 2018 in the loans example: their figures are given, and the model writes what
