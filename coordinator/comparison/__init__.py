@@ -1,6 +1,7 @@
 """The ladder: what could be done with a study's records instead, from a constant to private adapters.
 
-`compare` trains every rung at several epsilons, on public records in one process, and keeps what it tried. `linear`
+`compare` trains every rung at several epsilons, on public records in one process, and keeps what it tried;
+`compare_with_run` sets a real run beside the simpler rungs. `linear`
 has private linear models, `federated` the study's own rounds without a network, `task` reads the records. `ladder`
 says which rungs there are.
 
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING
 from ...faces import lazy
 
 if TYPE_CHECKING:
-    from .comparing import compare
+    from .comparing import compare, compare_with_run
     from .figures import Comparison
 else:
-    __getattr__ = lazy(__name__, comparing="compare", figures="Comparison")
+    __getattr__ = lazy(__name__, comparing="compare compare_with_run", figures="Comparison")
 
-__all__ = ["Comparison", "compare", "federated", "figures", "ladder", "linear", "task"]
+__all__ = ["Comparison", "compare", "compare_with_run", "federated", "figures", "ladder", "linear", "task"]

@@ -27,8 +27,7 @@ from ...models.heads.written import documents
 from ...models.records.kind import SHARE
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
-from ..studies.examine import ASSUMED_DIM
-from ..studies.expectation import EPSILONS
+from ..studies.examine import ASSUMED_DIM, EPSILONS
 from ..studies.learning_rates import adapter_rate, head_rate
 from .federated import Ready, federate, head_inputs, made_ready
 from .linear import Inputs, hashed_inputs, private_linear, word_ids, word_inputs
@@ -265,7 +264,9 @@ def climb(
         watch(done, len(jobs), f"{RUNGS[job.rung]}, epsilon {_said(job.setting)}, seed {job.seed}")
         cell = tried.find(job.inputs, job.rung, job.site, job.seed)
         if cell is None:
-            cell = _cell(ladder, job)
+            started = time.perf_counter()
+            estimate = ladder.run(job)
+            cell = cell_of(ladder, job, estimate, time.perf_counter() - started)
             tried.add(cell)
         found.append(cell)
     watch(len(jobs), len(jobs), "done")
@@ -301,9 +302,8 @@ def _of_squared_errors(objective: Objective | None) -> float:
     return float(isinstance(objective, PointOnScale))
 
 
-def _cell(ladder: Ladder, job: Job) -> Cell:
-    started = time.perf_counter()
-    found = ladder.run(job)
+def cell_of(ladder: Ladder, job: Job, found: Estimate, seconds: float) -> Cell:
+    """Writes down what a run was judged to be."""
     return Cell(
         format=FORMAT,
         held_out=ladder.task.held_out_digest,
@@ -319,7 +319,7 @@ def _cell(ladder: Ladder, job: Job) -> Cell:
         low=found.low,
         high=found.high,
         records=ladder.task.held_out_records,
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=round(seconds, 3),
     )
 
 

@@ -106,17 +106,25 @@ def read_task(draft: StudyDraft, folder: Path, *, unit_column: str | None = None
         StudyRefused: a site has no table there, or a query.
     """
     study = provisional(draft, dim=1)  # for its columns alone
-    parts = policies(study, folder, draft.participants.sites, unit_column)
-    train, held_out = (
-        {site: read(policy, study, site=site) for site, policy in policies.items()} for policies in parts
+    return task_of(study, *policies(study, folder, draft.participants.sites, unit_column))
+
+
+def task_of(study: Study, train: Mapping[str, SitePolicy], held_out: Mapping[str, SitePolicy]) -> Task:
+    """Reads the records that each site's policies name: those in training, and those held out.
+
+    Raises:
+        DataInvalid: a cell does not fit.
+    """
+    trained_on, tested_on = (
+        {site: read(policy, study, site=site) for site, policy in policies.items()} for policies in (train, held_out)
     )
     return Task(
-        draft=draft,
-        train=train,
-        held_out=held_out,
-        target=_target(draft, train, held_out),
-        train_digest=digest_of(parts[0]),
-        held_out_digest=digest_of(parts[1]),
+        draft=study.draft,
+        train=trained_on,
+        held_out=tested_on,
+        target=_target(study.draft, trained_on, tested_on),
+        train_digest=digest_of(train),
+        held_out_digest=digest_of(held_out),
     )
 
 

@@ -1,10 +1,7 @@
 """Baselines for a private result, computed in one process from records that must be public.
 
-`references` computes four baselines of a demo on one split: the untrained head, the same study without noise and secret
-sharing, the head alone under the same noise (to separate the adapters' effect from the head's), and a private logistic
-regression on the record's words, which needs no language model. `answer_references` computes those of a study whose
-answers are right or wrong, words or classes: the backbone by itself, and the same study without noise and secret
-sharing.
+`references` computes two baselines of a demo on one split: the untrained head, and the same study without noise and
+secret sharing. `answer_references` computes those of a study whose answers are right or wrong, words or classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +17,8 @@ from ...client_node.training.study_model import StudyModel
 from ...models.adapters import AdaptedModel
 from ...models.evaluation.metrics import auc
 from ...models.records.kind import Examples
-from ..comparison.federated import SiteArrays, federate, head_inputs, logits, untrained
-from ..comparison.ladder import linear_rate
-from ..comparison.linear import private_linear, word_ids, word_inputs
+from ..comparison.federated import SiteArrays, federate, logits, untrained
+from ..comparison.linear import word_ids
 
 
 def references(
@@ -34,7 +30,7 @@ def references(
     max_rows: int,
     on_nonprivate: Callable[[AdaptedModel], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Computes AUC on all held-out records: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`.
+    """Computes AUC on all held-out records: `auc_before` and `auc_nonprivate`, this one with its interval.
 
     Args:
         train: one policy a site, in the study's order.
@@ -45,28 +41,18 @@ def references(
     trained_on, tested_on = ([site_arrays(policy, study) for policy in part] for part in (train, held_out))
     adapted = untrained(draft, backbone, expected_hash=study.backbone_hash)
 
-    def linear(inputs_of: Callable[[np.ndarray], np.ndarray], lr: float) -> np.ndarray:
-        inputs = [inputs_of(ids) for ids, _, _ in trained_on]
-        test = np.concatenate([inputs_of(ids) for ids, _, _ in tested_on])
-        labels, units = [labels for _, labels, _ in trained_on], [units for _, _, units in trained_on]
-        rng = np.random.default_rng(0)
-        return private_linear(draft, inputs, labels, test, lr=lr, scale_bits=scale_bits, rng=rng, units=units)
-
     before = [logits(adapted, ids) for ids, _, _ in tested_on]
-    head_only = linear(lambda ids: head_inputs(adapted, ids), draft.optimizer.rates[1])
-    control = linear(lambda ids: word_inputs(draft, ids), linear_rate(draft))
     sites = dict(zip(study.site_names(), trained_on, strict=True))
     federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0, max_rows=max_rows)
     on_nonprivate(adapted)
     nonprivate = [logits(adapted, ids) for ids, _, _ in tested_on]
-    scores = {
-        "before": np.concatenate(before),
-        "nonprivate": np.concatenate(nonprivate),
-        "head_only": head_only,
-        "control": control,
-    }
     labels = np.concatenate([labels for _, labels, _ in tested_on])
-    return {f"auc_{name}": auc(found, labels).value for name, found in scores.items()}
+    found = auc(np.concatenate(nonprivate), labels)
+    return {
+        "auc_before": auc(np.concatenate(before), labels).value,
+        "auc_nonprivate": found.value,
+        "auc_nonprivate_interval": [found.low, found.high],
+    }
 
 
 def answer_references(
@@ -94,12 +80,14 @@ def answer_references(
     sites = dict(zip(names, trained_on, strict=True))
     federate(study.draft, untouched.adapted, sites, mode="none", scale_bits=study.scale_bits, seed=0, max_rows=max_rows)
     nonprivate = untouched.evaluate(tables)
-    return {
+    values = {
         f"{metric}_{name}": estimate["value"]
         for name, found in (("before", before), ("nonprivate", nonprivate))
         for metric, estimate in found.items()
         if metric != "records"
     }
+    shares = {metric: estimate for metric, estimate in nonprivate.items() if "low" in estimate}
+    return values | {f"{metric}_nonprivate_interval": [own["low"], own["high"]] for metric, own in shares.items()}
 
 
 def text_arrays(policy: SitePolicy, study: Study, model: StudyModel, *, site: str) -> SiteArrays:

@@ -11,8 +11,9 @@ import itertools
 import json
 import re
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -389,6 +390,7 @@ def _harvest(
             export.export_adapter(store, home, run_id, adapter, override_audit=unaudited)
         judge = _quality if study.draft.data.judged == "labels" else _answer_quality
         quality = judge(store, bench, study, run_id, home, console)
+        quality |= _ladder(bench, study, folder / "ladder", quality, console)
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)
             report_json, report_html = folder / "report.json", folder / "report.html"
@@ -496,12 +498,29 @@ def _answer_quality(
     }
 
 
+def _ladder(bench: Workbench, study: Study, out: Path, quality: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Compares the adapters with simpler models of the same records; nothing where none can answer."""
+    from ..comparison import compare_with_run
+
+    train, held_out = ([_records(bench, study, site, part) for site in study.site_names()] for part in _PARTS)
+    with console.status("Climbing the ladder: what simpler models make of the same records"):
+        found = compare_with_run(study, bench.backbone, train, held_out, out, quality)
+    if found is None:
+        return {}
+    return {
+        "ladder": [asdict(row) for row in found.rows if row.left_out is None],
+        "ladder_html": str(out / "ladder.html"),
+    }
+
+
 def _show(outcome: dict[str, Any], console: Console) -> None:
     table = Table(title="What came out", title_justify="left", show_header=False, box=None)
     for row in figures(outcome):
         table.add_row(*row)
     console.print(table)
-    for label in ("report_html", "report_json", "adapter", "backbone"):
+    for label in ("report_html", "report_json", "ladder_html", "adapter", "backbone"):
+        if label not in outcome:
+            continue
         console.print(f"{label.replace('_', ' '):12s} {outcome[label]}", soft_wrap=True, highlight=False)
     console.print(f"Check the report anywhere: coordinator budget verify {outcome['report_json']}", soft_wrap=True)
 
@@ -528,16 +547,27 @@ def figures(outcome: dict[str, Any]) -> _Rows:
         ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
         ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
         ("controls", "", "on the sites' held-out records in one place, which only public records allow"),
-        *((f"  {name}", value, text) for name, value, text in controls),
+        *((f"  {name}", value, text) for name, value, text in [*controls, *_rungs(outcome.get("ladder", []))]),
     ]
+
+
+def _rungs(ladder: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Makes a row of each simpler model."""
+    for row in ladder:
+        own, bare = row["points"][0], row["points"][-1]
+        if row["rung"] == "adapters":
+            continue
+        site = f" ({own['site']})" if own["site"] else ""
+        how = f"{'same noise' if own['noise_multiplier'] else 'without noise'}{site}"
+        if row["rung"] == "constant":
+            how = "the same answer for everybody"
+        yield row["name"], f"{own['value']:.3f}", how + (f"; {bare['value']:.3f} without" if bare is not own else "")
 
 
 def _figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
     """Figures of a classifier's quality: as the sites measured it, and the controls."""
     controls = [
         ("exact", f"{outcome['auc_private']:.3f}", _over_records(outcome["auc_private_interval"])),
-        ("a head alone", f"{outcome['auc_head_only']:.3f}", "same noise, no adapters: what the head does by itself"),
-        ("words", f"{outcome['auc_control']:.3f}", "same noise, logistic regression on the record's words"),
         ("without privacy", f"{outcome['auc_nonprivate']:.3f}", "the same study without noise"),
         ("before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
     ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 BACKBONES = "backbones"  # in the home, for drafts that lie in no file
 _PART, _MOST_PARTS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"), 8  # so neither .. nor /
+EPSILONS = (1.0, 2.0, 3.0, 8.0)  # that one may choose from, and that a comparison asks for
 ASSUMED_DIM = 100_000  # trained numbers where the backbone cannot be read; the cost hardly depends on them
 
 
@@ -64,7 +65,7 @@ class Examination:
         if self.draft is None or self.parts is None or self.expected is None:
             return self
         head = self.parts.head_size
-        return replace(self, choices=bought(self.draft, trained=self.expected.adapters + head, head=head))
+        return replace(self, choices=bought(self.draft, EPSILONS, trained=self.expected.adapters + head, head=head))
 
     def require(self) -> tuple[StudyDraft, StudyParts]:
         """Returns draft and parts; raises the one problem that there is, or `StudyRefused` with all of them."""

@@ -8,13 +8,13 @@ docs/utility.md, "Before anything is trained".
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...client_node.errors import StudyInvalid
 from ...client_node.study import StudyDraft
 from ...client_node.study.cost import solve_noise
 
-EPSILONS = (1.0, 2.0, 3.0, 8.0)  # that a comparison asks for, too
 EARNED = 0.11  # only up to this may adapters have been worth anything beside a head
 WRITTEN = 0.67  # up to this adapters that write an answer have beaten every site alone
 COMPARE = "Compare them on public records: coordinator study compare"
@@ -95,8 +95,8 @@ def expectation(draft: StudyDraft, *, trained: int, head: int) -> Expectation | 
     )
 
 
-def bought(draft: StudyDraft, *, trained: int, head: int) -> dict[float, Expectation]:
-    """Computes what each of a few epsilons buys: the ratio at the noise that all rounds together then need.
+def bought(draft: StudyDraft, epsilons: Iterable[float], *, trained: int, head: int) -> dict[float, Expectation]:
+    """Computes what each epsilon buys: the ratio at the noise that all rounds together then need.
 
     As in a comparison, a charged evaluation and a prototype are left out of that epsilon.
 
@@ -105,7 +105,7 @@ def bought(draft: StudyDraft, *, trained: int, head: int) -> dict[float, Expecta
     """
     found = {}
     bare = draft.model_copy(update={"evaluation": None, "prototype": None})
-    for epsilon in EPSILONS if draft.privacy.mode != "none" else ():
+    for epsilon in epsilons if draft.privacy.mode != "none" else ():
         aim = bare.privacy.model_copy(update={"noise_multiplier": 0.0, "target_epsilon": epsilon})
         try:
             solved = solve_noise(bare.model_copy(update={"privacy": aim}), trained)

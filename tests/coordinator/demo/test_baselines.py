@@ -8,6 +8,7 @@ from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.server_optimizer import server_step
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.training.trainer import release_terms
+from confide.coordinator.comparison import compare_with_run
 from confide.coordinator.comparison.federated import federate
 from confide.coordinator.comparison.linear import private_linear, word_inputs
 from confide.coordinator.demo.baselines import references
@@ -183,12 +184,34 @@ def test_words_are_a_set_with_a_constant_at_unit_length(tmp_path):
     assert found.shape[1] == len(draft.record_schema().words())
 
 
-def test_the_references_are_four_and_an_untrained_head_knows_nothing(federation):
+def test_the_references_are_two_and_an_untrained_head_knows_nothing(federation):
     study = federation.create(ROUNDS)
     path = federation.home / "table.csv"
     path.write_text(TABLE)
     policy = held_out_policy(path, study, "patient_id")
     found = references(study, federation.backbone, [policy] * 4, [policy] * 2, max_rows=256)
-    assert set(found) == {"auc_before", "auc_nonprivate", "auc_head_only", "auc_control"}
+    assert set(found) == {"auc_before", "auc_nonprivate", "auc_nonprivate_interval"}
     assert found["auc_before"] == 0.5
-    assert all(0 <= value <= 1 for value in found.values())
+    low, high = found["auc_nonprivate_interval"]
+    assert 0 <= low <= found["auc_nonprivate"] <= high <= 1
+
+
+def test_a_demo_climbs_every_rung_once_and_has_its_own_run_as_the_adapters(federation):
+    study = federation.create(ROUNDS)
+    path = federation.home / "table.csv"
+    path.write_text(TABLE)
+    policy, out = held_out_policy(path, study, "patient_id"), federation.home / "ladder"
+    own = {"auc_private": 0.7, "auc_private_interval": [0.6, 0.8]}
+    own |= {"auc_nonprivate": 0.75, "auc_nonprivate_interval": [0.65, 0.85]}
+    found = compare_with_run(study, federation.backbone, [policy] * 4, [policy] * 4, out, own)
+    rows = {row.rung: row for row in found.rows if row.left_out is None}
+    assert list(rows) == ["constant", "site", "words", "head", "adapters"]
+    assert [(point.asked, point.value, point.over_records) for point in rows["adapters"].points] == [
+        ("study", 0.7, (0.6, 0.8)), ("none", 0.75, (0.65, 0.85)),
+    ]  # fmt: skip
+    assert rows["constant"].points[0].value == 0.5
+    assert rows["site"].points[0].site in study.site_names()
+    assert (out / "ladder.html").stat().st_size > 1000
+    again = compare_with_run(study, federation.backbone, [policy] * 4, [policy] * 4, out, own)
+    assert again.rows == found.rows  # nothing is computed twice
+    assert again.tried == found.tried

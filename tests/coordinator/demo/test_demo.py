@@ -84,10 +84,23 @@ def test_the_study_of_a_smoke_run_writes_little_and_that_of_a_whole_demo_what_th
     assert found.data.terms.max_written == 12 < whole.data.terms.max_written
 
 
+def point(value, site, noise):
+    return {"value": value, "site": site, "noise_multiplier": noise}
+
+
 OUTCOME = {
     "auc_private": 0.952, "auc_private_interval": [0.943, 0.96], "auc_measured": 0.934, "accuracy_private": 0.9,
     "auc_measured_interval": [0.915, 0.953], "auc_measured_binning": 0.015, "auc_before": 0.5, "auc_nonprivate": 0.955,
-    "auc_head_only": 0.95, "auc_control": 0.956, "epsilon": 2.72, "epsilon_rdp": 3.0,
+    "ladder": [
+        {"rung": rung, "name": name, "points": [point(*each) for each in points]}
+        for rung, name, points in (
+            ("constant", "best constant", [(0.5, None, 0.0)]),
+            ("site", "best site alone", [(0.93, "a", 1.0), (0.94, "b", 0.0)]),
+            ("words", "linear on words", [(0.956, None, 1.0)]),
+            ("adapters", "adapters", [(0.952, None, 1.0)]),
+        )
+    ],
+    "epsilon": 2.72, "epsilon_rdp": 3.0,
     "epsilon_guaranteed": 3.29, "unit": "patient", "delta": 1e-5,
     "audit": None, "bytes_per_site_round": 70000, "seconds_per_round": 1.5, "peak_memory_gib": 5.7,
     "membership": [{"auc": "0.5", "auc_low": "0.49", "auc_high": "0.51", "attacked": "the adapter"}],
@@ -102,14 +115,16 @@ def test_the_first_figure_is_what_the_sites_measured_and_controls_stand_below():
     assert "0.934" in figure
     assert "0.915 to 0.953 over records and the counts' noise; bins hide up to 0.015" in text
     names = [row[0].strip() for row in rows]
-    assert names.index("controls") < names.index("exact") < names.index("a head alone") < names.index("words")
+    assert names.index("controls") < names.index("exact") < names.index("best constant")
+    assert [row[0].strip() for row in rows[-3:]] == ["best constant", "best site alone", "linear on words"]
+    assert rows[-2][1:] == ("0.930", "same noise (a); 0.940 without")
     assert not any("attack" in " ".join(row) for row in rows)
 
 
 def test_programs_are_told_from_mutants_where_errors_have_a_place():
     shares = {f"{name}_{when}": 0.25 for name in ("parses", "boundaries", "perplexity") for when in
               ("private", "nonprivate", "before")}  # fmt: skip
-    outcome = {name: value for name, value in OUTCOME.items() if "auc" not in name} | shares
+    outcome = {name: value for name, value in OUTCOME.items() if "auc" not in name and name != "ladder"} | shares
     outcome |= {"parses_private_interval": [0.2, 0.3], "parses_measured": 0.2, "parses_measured_interval": [0.1, 0.3]}
     names = [row[0].strip() for row in demo.figures(outcome)]
     assert names[-5:] == ["exact", "without privacy", "before", "boundaries", "perplexity"]

@@ -3,7 +3,8 @@ import pytest
 
 from confide.client_node.study.cost import releases_of_draft, with_noise
 from confide.client_node.study.terms import load_draft
-from confide.coordinator.studies.expectation import EARNED, EPSILONS, WRITTEN, bought, expectation
+from confide.coordinator.studies.examine import EPSILONS
+from confide.coordinator.studies.expectation import EARNED, WRITTEN, bought, expectation
 from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import DOCUMENT, STUDY_TOML, TEXT, changed
@@ -59,7 +60,7 @@ def test_written_answers_with_more_noise_than_ever_measured_are_told_so(tmp_path
 
 def test_an_epsilon_buys_the_ratio_of_the_noise_that_its_rounds_need(tmp_path):
     draft = draft_of(tmp_path, ("[rounds]", "[evaluation]\nbins = 10\nnoise_multiplier = 0.5\n[rounds]"))
-    found = bought(draft, trained=400, head=100)
+    found = bought(draft, EPSILONS, trained=400, head=100)
     assert list(found) == list(EPSILONS)  # whatever the evaluation would cost
     ratios = [each.whole for each in found.values()]
     assert ratios == sorted(ratios, reverse=True)
@@ -73,7 +74,7 @@ def test_an_epsilon_buys_the_ratio_of_the_noise_that_its_rounds_need(tmp_path):
 
 def test_an_epsilon_that_no_noise_reaches_buys_nothing(tmp_path):
     draft = draft_of(tmp_path, ("delta = 1e-5", "delta = 1e-300"), ("rounds = 40", "rounds = 9000"))
-    assert 1.0 not in bought(draft, trained=400, head=100)
+    assert 1.0 not in bought(draft, EPSILONS, trained=400, head=100)
 
 
 def test_without_privacy_there_is_nothing_to_expect(tmp_path):
@@ -81,4 +82,4 @@ def test_without_privacy_there_is_nothing_to_expect(tmp_path):
         tmp_path, ('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", "")
     )
     assert expectation(draft, trained=400, head=100) is None
-    assert bought(draft, trained=400, head=100) == {}
+    assert bought(draft, EPSILONS, trained=400, head=100) == {}
