@@ -43,17 +43,21 @@ class RecordStates:
         self._used = used_tokens(examples.ids, examples.targets)
         blank = adapted.entering(torch.ones(1, 2, dtype=torch.long, device=next(iter(adapted.trained.values())).device))
         self._width, self._dtype = blank.shape[-1], blank.dtype
-        said = json.dumps({**facts, "layer": adapted.frozen_layers, "dtype": str(self._dtype)}, sort_keys=True).encode()
+        of_sense = {} if adapted.frozen_sense is None else {"encoder": adapted.frozen_sense.name}
+        said = {**facts, "layer": adapted.frozen_layers, "dtype": str(self._dtype), **of_sense}
+        facts_bytes = json.dumps(said, sort_keys=True).encode()
+        # An encoder gives nothing for the words behind a picture or a sound.
+        self._kept = self._used if adapted.frozen_sense is None else self._used.clip(max=adapted.carrying_tokens)
         rows = zip(self._ids, self._used, strict=True)
-        self._marks = [_mark(store.key, said, ids[:used].tobytes()) for ids, used in rows]
+        self._marks = [_mark(store.key, facts_bytes, ids[:used].tobytes()) for ids, used in rows]
         self._wanted = frozenset(self._marks)
         store.retain(self._wanted)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all states, once they are kept: tokens x width x bytes of a number; of equal records once."""
-        used = dict(zip(self._marks, self._used.tolist(), strict=True))
-        return int(sum(used.values()) * self._width * self._dtype.itemsize)
+        kept = dict(zip(self._marks, self._kept.tolist(), strict=True))
+        return int(sum(kept.values()) * self._width * self._dtype.itemsize)
 
     @property
     def is_whole(self) -> bool:
@@ -94,7 +98,7 @@ class RecordStates:
 
     def _read(self, row: int) -> Tensor | None:
         data = self._store.read(self._marks[row])
-        shape = int(self._used[row]), self._width
+        shape = int(self._kept[row]), self._width
         if data is None or len(data) != shape[0] * shape[1] * self._dtype.itemsize:
             return None
         return torch.frombuffer(bytearray(data), dtype=self._dtype).view(shape)

@@ -385,7 +385,7 @@ class Trainer:
 
     def _can_keep(self, lengths: Sequence[int]) -> bool:
         """True if some layers lie below what is trained, and computing from the states above them gives the same."""
-        if not self.adapted.frozen_layers:
+        if not self.adapted.can_keep:
             return False
         gap = max(kept_gap(self.adapted, words=self.model.words, tokens=tokens) for tokens in lengths)
         if not gap < _MOST_GAP:  # NaN fails too

@@ -144,7 +144,7 @@ def _entering(
     adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes, *, threads: int | None
 ) -> RowStates | None:
     """Computes the frozen layers once a record, as a site does; None if no layer lies below what is trained."""
-    if not adapted.frozen_layers:
+    if not adapted.can_keep:
         return None
     found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes, threads=threads))
     return lambda rows: [found[row] for row in rows.tolist()]

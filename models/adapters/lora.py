@@ -170,6 +170,8 @@ class AdaptedModel(nn.Module):
         gates: where whoever stacks several adapters says which counts for which row of a batch.
         frozen_layers: how many decoder layers lie below everything that is trained; 0 if there are none, or it is not
             known. What they give for a record never changes, and can be kept (`entering`).
+        frozen_sense: the eye or ear of which only the last projection is trained, if no layer is frozen; what its
+            encoder gives for a record can be kept in the same way.
     """
 
     def __init__(
@@ -194,6 +196,12 @@ class AdaptedModel(nn.Module):
         self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
         self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
         self.frozen_layers = resuming.frozen_layers(model, self.adapters, () if head is None else head.reads or ())
+        self.frozen_sense = None if self.frozen_layers else resuming.frozen_sense(model)
+
+    @property
+    def can_keep(self) -> bool:
+        """True if something below what is trained gives the same for a record at any state of training."""
+        return bool(self.frozen_layers) or self.frozen_sense is not None
 
     @property
     def text(self) -> TextTask | None:
@@ -263,9 +271,14 @@ class AdaptedModel(nn.Module):
     def entering(self, ids_RT: Tensor) -> Tensor:
         """[R, T, D], the states that enter the lowest adapted layer: the same for a record at any state of training.
 
+        Where that is the last projection of an eye or ear, [R, at most N, E]: what its encoder gives for the tokens
+        that carry something.
+
         Raises:
             InvalidAdapter: something is trained below all layers, so there are no such states.
         """
+        if self.frozen_sense is not None:
+            return resuming.features(self.frozen_sense, ids_RT)
         if not self.frozen_layers:
             raise InvalidAdapter("no layer lies below what is trained: there is nothing to keep")
 
@@ -287,7 +300,11 @@ class AdaptedModel(nn.Module):
                 a record's last token may be any finite numbers. None computes all layers.
         """
         if entering_RTD is not None:
-            with resuming.resumed(self.model, entering_RTD, self.frozen_layers):
+            with (
+                resuming.resumed(self.model, entering_RTD, self.frozen_layers)
+                if self.frozen_sense is None
+                else resuming.sensed(self.frozen_sense, entering_RTD)
+            ):
                 return self.losses(ids_RT, targets)
         # A collector is there where records of several units share a batch.
         tile = None if self.slot.collector is None else _FORETOLD

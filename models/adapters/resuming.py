@@ -7,7 +7,11 @@ A family's own forward pass runs, with stand-ins in place of the frozen layers: 
 before it pass on what they get. So masks, rotary angles and whatever a family does to embeddings stay its own affair,
 and a layer keeps its place in the list, by which some families choose its mask.
 
-Legend: `R` rows (records), `T` tokens, `D` model width.
+Where no layer is skipped, but an eye or an ear is frozen up to its last projection, what the encoder gives can be kept
+in the same way: only the first tokens have it, and it is of another width.
+
+Legend: `R` rows (records), `T` tokens, `N` of them a picture's or a sound's, `E` width of what an encoder gives, `D`
+model width.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InvalidAdapter
+from ..structure.sense import Sense, bytes_read, sense_of
 
 
 def frozen_layers(model: Any, adapted: Collection[str], reads: Collection[int] = ()) -> int:
@@ -50,6 +55,47 @@ def frozen_layers(model: Any, adapted: Collection[str], reads: Collection[int] =
         )
     )
     return next((number for number, own in enumerate(inside[:first]) if own & trained), first)
+
+
+def frozen_sense(model: Any) -> Sense | None:
+    """Returns the model's sense if nothing is trained in it but what its last projection does; None if it has none."""
+    sense = sense_of(model)
+    if sense is None:
+        return None
+    last = {id(parameter) for parameter in sense.to_words.parameters()}
+    trained = {id(parameter) for parameter in sense.parameters() if parameter.requires_grad}
+    return sense if trained <= last else None
+
+
+def features(sense: Sense, ids_RT: Tensor) -> Tensor:
+    """[R, at most N, E], what an encoder gives for the first tokens of rows; zeros for rows that carry nothing."""
+    count = min(ids_RT.shape[1], sense.layout.tokens)
+    if ids_RT.ndim != 3:
+        return sense.where.new_zeros(len(ids_RT), count, sense.width)
+    return sense.features(bytes_read(sense, ids_RT))[:, :count].detach()
+
+
+@contextmanager
+def sensed(sense: Sense, features_RTE: Tensor) -> Iterator[None]:
+    """Computes inside as if the encoder had given this for the first tokens; what else is in a row is not read."""
+    if features_RTE.requires_grad:
+        raise InvalidAdapter("kept features must not be trained: the encoder is frozen")
+    first_RNE = features_RTE[:, : sense.layout.tokens]
+    first_RNE = nn.functional.pad(first_RNE, (0, 0, 0, sense.layout.tokens - first_RNE.shape[1]))
+
+    def given(bytes_RNB: Tensor) -> Tensor:
+        if len(bytes_RNB) != len(first_RNE) or first_RNE.shape[2] != sense.width:
+            raise InvalidAdapter(
+                f"kept features of shape {tuple(features_RTE.shape)} for {len(bytes_RNB)} rows of "
+                f"{sense.width} numbers a token"
+            )
+        return first_RNE
+
+    sense.given = given
+    try:
+        yield
+    finally:
+        sense.given = None
 
 
 def decoder_layers(model: Any) -> nn.ModuleList | None:

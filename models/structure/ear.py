@@ -108,7 +108,8 @@ class Ear(Sense):
                 max_source_positions=self.layout.tokens * _FRAMES // _STRIDE, dropout=0.0, encoder_layerdrop=0.0,
             )
         )  # fmt: skip
-        self.to_words = nn.Linear(config.width * _FRAMES // _STRIDE, hidden)
+        self.width = config.width * _FRAMES // _STRIDE
+        self.to_words = nn.Linear(self.width, hidden)
         self.where = nn.Parameter(torch.randn(self.layout.tokens, hidden) * 0.1)
 
     @property
@@ -116,10 +117,9 @@ class Ear(Sense):
         """Whisper's encoder."""
         return self.whisper
 
-    def forward(self, bytes_RNB: Tensor) -> Tensor:
-        """[R, N, D], the states of the tokens that carry sounds."""
-        heard: Tensor = self.to_words(self.pieces(self.spectra(self.samples(bytes_RNB)))) + self.where
-        return heard
+    def features(self, bytes_RNB: Tensor) -> Tensor:
+        """[R, N, E], the encoder's last states of each piece."""
+        return self.pieces(self.spectra(self.samples(bytes_RNB)))
 
     def samples(self, bytes_RNB: Tensor) -> Tensor:
         """int16 [R, S], the sounds that tokens carry."""

@@ -103,7 +103,8 @@ class Eye(Sense):
             ),
             add_pooling_layer=False,
         )  # fmt: skip
-        self.to_words = nn.Linear(config.width * 2 * (SQUARE // _STRIDE) ** 2, hidden)
+        self.width = config.width * 2 * (SQUARE // _STRIDE) ** 2
+        self.to_words = nn.Linear(self.width, hidden)
         self.where = nn.Parameter(torch.randn(self.layout.tokens, hidden) * 0.1)
 
     @property
@@ -111,11 +112,9 @@ class Eye(Sense):
         """The transformer."""
         return self.swin
 
-    def forward(self, bytes_RNB: Tensor) -> Tensor:
-        """[R, N, D], the states of the tokens that carry pictures."""
-        states_RNE = self.squares(self.cells(bytes_RNB)).view(*bytes_RNB.shape[:2], -1)
-        seen: Tensor = self.to_words(states_RNE) + self.where
-        return seen
+    def features(self, bytes_RNB: Tensor) -> Tensor:
+        """[R, N, E], the transformer's last states of each square."""
+        return self.squares(self.cells(bytes_RNB)).view(*bytes_RNB.shape[:2], -1)
 
     def cells(self, bytes_RNB: Tensor) -> Tensor:
         """[R * cells, height, width] float, from 1 for white to -1 for black, of what tokens carry."""

@@ -54,18 +54,29 @@ READS = {EYE: "picture", EAR: "sound"}  # what it reads, by a sense's name
 
 
 class Sense(nn.Module):
-    """A sense of a decoder, which gives `forward(bytes_RNB)` as states [R, N, D]."""
+    """A sense of a decoder, which gives the states of its first tokens."""
 
     name: ClassVar[str]
     settings: Any  # a data class of sizes
     layout: Layout
+    width: int  # E, of what the encoder gives for a token
     to_words: nn.Linear  # into the decoder's width
     where: nn.Parameter  # [N, D], what is added to the state of a token by its place
+    given: Callable[[Tensor], Tensor] | None = None  # stands in for `features` where they were computed before
 
     @property
     def encoder(self) -> nn.Module:
         """The part that stays as it is while a decoder learns to use the sense."""
         raise NotImplementedError
+
+    def features(self, bytes_RNB: Tensor) -> Tensor:
+        """[R, N, E], what `to_words` reads of each token: what the encoder makes of it."""
+        raise NotImplementedError
+
+    def forward(self, bytes_RNB: Tensor) -> Tensor:
+        """[R, N, D], the states of the tokens that carry something."""
+        states_RND: Tensor = self.to_words((self.given or self.features)(bytes_RNB)) + self.where
+        return states_RND
 
 
 def join(model: Any, sense: Sense) -> None:
@@ -185,6 +196,12 @@ def _load(path: Path, model: Any, make: Callable[[str, int], Sense]) -> None:
     join(model, sense.to(table.device, table.dtype).requires_grad_(False).eval())
 
 
+def bytes_read(sense: Sense, ids_RTC: Tensor) -> Tensor:
+    """[R, N, B], what the first tokens of rows carry; a row that is shorter, as only probes have, ends in zeros."""
+    bytes_RNB = tokens.bytes_of(ids_RTC[:, : sense.layout.tokens])
+    return nn.functional.pad(bytes_RNB, (0, 0, 0, sense.layout.tokens - bytes_RNB.shape[1]))
+
+
 def _sense_first(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Embeds the rows of a forward pass, what they begin with by the sense, where they carry any bytes."""
     kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
@@ -203,6 +220,5 @@ def _embedded(decoder: Any, ids_RTC: Tensor) -> Tensor:
     sense = sense_of(decoder)
     assert sense is not None
     length, count = words_RTD.shape[1], sense.layout.tokens
-    bytes_RNB = tokens.bytes_of(ids_RTC[:, :count])
-    seen_RND = sense(nn.functional.pad(bytes_RNB, (0, 0, 0, max(0, count - length))))
+    seen_RND = sense(bytes_read(sense, ids_RTC))
     return torch.cat([seen_RND[:, :length].to(words_RTD.dtype), words_RTD[:, count:]], dim=1)

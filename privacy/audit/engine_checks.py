@@ -96,7 +96,7 @@ def site_round(
         state = np.append(start, np.float32(-_MOVED_CLIP))
     try:
         shapes = _shapes(adapted, terms.max_records_per_unit)
-        entering = states_when_asked(adapted, ids, targets, shapes) if adapted.frozen_layers else None
+        entering = states_when_asked(adapted, ids, targets, shapes) if adapted.can_keep else None
         return round_release(
             adapted, state, ids, targets, unit_of_row, terms=terms, shapes=shapes, entering=entering
         )  # fmt: skip

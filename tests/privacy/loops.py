@@ -175,7 +175,7 @@ def kept_states(
     adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes = ONE_BY_ONE
 ) -> list[torch.Tensor] | None:
     """The states of each record, as a site keeps them; None where all layers are trained."""
-    if not adapted.frozen_layers:
+    if not adapted.can_keep:
         return None
     found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes))
     return [found[row] for row in range(len(ids))]

@@ -14,9 +14,11 @@ from confide.client_node.data.kept_files import FOLDER, KeptStates
 from confide.client_node.training import kept_states
 from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.trainer import Trainer
+from confide.models.records.kind import Examples
 from confide.privacy.audit.engine_checks import made_up_state
 from confide.privacy.mechanism.batches import BatchShapes
 
+from ...models.structure.test_eye import SEEN, adapted_reader, learned_of, rows_of
 from ...models.tiny import byte_tokenizer
 from ..conftest import NOTES_CSV, Site
 from ..test_node import Desk
@@ -270,3 +272,23 @@ def test_where_resuming_gives_other_gradients_nothing_is_kept(site: Site, caplog
     trainer = kept_trainer(kept_desk(site))
     assert (trainer.is_warm, trainer.starts_from) == (True, "tokens")
     assert "a gradient from kept states is off by nan" in caplog.text
+
+
+def test_what_is_kept_of_pictures_has_no_place_for_words(tmp_path):
+    """Records of two lengths: an encoder gives as much for each, and equal pictures the same bits."""
+    adapted, ids = adapted_reader(("eye.to_words", "o_proj"), dtype=torch.float32), rows_of(3)
+    targets = learned_of(ids, SEEN)
+    targets[0, -2:], ids[0, -2:] = False, 0
+    examples = Examples(ids.numpy(), targets.numpy(), np.arange(3))
+    place = KeptStates(home=tmp_path, study_hash="0" * 64, most_bytes=2**20)
+    shapes = BatchShapes({16: (4,)}, 1)
+    states = kept_states.RecordStates(adapted, examples, shapes, place.store(), facts={}, threads=1)
+    assert states.num_bytes == 3 * SEEN * adapted.entering(ids).shape[2] * 4
+    computed = states.of(np.arange(3))
+    states.fill(seconds=60)
+    assert states.is_whole
+    again = kept_states.RecordStates(adapted, examples, shapes, place.store(), facts={}, threads=1)
+    for found, wanted, whole in zip(again.of(np.arange(3)), computed, adapted.entering(ids), strict=True):
+        assert torch.equal(found, wanted)
+        assert found.shape == (SEEN, whole.shape[1])
+        torch.testing.assert_close(found, whole.detach())

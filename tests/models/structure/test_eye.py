@@ -428,6 +428,54 @@ def test_gradients_from_kept_states_are_those_of_the_whole():
     assert kept_gap(adapted, words=WORDS, tokens=SEEN + TEXT) < 1e-5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("targets", [("eye.to_words",), ("eye.to_words", "o_proj"), ("o_proj",)])
+def test_what_a_frozen_encoder_gives_is_kept_where_no_layer_is_frozen(targets):
+    adapted, ids = adapted_reader(targets, dtype=torch.float32), rows_of(4)
+    calls = []
+    sense.sense_of(adapted.model).encoder.register_forward_hook(lambda *_: calls.append(1))
+    assert adapted.frozen_layers == 0
+    assert adapted.can_keep
+    whole, kept = adapted.losses(ids, learned_of(ids, SEEN)), adapted.entering(ids)
+    assert kept.shape[:2] == (4, SEEN)  # nothing of the words
+    assert len(calls) == 2
+    behind = torch.nn.functional.pad(kept, (0, 0, 0, ids.shape[1] - SEEN), value=7.0)  # as a batch pads it; not read
+    for given in (kept, behind):
+        resumed = adapted.losses(ids, learned_of(ids, SEEN), given)
+        torch.testing.assert_close(resumed, whole, rtol=1e-6, atol=0)
+    assert len(calls) == 2
+    other = ids.clone()
+    other[:, :SEEN, 1:] ^= -1
+    assert not torch.allclose(adapted.losses(other, learned_of(ids, SEEN)), whole)
+    torch.testing.assert_close(adapted.losses(other, learned_of(ids, SEEN), kept), whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        adapted.losses(ids, learned_of(ids, SEEN)), whole, rtol=0, atol=0
+    )  # nothing is left over
+
+
+def test_kept_features_that_do_not_fit_are_refused():
+    adapted, ids = adapted_reader(("eye.to_words",), dtype=torch.float32), rows_of(2)
+    kept = adapted.entering(ids)
+    for wrong in (kept[:1], kept[..., :-1]):
+        with pytest.raises(InvalidAdapter, match="kept features of shape"):
+            adapted.losses(ids, learned_of(ids, SEEN), wrong)
+    with pytest.raises(InvalidAdapter, match="must not be trained"):
+        adapted.losses(ids, learned_of(ids, SEEN), kept.requires_grad_())
+    assert sense.sense_of(adapted.model).given is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [("eye.to_words",), ("eye.to_words", "o_proj", "kv_b_proj")])
+def test_gradients_from_kept_features_are_those_of_the_whole(targets):
+    adapted = adapted_reader(targets, dtype=torch.float32)
+    assert kept_gap(adapted, words=WORDS, tokens=SEEN + TEXT) < 1e-5
+
+
+def test_features_below_an_adapted_encoder_are_never_kept():
+    adapted = adapted_reader(("eye.fc1", "eye.to_words", "o_proj"), dtype=torch.float32)
+    assert not adapted.can_keep
+
+
 def test_states_above_an_adapted_eye_are_never_kept():
     adapted, ids = adapted_reader(("eye.fc1", "o_proj"), layers=(1,), dtype=torch.float32), rows_of(1)
     assert any("eye" in name for name in adapted.trained)  # `layers` are the decoder's alone
