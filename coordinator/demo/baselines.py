@@ -80,14 +80,14 @@ def answer_references(
     sites = dict(zip(names, trained_on, strict=True))
     federate(study.draft, untouched.adapted, sites, mode="none", scale_bits=study.scale_bits, seed=0, max_rows=max_rows)
     nonprivate = untouched.evaluate(tables)
-    values = {
-        f"{metric}_{name}": estimate["value"]
+    both = [
+        (f"{metric}_{name}", estimate)
         for name, found in (("before", before), ("nonprivate", nonprivate))
         for metric, estimate in found.items()
         if metric != "records"
-    }
-    shares = {metric: estimate for metric, estimate in nonprivate.items() if "low" in estimate}
-    return values | {f"{metric}_nonprivate_interval": [own["low"], own["high"]] for metric, own in shares.items()}
+    ]
+    intervals = {f"{name}_interval": [each["low"], each["high"]] for name, each in both if "low" in each}
+    return {name: each["value"] for name, each in both} | intervals
 
 
 def text_arrays(policy: SitePolicy, study: Study, model: StudyModel, *, site: str) -> SiteArrays:
