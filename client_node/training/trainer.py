@@ -384,7 +384,7 @@ class Trainer:
         """Does nothing: there are no other processes to end."""
 
     def _can_keep(self, lengths: Sequence[int]) -> bool:
-        """True if some layers lie below what is trained, and computing from the states above them gives the same."""
+        """True if something lies below what is trained, and computing from what it gives comes to the same."""
         if not self.adapted.can_keep:
             return False
         gap = max(kept_gap(self.adapted, words=self.model.words, tokens=tokens) for tokens in lengths)

@@ -1,9 +1,8 @@
 """The ladder: what could be done with a study's records instead, from a constant to private adapters.
 
 `compare` trains every rung at several epsilons, on public records in one process, and keeps what it tried;
-`compare_with_run` sets a real run beside the simpler rungs. `linear`
-has private linear models, `federated` the study's own rounds without a network, `task` reads the records. `ladder`
-says which rungs there are.
+`compare_with_run` sets a real run beside the simpler rungs. `linear` has private linear models, `federated` the study's
+own rounds without a network, `task` reads the records. `ladder` says which rungs there are.
 
 Texts become inputs of a linear model by hashing, so that no vocabulary is learned from records:
 

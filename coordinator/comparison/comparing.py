@@ -90,10 +90,9 @@ def compare_with_run(
     settings = [ladder.setting(each) for each in ((NONE,) if draft.privacy.mode == "none" else (OWN, NONE))]
     simpler = [rung for rung in RUNGS if rung != "adapters"]
     cells = climb(ladder, tried, simpler, settings, dict.fromkeys(simpler, 1))
-    metric = ladder.metric.lower().replace(" ", "_")
     for job in ladder.jobs(["adapters"], settings, {"adapters": 1}):
         is_bare = job.setting.asked == NONE and len(settings) > 1
-        name = f"{metric}_{'nonprivate' if is_bare else 'private'}"
+        name = f"{ladder.figure}_{'nonprivate' if is_bare else 'private'}"
         low, high = found[f"{name}_interval"]
         cells.append(cell_of(ladder, job, Estimate(found[name], low, high, CONFIDENCE), seconds=0.0))
     return _written(out, sum_up(ladder, tried, list(RUNGS), settings, cells))

@@ -143,7 +143,7 @@ def _rows_trained(draft: StudyDraft, most: int | None) -> int:
 def _entering(
     adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes, *, threads: int | None
 ) -> RowStates | None:
-    """Computes the frozen layers once a record, as a site does; None if no layer lies below what is trained."""
+    """Computes what lies below all that is trained once a record, as a site does; None if nothing does."""
     if not adapted.can_keep:
         return None
     found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes, threads=threads))

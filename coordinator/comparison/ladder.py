@@ -104,6 +104,11 @@ class Ladder:
             return self.task.target.metric
         return SHARE[self.draft.data.judged].replace("_", " ")
 
+    @property
+    def figure(self) -> str:
+        """The same, as the figures of a study's model name it."""
+        return self.metric.lower().replace(" ", "_")
+
     def left_out(self, rung: str) -> str | None:
         """Says why a rung cannot be climbed here; None if it can."""
         kind = self.task.draft.data.kind
@@ -235,7 +240,7 @@ class Ladder:
             draft, model.adapted, sites, mode=mode, scale_bits=scale_bits, seed=job.seed, ready=self._ready[mode]
         )  # fmt: skip
         held_out = [model.examples(records) for records in self.task.held_out.values()]
-        found = Estimate(**model.evaluate(held_out)[self.metric.lower().replace(" ", "_")])
+        found = Estimate(**model.evaluate(held_out)[self.figure])
         model.adapted.load_state(self._start)
         return found
 
@@ -303,7 +308,7 @@ def _of_squared_errors(objective: Objective | None) -> float:
 
 
 def cell_of(ladder: Ladder, job: Job, found: Estimate, seconds: float) -> Cell:
-    """Writes down what a run was judged to be."""
+    """Makes the line to keep of a run that was judged."""
     return Cell(
         format=FORMAT,
         held_out=ladder.task.held_out_digest,

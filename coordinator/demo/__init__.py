@@ -1,8 +1,8 @@
 """A whole federation on this machine: real processes, real records, and baselines.
 
 `run_demo` is `coordinator demo`: it prepares an example's records, founds a federation beside them, drives a run to its
-end and prints the results. `baselines` trains the same study without privacy, without adapters and by logistic
-regression. For an unknown example the error lists the known ones:
+end and prints the results. `baselines` trains the same study without privacy; simpler models are those of
+`coordinator.comparison`. For an unknown example the error lists the known ones:
 
 >>> from pathlib import Path
 >>> from confide.coordinator.demo import run_demo

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from ...client_node.errors import StudyInvalid
 from ...client_node.study import StudyDraft
 from ...client_node.study.cost import solve_noise
+from ...mpc.errors import MpcError
 
 EARNED = 0.11  # only up to this may adapters have been worth anything beside a head
-WRITTEN = 0.67  # up to this adapters that write an answer have beaten every site alone
-COMPARE = "Compare them on public records: coordinator study compare"
+WRITTEN = 0.67  # the largest at which adapters that write an answer were measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Expectation:
 
     def sentence(self) -> str:
         """Says it for people, with the model to expect most of, and what was seen at such ratios."""
-        return f"{self._ratios()}. {self._adapters()}{self._winner()}. {COMPARE}"
+        advice = "Compare them on public records: coordinator study compare"
+        return f"{self._ratios()}. {self._adapters()}{self._winner()}. {advice}"
 
     @property
     def figures(self) -> str:
@@ -48,7 +49,10 @@ class Expectation:
         """Says what adapters earned at such a ratio; nothing where a head alone is trained."""
         if self.head is None:
             if self.whole <= WRITTEN:
-                return f"Adapters that write an answer have beaten every site alone at ratios up to {WRITTEN}. "
+                return (
+                    "Adapters that write an answer have beaten every site alone at ratios of 0.30 and 0.67 "
+                    "(derivations, scans), and not at 0.30 on voices nor 0.31 on diagnoses. "
+                )
             return (
                 f"Above {WRITTEN} no adapters that write an answer were measured: try fewer targets or a lower rank. "
             )
@@ -103,14 +107,16 @@ def bought(draft: StudyDraft, epsilons: Iterable[float], *, trained: int, head: 
     Returns:
         For each epsilon that some noise reaches; nothing without privacy.
     """
-    found = {}
-    bare = draft.model_copy(update={"evaluation": None, "prototype": None})
-    for epsilon in epsilons if draft.privacy.mode != "none" else ():
+    if draft.privacy.mode == "none":
+        return {}
+    bare, found = draft.model_copy(update={"evaluation": None, "prototype": None}), {}
+    for epsilon in epsilons:
         aim = bare.privacy.model_copy(update={"noise_multiplier": 0.0, "target_epsilon": epsilon})
         try:
             solved = solve_noise(bare.model_copy(update={"privacy": aim}), trained)
-        except StudyInvalid:  # too many rounds for so small an epsilon
+        except (StudyInvalid, MpcError):  # too small for so many rounds, or for a ring that holds their noise
             continue
-        if (ratio := expectation(solved, trained=trained, head=head)) is not None:
-            found[epsilon] = ratio
+        ratio = expectation(solved, trained=trained, head=head)
+        assert ratio is not None, "the draft has privacy"
+        found[epsilon] = ratio
     return found

@@ -10,6 +10,7 @@ are never merged into it, each of its two uses takes an adapter of its own, and 
 Legend: `T` tokens, `D` model, `F` expert hidden, `E` experts, `K` top-k.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import numpy as np
@@ -300,11 +301,7 @@ class AdaptedModel(nn.Module):
                 a record's last token may be any finite numbers. None computes all layers.
         """
         if entering_RTD is not None:
-            with (
-                resuming.resumed(self.model, entering_RTD, self.frozen_layers)
-                if self.frozen_sense is None
-                else resuming.sensed(self.frozen_sense, entering_RTD)
-            ):
+            with self._resumed(entering_RTD):
                 return self.losses(ids_RT, targets)
         # A collector is there where records of several units share a batch.
         tile = None if self.slot.collector is None else _FORETOLD
@@ -317,6 +314,12 @@ class AdaptedModel(nn.Module):
         told_R = self.head.objective.losses(self.head(pooled_RN), of_head_R)
         written_R = completion_losses(self.model, ids_RT, is_written_RT, tile=tile, last_RTD=last_RTD)
         return told_R + self.text.weight * written_R
+
+    def _resumed(self, entering_RTD: Tensor) -> AbstractContextManager[None]:
+        """Computes inside from what `entering` gave."""
+        if self.frozen_sense is not None:
+            return resuming.sensed(self.frozen_sense, entering_RTD)
+        return resuming.resumed(self.model, entering_RTD, self.frozen_layers)
 
     def made_up_targets(self, is_learned_RT: Tensor, *, are_alike: bool = False) -> Tensor:
         """Makes targets of nobody, for probes, as `losses` takes them.

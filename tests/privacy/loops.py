@@ -174,7 +174,7 @@ def norm_of(total: dict[str, torch.Tensor]) -> float:
 def kept_states(
     adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes = ONE_BY_ONE
 ) -> list[torch.Tensor] | None:
-    """The states of each record, as a site keeps them; None where all layers are trained."""
+    """The states of each record, as a site keeps them; None where nothing lies below what is trained."""
     if not adapted.can_keep:
         return None
     found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes))
