@@ -29,5 +29,5 @@ def test_a_whole_run_costs_less_than_3_by_both_accountants_and_fits_under_the_de
     draft = load_draft(EXAMPLES / example / "study.toml")
     delta, planned = draft.privacy.delta, releases_of_draft(draft, DIM)
     assert epsilon_pld(planned, delta, 1) < epsilon_rdp(planned, delta, 1) < 3
-    cap = demo._BUDGET
+    cap = demo.BUDGET
     assert epsilon_guaranteed(planned, delta, draft.privacy.collusion, renyi.filter_order(cap, delta)) <= cap
