@@ -379,6 +379,7 @@ def read_model(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            use_kernels=False,
             disable_mmap=False,
             dtype=dtype,
             output_loading_info=True,

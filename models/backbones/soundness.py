@@ -122,6 +122,7 @@ def check_tensors(directory: Path, family: Backbone, config: Mapping[str, Any], 
                 device_map="meta",
                 dtype=torch.float32,
                 attn_implementation="sdpa",
+                use_kernels=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )

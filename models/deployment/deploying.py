@@ -184,7 +184,12 @@ def _as_graph(deployment: Deployment, folder: Path, weights: Weights, eye: Any) 
 
     with checkpoints.quietly():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder / MODEL, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            folder / MODEL,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            use_kernels=False,
         )
     model.eval()
     if deployment.segments is not None:

@@ -101,7 +101,12 @@ class TorchModel:
         if threads is not None:
             torch.set_num_threads(threads)
         self._model: Any = AutoModelForCausalLM.from_pretrained(
-            folder / MODEL, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            folder / MODEL,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            use_kernels=False,
         )
         self._model.train(False)
         if hasattr(self._model, "set_experts_implementation"):
