@@ -11,7 +11,7 @@ export DS_BUILD_OPS := 0
 # Containers often set it. Here hundreds of short processes would compile the same sources again and again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test quick lint types unit fuzz faults docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
+.PHONY: setup demo test test-long quick lint types unit fuzz faults docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
 
 setup: $(STAMP)
 
@@ -36,7 +36,11 @@ test: setup lint types unit
 
 # What starts no process and takes no second; names what grew slow.
 quick: setup lint types
-	$(PYTEST) -q -m "not process and not slow" --durations=10 --durations-min=1
+	$(PYTEST) -q -m "not process and not slow and not long" --durations=10 --durations-min=1
+
+# Whole federations, faults, sweeps, compilers: the table in docs/testing.md says why each file is here.
+test-long: setup
+	$(PYTEST) -m long
 
 lint:
 	$(BIN)/ruff format --check .
@@ -47,7 +51,7 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(PYTEST) --durations=20 --durations-min=5
+	$(PYTEST) -m "not long"
 
 fuzz: setup  # 100,000 cases of every decoder of bytes from outside, and their table in docs/fuzzing.md; about an hour
 	$(BIN)/python tests/fuzz --table docs/fuzzing.md

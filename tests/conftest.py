@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ import hypothesis
 import pytest
 
 from confide import machine
+
+from .tiers import BUDGET_S, is_long
 
 # The same examples in every run, at their own pace: a busy machine fails no property.
 hypothesis.settings.register_profile(
@@ -60,7 +63,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 _MEMORY, _ROOM = Path("/dev/shm"), 4 << 30
-_SYSTEM = Path(__file__).parent / "system"  # whole federations: large, and in need of memory themselves
+_TESTS = Path(__file__).parent
+_SYSTEM = _TESTS / "system"  # whole federations: large, and in need of memory themselves
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +110,12 @@ def pytest_configure(config: pytest.Config) -> None:
         machine._PORTS = machine._PORTS[number::workers]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own looks for what `-m` names
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Gives workers whole federations first, then files that start processes: what is short fills the end."""
+    """Marks what takes long, and gives workers whole federations first, then files that start processes."""
+    for item in items:
+        if is_long(item.path.relative_to(_TESTS).as_posix()):
+            item.add_marker(pytest.mark.long)
     if hasattr(config, "workerinput"):
         files = {item.path for item in items if item.get_closest_marker("process")}
         items.sort(key=lambda item: (item.path.parent.name != "system", item.path not in files))
@@ -123,3 +131,17 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Lets go of it: Triton's compiler complains at the end of a process of what is left."""
     gc.unfreeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the ten slowest files, and each that takes more than its budget."""
+    files: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            files[report.nodeid.split("::")[0]] += report.duration
+    if len(files) < 2:
+        return
+    terminalreporter.section(f"slowest files of {len(files)}, {sum(files.values()):.0f} s in all processes together")
+    for name, seconds in files.most_common(10):
+        is_over = seconds > BUDGET_S and not is_long(name.removeprefix("tests/"))
+        terminalreporter.write_line(f"{seconds:6.1f} s  {name}{f', over {BUDGET_S} s' if is_over else ''}")

@@ -1,8 +1,10 @@
 """Habits that rot unless somebody looks: hooks like `make`, pages that keep up with rooms and versions, tidy files."""
 
+import ast
 import re
 import shlex
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import confide
 
 from .architecture import rooms
 from .test_hidden_imports import resolves
+from .tiers import LONG, is_long
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("coordinator", "client_node", "privacy", "mpc", "models")
@@ -63,3 +66,29 @@ def test_files_end_in_one_newline_and_no_line_in_spaces(suffix):
     assert texts
     untidy = re.compile(r"\r|[ \t]$|[^\n]\Z|\n\n\Z", re.MULTILINE)
     assert [str(path.relative_to(ROOT)) for path, text in texts.items() if untidy.search(text)] == []
+
+
+def test_contributing_names_each_file_that_takes_long_and_why():
+    told = re.findall(r"^\| `tests/([\w/.]+)` \| (.+) \|$", CONTRIBUTING, re.MULTILINE)
+    assert dict(told) == LONG
+    assert [path for path in LONG if not (ROOT / "tests" / path).exists()] == []
+
+
+def test_a_file_in_a_folder_that_takes_long_takes_long():
+    assert is_long("system/faults/test_disk.py")
+    assert not is_long("systems/test_disk.py")
+
+
+WAITS = {"sleep": 63, "monotonic": 69, "perf_counter": 5, "time": 54, "process_time": 2}
+
+
+def test_no_test_sleeps_or_looks_at_a_clock_anew():
+    """A sleep is no way to wait, and a busy machine fails what a clock decides. Who takes one out lowers the number."""
+    found: Counter[str] = Counter()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WAITS:
+                owner = node.func.value
+                if isinstance(owner, ast.Name) and owner.id in {"time", "asyncio", "anyio"}:
+                    found[node.func.attr] += 1
+    assert [name for name, most in WAITS.items() if found[name] > most] == []
