@@ -11,7 +11,7 @@ export DS_BUILD_OPS := 0
 # Containers often set it. Here hundreds of short processes would compile the same sources again and again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long quick lint types unit fuzz faults docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
+.PHONY: setup demo test test-long quick lint types unit fuzz faults mutants docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
 
 setup: $(STAMP)
 
@@ -60,6 +60,11 @@ fuzz: setup  # 100,000 cases of every decoder of bytes from outside, and their t
 # `apt-get install faketime postgresql` for clocks and databases.
 faults: setup
 	PYTHONPATH=tests $(BIN)/python -m system.faults $(FAULTS)
+
+mutants: setup  # how many small mistakes the tests notice, room by room (docs/testing.md); three quarters of an hour, can be resumed
+	mkdir -p dist
+	$(BIN)/python tools/mutants.py --out dist/mutants.jsonl --table dist/mutants.md --sample dist/mutants-sample.json
+	cat dist/mutants.md
 
 docs: setup  # the pages of docs/api from docstrings, the settings in docs/study-toml.md from their descriptions
 	$(BIN)/python docs/generate_api.py
