@@ -11,7 +11,7 @@ export DS_BUILD_OPS := 0
 # Containers often set it. Here hundreds of short processes would compile the same sources again and again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long quick lint types unit fuzz faults mutants docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
+.PHONY: setup demo test programs test-long quick lint types unit fuzz faults mutants docs hooks lock wheel wheelhouse sbom licences audit-packages crypten clean
 
 setup: $(STAMP)
 
@@ -32,14 +32,17 @@ $(STAMP): pyproject.toml requirements-smollm.txt
 demo: setup
 	@$(BIN)/coordinator demo
 
-test: setup lint types unit
+test: programs setup lint types unit
+
+programs:  # names what is missing, before a quarter of an hour is spent
+	@$(PYTHON) tools/programs.py
 
 # What starts no process and takes no second; names what grew slow.
 quick: setup lint types
 	$(PYTEST) -q -m "not process and not slow and not long" --durations=10 --durations-min=1
 
 # Whole federations, faults, sweeps, compilers: the table in docs/testing.md says why each file is here.
-test-long: setup
+test-long: programs setup
 	$(PYTEST) -m long
 
 lint:
